@@ -1,0 +1,49 @@
+"""What happens to an image classifier when the unimportant parts of an image are masked out?
+
+For use from Python:
+
+    model = igmask.load_model("resnet50", weights="IMAGENET1K_V1")
+    masked = igmask.mask_image(image, model, p=50)
+
+or step by step: `integrated_gradients`, `square_scores`, `select`, `occlude`; masks go to bits and
+back by `pack` and `unpack`. `IntegratedGradients` takes the place of Captum's.
+
+The modules, lower ones first; each imports from those above it only:
+
+    kernels/      tensors: path, squares, selection, masks, filling
+    errors, config, progress     the user's side: bad input, settings, bars
+    arrays, quadrature, decode, demo, zoo, ig
+    data, models, baselines, masks, published
+    train, prepare, preflight, attribute, evaluate    the steps of the study
+    tables, figures, explain                          what people look at
+    workflow, cli                                     what Snakemake and people call
+"""
+
+import importlib
+from typing import Any
+
+# Imported on first use: most of them import torch, and many a command does without it.
+_HOMES = {
+    "InputError": "errors",
+    "IntegratedGradients": "ig",
+    "integrated_gradients": "ig",
+    "load_model": "explain",
+    "mask_image": "explain",
+    "occlude": "kernels",
+    "pack": "kernels",
+    "select": "kernels",
+    "square_scores": "kernels",
+    "unpack": "kernels",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'igmask' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"igmask.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

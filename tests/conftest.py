@@ -1,0 +1,58 @@
+"""Small networks and images that many tests use."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
+
+
+@pytest.fixture
+def cifar() -> Path:
+    """1,000 CIFAR-10 images and two trained networks, where they are at hand."""
+    if not SHARED.is_dir():
+        pytest.skip("the CIFAR-10 sample and its trained networks are not beside the project")
+    return SHARED
+
+
+@pytest.fixture
+def double():
+    """float64 by default, which Captum's rules need to be exact."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    """A smooth classifier of 5 classes on (N, 3, H, W), in float64, with a fixed seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = (
+            nn.Conv2d(3, 4, 3),
+            nn.Softplus(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(16, 5),
+        )
+        return nn.Sequential(*layers).double().eval()
+
+
+@pytest.fixture
+def full_disk():
+    """A folder on a disk with 64 KiB, if the machine lets us make one."""
+    import subprocess
+    import tempfile
+
+    if os.geteuid() != 0:
+        pytest.skip("making a tiny disk needs root")
+    with tempfile.TemporaryDirectory() as folder:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("this machine mounts no tmpfs")
+        yield Path(folder)
+        subprocess.run(["umount", folder], check=True)

@@ -1,0 +1,58 @@
+"""Masked images, pixel by pixel."""
+
+import numpy as np
+import pytest
+import torch
+
+from igmask.kernels import FILLS, grid, occlude, to_pixels
+
+
+@pytest.mark.parametrize("size", [224, 299, 32, 64, 5])
+def test_every_pixel_belongs_to_its_square(size):
+    rows, columns = grid(size, size, 3)
+    numbered = torch.arange(rows * columns).view(1, rows, columns)
+    pixels = to_pixels(numbered, size, size)
+    y, x = np.mgrid[:size, :size]
+    np.testing.assert_array_equal(pixels[0].numpy(), y // 3 * columns + x // 3)
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_keep_and_drop_partition_the_image(fill):
+    images = torch.rand(3, 3, 10, 14, dtype=torch.float64)
+    mean = torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64)
+    kept = torch.rand(3, 4, 5) < 0.5
+    keep = occlude(images, kept, fill=fill, mean=mean)
+    drop = occlude(images, ~kept, fill=fill, mean=mean)
+    pixels = to_pixels(kept, 10, 14).unsqueeze(1).expand_as(images)
+    assert keep[pixels].equal(images[pixels])
+    assert drop[~pixels].equal(images[~pixels])
+    filled = {
+        "black": torch.zeros_like(images),
+        "mean": mean.view(1, 3, 1, 1).expand_as(images),
+        "image-mean": images.mean((2, 3), keepdim=True).expand_as(images),
+    }[fill]
+    assert keep[~pixels].equal(filled[~pixels])
+    assert drop[pixels].equal(filled[pixels])
+
+
+def test_fill_mean_is_zero_once_normalised():
+    mean = torch.tensor([0.485, 0.456, 0.406])
+    nothing = torch.zeros(1, 2, 2, dtype=torch.bool)
+    masked = occlude(torch.rand(1, 3, 6, 6), nothing, fill="mean", mean=mean)
+    assert ((masked - mean.view(3, 1, 1)) == 0).all()
+
+
+def test_dtype_is_kept():
+    images = torch.rand(1, 3, 6, 6).bfloat16()
+    kept = torch.ones(1, 2, 2, dtype=torch.bool)
+    assert occlude(images, kept, fill="image-mean").dtype == torch.bfloat16
+
+
+def test_wrong_input_is_named():
+    images = torch.rand(1, 3, 6, 6)
+    with pytest.raises(ValueError, match=r"6×6 image has \(2, 2\) squares"):
+        occlude(images, torch.ones(1, 3, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="'pink'"):
+        occlude(images, torch.ones(1, 2, 2, dtype=torch.bool), fill="pink")
+    with pytest.raises(ValueError, match="needs the mean"):
+        occlude(images, torch.ones(1, 2, 2, dtype=torch.bool), fill="mean")
