@@ -1,4 +1,4 @@
-"""Maps the top-level folder `kernels/` to the package `igmask.kernels`; all else is in pyproject.toml."""
+"""Install the top-level folder `kernels/` as `igmask.kernels`; all else is in pyproject.toml."""
 
 from setuptools import setup
 

@@ -13,9 +13,9 @@ The modules, lower ones first; each imports from those above it only:
     kernels/      tensors: path, squares, selection, masks, filling
     errors, config, progress     the user's side: bad input, settings, bars
     arrays, quadrature, decode, demo, zoo, ig
-    data, models, baselines, masks, published
+    captum, data, models, baselines, masks, published
     train, prepare, preflight, attribute, evaluate    the steps of the study
-    tables, figures, explain                          what people look at
+    drawing, tables, examples, curves, explain        what people look at
     workflow, cli                                     what Snakemake and people call
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 # Imported on first use: most of them import torch, and many a command does without it.
 _HOMES = {
     "InputError": "errors",
-    "IntegratedGradients": "ig",
+    "IntegratedGradients": "captum",
     "integrated_gradients": "ig",
     "load_model": "explain",
     "mask_image": "explain",

@@ -1,6 +1,7 @@
 """Selection against a plain sort in exact arithmetic, and the properties it promises."""
 
 from fractions import Fraction
+from itertools import pairwise
 from math import ceil, frexp
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_equals_a_plain_sort_in_exact_arithmetic(row, p, by):
 )
 def test_selections_of_growing_p_contain_each_other(row, by):
     sets = [chosen(np.float32(row).tolist(), p, by) for p in PERCENTS]
-    assert all(small <= large for small, large in zip(sets, sets[1:], strict=False))
+    assert all(small <= large for small, large in pairwise(sets))
 
 
 @pytest.mark.parametrize("n_squares", [1, 7, 121, 5625, 10_000, 40_000])

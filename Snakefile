@@ -1,0 +1,234 @@
+# train → index → preflight, prepare → attribute → mask → evaluate → tables, figures
+#
+#   snakemake --cores all                                       the demo (config.yaml)
+#   snakemake --cores all --configfile config/cifar10.yaml --replace-workflow-config
+#
+# Everything is written below results/ of the working directory.
+
+import os
+import shlex
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+from igmask.errors import InputError
+from igmask.workflow import Workflow, code_version
+
+# The jobs find the igmask that this Snakemake runs with, its environment activated or not.
+shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")
+
+
+# Of the working directory; where it has none, the default beside this file.
+configfile: "config.yaml" if os.path.exists("config.yaml") else f"{workflow.basedir}/config.yaml"
+
+
+try:
+    flow = Workflow(config)
+except InputError as error:
+    raise WorkflowError(str(error)) from None
+
+
+# Not in params: a change of device, batch size or threads re-runs nothing.
+COMPUTE = flow.compute_options()
+
+
+wildcard_constraints:
+    data=r"[^/]+",
+    model=r"[^/]+",
+    shard=r"\d+-of-\d+",
+    p=r"[0-9.]+",
+    condition=r"(keep|drop)-[0-9.]+-[a-z-]+",
+
+
+localrules:
+    all,
+
+
+rule all:
+    input:
+        "results/tables/accuracy.csv",
+        flow.figures(),
+
+
+rule train:
+    output:
+        "results/{data}/weights/{model}.safetensors",
+    log:
+        "results/{data}/logs/train/{model}.log",
+    params:
+        options=flow.train_options,
+        version=code_version("train"),
+    shell:
+        "igmask --log {log:q} train {params.options} --output {output:q}"
+
+
+rule index:
+    output:
+        "results/{data}/index.parquet",
+    log:
+        "results/{data}/logs/index.log",
+    params:
+        options=flow.index_options,
+        version=code_version("index"),
+    shell:
+        "igmask --log {log:q} index {params.options} --output {output:q}"
+
+
+# Early, since what it finds wrong would else be found after hours.
+rule preflight:
+    input:
+        index="results/{data}/index.parquet",
+        weights=flow.weights,
+    output:
+        "results/{data}/models/{model}/preflight.json",
+    log:
+        "results/{data}/logs/preflight/{model}.log",
+    priority: 100
+    params:
+        options=flow.preflight_options,
+        version=code_version("preflight"),
+    shell:
+        "igmask --log {log:q} preflight {input.index:q} {params.options} --output {output:q}"
+
+
+rule prepare:
+    input:
+        "results/{data}/index.parquet",
+    output:
+        "results/{data}/images/{geometry}/{shard}.npy",
+        "results/{data}/images/{geometry}/{shard}.parquet",
+    log:
+        "results/{data}/logs/prepare/{geometry}-{shard}.log",
+    priority: 50
+    params:
+        options=flow.prepare_options,
+        version=code_version("prepare"),
+    shell:
+        "igmask --log {log:q} prepare {input:q} {params.options} --output {output[0]:q}"
+
+
+rule attribute:
+    input:
+        images=flow.images,
+        weights=flow.weights,
+        preflight="results/{data}/models/{model}/preflight.json",
+    output:
+        "results/{data}/models/{model}/scores/{shard}.npy",
+        "results/{data}/models/{model}/scores/{shard}.parquet",
+    log:
+        "results/{data}/logs/attribute/{model}-{shard}.log",
+    threads: flow.study.compute["threads"]
+    params:
+        options=flow.attribute_options,
+        version=code_version("attribute"),
+    shell:
+        "igmask --log {log:q} attribute {input.images:q} {params.options}"
+        " {COMPUTE} --output {output[0]:q}"
+
+
+rule mask:
+    input:
+        flow.scores,
+    output:
+        "results/{data}/models/{model}/masks/{p}.npy",
+        "results/{data}/models/{model}/masks/{p}.parquet",
+    log:
+        "results/{data}/logs/mask/{model}-{p}.log",
+    params:
+        options=flow.mask_options,
+        version=code_version("mask"),
+    shell:
+        "igmask --log {log:q} mask {input:q} {params.options} --output {output[0]:q}"
+
+
+rule evaluate_original:
+    input:
+        images=flow.images,
+        weights=flow.weights,
+        preflight="results/{data}/models/{model}/preflight.json",
+    output:
+        "results/{data}/models/{model}/records/original.parquet",
+    log:
+        "results/{data}/logs/evaluate/{model}-original.log",
+    threads: flow.study.compute["threads"]
+    params:
+        options=flow.original_options,
+        version=code_version("evaluate"),
+    shell:
+        "igmask --log {log:q} evaluate {input.images:q} {params.options} {COMPUTE}"
+        " --output {output:q}"
+
+
+rule evaluate:
+    input:
+        images=flow.images,
+        masks=flow.mask_of,
+        weights=flow.weights,
+    output:
+        "results/{data}/models/{model}/records/{condition}.parquet",
+    log:
+        "results/{data}/logs/evaluate/{model}-{condition}.log",
+    threads: flow.study.compute["threads"]
+    params:
+        options=flow.evaluate_options,
+        version=code_version("evaluate"),
+    shell:
+        "igmask --log {log:q} evaluate {input.images:q} --masks {input.masks:q} {params.options}"
+        " {COMPUTE} --output {output:q}"
+
+
+rule tables:
+    input:
+        flow.records,
+    output:
+        "results/tables/accuracy.csv",
+        report(
+            expand("results/tables/table{number}.html", number=[1, 2, 3]),
+            category="Tables",
+            caption="docs/captions/tables.rst",
+        ),
+        expand(
+            "results/tables/table{number}.{kind}",
+            number=[1, 2, 3],
+            kind=["csv", "md", "tex"],
+        ),
+    log:
+        "results/logs/tables.log",
+    shell:
+        "igmask --log {log:q} tables {input:q} --output results/tables"
+
+
+rule examples:
+    input:
+        images=flow.images,
+        scores=flow.scores,
+        masks=flow.masks,
+        records=flow.records,
+    output:
+        report(
+            flow.example_figures(),
+            category="Examples",
+            caption="docs/captions/examples.rst",
+        ),
+    log:
+        "results/logs/examples-{model}.log",
+    params:
+        options=flow.example_options,
+    shell:
+        "igmask --log {log:q} examples {input.images:q} {input.scores:q} {input.masks:q}"
+        " {input.records:q} {params.options} --output results/figures"
+
+
+rule curves:
+    input:
+        "results/tables/accuracy.csv",
+    output:
+        report(
+            expand("results/figures/accuracy-{against}.png", against=["p", "area"]),
+            category="Curves",
+            caption="docs/captions/curves.rst",
+        ),
+    log:
+        "results/logs/curves.log",
+    shell:
+        "igmask --log {log:q} curves {input:q} --output results/figures"

@@ -1,0 +1,129 @@
+"""Arrays and records on disk: whole or not there, and carrying the settings that made them.
+
+A shard is an array `x.npy` with a row an image, and beside it `x.parquet`, the records of the same
+images; the settings stand in the metadata of the records. Files appear under their final name
+only once they are complete.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from igmask.errors import InputError
+
+_METADATA = b"igmask"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, which takes its place if the block succeeds.
+
+    If it fails, for lack of space say, nothing is left and what was at `path` before still is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class ArrayWriter:
+    """Appends rows to a .npy file whose length is not known beforehand."""
+
+    def __init__(self, file: BinaryIO, dtype: np.dtype, row_shape: tuple[int, ...]) -> None:
+        self._file, self._dtype, self._row_shape = file, dtype, row_shape
+        self._n_rows = 0
+        self._write_header()
+
+    def append(self, rows: np.ndarray) -> None:
+        """Write rows (n, *row_shape), cast to the array's dtype."""
+        if rows.shape[1:] != self._row_shape:
+            raise ValueError(f"expected rows (n, {self._row_shape}), got {rows.shape}")
+        self._file.write(np.ascontiguousarray(rows, dtype=self._dtype).tobytes())
+        self._n_rows += len(rows)
+
+    def finish(self) -> None:
+        """Write the final number of rows into the header, which NumPy leaves room for."""
+        self._file.seek(0)
+        self._write_header()
+
+    def _write_header(self) -> None:
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (self._n_rows, *self._row_shape),
+        }
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+@contextmanager
+def writing(path: Path, dtype: Any, row_shape: tuple[int, ...]) -> Iterator[ArrayWriter]:
+    """Yield a writer of the array at `path`; memory does not grow with its length."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        writer = ArrayWriter(file, np.dtype(dtype), row_shape)
+        yield writer
+        writer.finish()
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Return a .npy file as a memory map, or raise InputError if it is none or cut short."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: not a whole .npy array ({error}); make it again") from error
+
+
+def write_records(path: Path, records: pd.DataFrame, settings: dict[str, Any]) -> None:
+    """Write one record a row, with the settings in the metadata."""
+    table = pa.Table.from_pandas(records, preserve_index=False)
+    metadata = {**(table.schema.metadata or {}), _METADATA: json.dumps(settings).encode()}
+    with replacing(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary)
+
+
+def read_records(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return (records, settings) of a file that `write_records` wrote."""
+    try:
+        table = pq.ParquetFile(path).read()
+        settings = json.loads(table.schema.metadata[_METADATA])
+    except (OSError, pa.ArrowException, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not records of igmask ({error}); make it again") from error
+    return table.to_pandas(), settings
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, UTF-8."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def records_of(array_path: Path) -> Path:
+    """Return the path of the records beside an array: x.npy → x.parquet."""
+    return array_path.with_suffix(".parquet")
+
+
+def shard_bounds(shard: str, n_images: int) -> tuple[int, int]:
+    """Return the half-open range of images in shard `i-of-k`, i from 1; raise InputError if none.
+
+    Shards differ by one image at most. The number of shards is part of the name, so that files of
+    another division are never taken for this one's.
+    """
+    try:
+        number, count = (int(part) for part in shard.split("-of-"))
+    except ValueError:
+        number, count = 0, 0
+    if not 1 <= number <= count:
+        raise InputError(f"a shard is named like 1-of-4, not {shard!r}")
+    return (number - 1) * n_images // count, number * n_images // count

@@ -1,0 +1,125 @@
+"""Step: Integrated Gradients of every image of a shard → the parts of its squares' scores."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from igmask import arrays, baselines, models
+from igmask.config import Model, settings
+from igmask.errors import InputError
+from igmask.ig import integrated_gradients
+from igmask.kernels import grid, square_parts
+from igmask.progress import progress
+
+# Images attributed together: enough that their steps fill batches, few enough to stay in memory.
+_GROUP = 16
+
+
+def write_scores(
+    images_path: Path,
+    output: Path,
+    *,
+    model: Model,
+    attribution: dict[str, Any],
+    side: int,
+    seed: int,
+    batch_size: int,
+    device: str = "auto",
+) -> None:
+    """Write (n, 2, P, Q) float32, the positive and negative parts of each square's attribution.
+
+    The records beside it say of each image: the predicted class and the target, f at the image
+    and at the baseline, completeness (Σφ − (f(x) − f(b))) and its size relative to f(x) − f(b).
+
+    attribution: the keys of the schema's `attribution`
+    raises       InputError naming the images whose attribution is not finite or whose label does
+                 not fit the model
+    """
+    images = arrays.read_array(images_path)
+    records, made_by = arrays.read_records(arrays.records_of(images_path))
+    model = models.complete(model)
+    where = models.pick_device(device)
+    network = models.load(model, device=where)
+    check_labels(records, models.n_classes(network, model))
+    starts = range(0, len(images), _GROUP)
+    parts_shape = (2, *grid(images.shape[1], images.shape[2], side))
+    columns = []
+    with arrays.writing(output, np.float32, parts_shape) as scores:
+        label = f"attribute {made_by['shard']}"
+        for start in progress(starts, total=len(starts), unit="groups", label=label):
+            rows = full_batch(start, len(images), _GROUP)
+            batch = records.iloc[rows]
+            pixels = models.pixels(images[rows], where)
+            labels = torch.tensor(batch["label"].to_numpy(), device=where)
+            result = integrated_gradients(
+                network,
+                pixels,
+                baselines=baselines.make(
+                    attribution["baseline"],
+                    pixels,
+                    mean=model.mean or (0, 0, 0),
+                    geometry=models.geometry(model),
+                    positions=batch["position"].to_numpy(),
+                    seed=seed,
+                    n_baselines=attribution["n_baselines"],
+                    blur_sigma=attribution["blur_sigma"],
+                ),
+                target=labels if attribution["target"] == "label" else None,
+                of=attribution["of"],
+                rule=attribution["rule"],
+                n_steps=attribution["n_steps"],
+                batch_size=batch_size,
+            )
+            n_live = min(_GROUP, len(images) - start)
+            parts = square_parts(result.values, side=side).cpu()[:n_live]
+            _check_finite(parts, batch["name"])
+            scores.append(parts.numpy())
+            change = (result.output - result.baseline_output).double().abs()
+            columns.append(
+                {
+                    "predicted": result.predicted,
+                    "target": result.target,
+                    "output": result.output,
+                    "baseline_output": result.baseline_output,
+                    "completeness": result.completeness,
+                    "relative_completeness": result.completeness.abs() / change,
+                }
+            )
+    for name in columns[0]:
+        records[name] = torch.cat([found[name] for found in columns])[: len(images)].cpu().numpy()
+    made_by |= {
+        "step": "attribute",
+        "model": settings(model),
+        "attribution": attribution,
+        "side": side,
+    }
+    arrays.write_records(arrays.records_of(output), records, made_by)
+
+
+def full_batch(start: int, n_images: int, size: int) -> np.ndarray:
+    """Return the rows of a batch that is always full: past the end, the last image is repeated.
+
+    One shape for every batch makes results independent of how the images are sharded.
+    """
+    return np.minimum(np.arange(start, start + size), n_images - 1)
+
+
+def check_labels(records: pd.DataFrame, n_classes: int) -> None:
+    """Raise InputError, naming an image, if a label is not a class of the model."""
+    wrong = records[(records["label"] < 0) | (records["label"] >= n_classes)]
+    if len(wrong):
+        first = wrong.iloc[0]
+        raise InputError(
+            f"{len(wrong)} labels are outside the model's classes 0 … {n_classes - 1}, the first "
+            f"that of {first['name']!r}: {first['label']}; check dataset.classes and the model"
+        )
+
+
+def _check_finite(parts: torch.Tensor, names: pd.Series) -> None:
+    bad = ~parts.isfinite().flatten(1).all(dim=1)
+    if bad.any():
+        named = [name for name, is_bad in zip(names, bad.tolist(), strict=False) if is_bad]
+        raise InputError(f"NaN or infinite attributions of the images {named}")

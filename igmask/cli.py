@@ -1,0 +1,329 @@
+"""The command line: each command reads its options, calls one function, and names its errors.
+
+The commands are the steps of the workflow, in its order, then what people use by hand. Their
+options take defaults, choices and help from config.schema.json, each under its key's name.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from igmask import config
+from igmask.config import Geometry, schema
+from igmask.errors import InputError
+from igmask.progress import log_to, say
+
+File = click.Path(path_type=Path)
+
+
+def setting(*path: str, **changes: Any) -> Callable:
+    """Return the option of a key of the configuration, such as ("attribution", "n_steps")."""
+    rules = schema()
+    for key in path:
+        rules = rules["properties"][key]
+    kinds = {"integer": int, "number": float, "string": str}
+    choices = rules.get("enum")
+    attributes: dict[str, Any] = {
+        "type": click.Choice(choices) if choices else kinds[rules["type"]],
+        "default": rules.get("default"),
+        "show_default": True,
+        "help": f"{rules['description'][0].upper()}{rules['description'][1:]}.",
+    }
+    return click.option(f"--{path[-1].replace('_', '-')}", **attributes | changes)
+
+
+def choices(*path: str) -> list[str]:
+    """Return the values that the items of a list in the configuration may have."""
+    rules = schema()
+    for key in path:
+        rules = rules["properties"][key]
+    return rules["items"]["enum"]
+
+
+def _read_settings(text: str) -> dict[str, Any]:
+    """The mapping in a JSON text, or in the YAML or JSON file that the text names."""
+    source = text
+    if not text.lstrip().startswith("{"):
+        if not Path(text).is_file():
+            raise InputError(f"there is no settings file {text!r}")
+        source = Path(text).read_text("utf-8")
+    try:
+        settings = yaml.safe_load(source)
+    except yaml.YAMLError as error:
+        raise InputError(f"{text}: {error}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"expected keys and values, got {text!r}")
+    return settings
+
+
+def _read_model(_context: click.Context, _option: click.Parameter, text: str) -> config.Model:
+    if text.lstrip().startswith("{") or text.endswith((".json", ".yaml", ".yml")):
+        return config.model(_read_settings(text))
+    return config.model({"source": text, "weights": "IMAGENET1K_V1"})
+
+
+def output(default: str | None = None) -> Callable:
+    """Return the option that names the file, or the folder, to write."""
+    what = "The folder to write to." if default else "The file to write."
+    return click.option(
+        "--output", "-o", type=File, required=not default, default=default, help=what,
+        show_default=True,
+    )  # fmt: skip
+
+
+def model() -> Callable:
+    """Return the option that describes a model."""
+    return click.option(
+        "--model",
+        required=True,
+        callback=_read_model,
+        help="A classifier of torchvision by name, with its weights IMAGENET1K_V1, or the settings "
+        "of a model as in config.yaml: a YAML or JSON file, or JSON itself, such as "
+        """'{"source": "resnet50", "weights": "IMAGENET1K_V2"}'.""",
+    )
+
+
+def seed() -> Callable:
+    """Return the option of the seed."""
+    return setting("seed")
+
+
+def fill(command: Callable) -> Callable:
+    """Add the option of what masked pixels become."""
+    return click.option(
+        "--fill",
+        type=click.Choice(choices("masking", "fills")),
+        default="black",
+        show_default=True,
+        help="What masked pixels become.",
+    )(command)
+
+
+def compute(command: Callable) -> Callable:
+    """Add the options of how a network is run."""
+    threads = click.option(
+        "--threads",
+        type=click.IntRange(1),
+        callback=_use_threads,
+        expose_value=False,
+        help="CPU threads to compute with; all by default.",
+    )
+    return setting("compute", "device")(setting("compute", "batch_size")(threads(command)))
+
+
+def _use_threads(_context: click.Context, _option: click.Parameter, count: int | None) -> None:
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--log", type=File, help="Write progress and errors here, too.")
+@click.version_option(package_name="igmask")
+def app(log: Path | None) -> None:
+    """What happens to an image classifier when the unimportant parts of an image are masked out?
+
+    Run the whole study with `snakemake --cores all`, a single image with `igmask explain`. The
+    other commands are the steps of the study, in their order.
+    """
+    log_to(log)
+
+
+@app.command()
+@model()
+@setting("dataset", "n_train")
+@seed()
+@output()
+def train(**options: Any) -> None:
+    """Train a model on the demo's drawn images; its settings need `train`."""
+    from igmask.train import write_weights
+
+    write_weights(options.pop("output"), **options)
+
+
+@app.command()
+@click.option(
+    "--dataset",
+    required=True,
+    help="Settings of a dataset as in config.yaml: a YAML or JSON file, or JSON itself, such as "
+    """'{"source": "folder", "root": "photos"}'.""",
+)
+@seed()
+@output()
+def index(dataset: str, **options: Any) -> None:
+    """List the images of a dataset: name, path, label."""
+    from igmask.prepare import write_index
+
+    write_index(_read_settings(dataset), **options)
+
+
+@app.command()
+@click.argument("index", type=File)
+@model()
+@output()
+def preflight(index: Path, **options: Any) -> None:
+    """Check a model before work begins: weights, output, the labels of INDEX."""
+    from igmask.preflight import preflight
+
+    preflight(index, **options)
+
+
+@app.command()
+@click.argument("index", type=File)
+@click.option("--size", type=click.IntRange(1), required=True, help="Side of the crop, in pixels.")
+@click.option("--resize", type=click.IntRange(1), help="Length of the shorter side before.")
+@click.option(
+    "--interpolation",
+    type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
+    default="bilinear",
+    show_default=True,
+    help="Of the resizing.",
+)
+@click.option("--shard", default="1-of-1", show_default=True, help="Which part of the images.")
+@setting("dataset", "on_bad_image")
+@output()
+def prepare(index: Path, size: int, resize: int, interpolation: str, **options: Any) -> None:
+    """Decode, resize and crop the images of INDEX, once for all networks of the same input."""
+    from igmask.prepare import prepare
+
+    prepare(index, geometry=Geometry(size, resize, interpolation), **options)
+
+
+@app.command()
+@click.argument("images", type=File)
+@model()
+@setting("attribution", "of")
+@setting("attribution", "target")
+@setting("attribution", "baseline")
+@setting("attribution", "blur_sigma")
+@setting("attribution", "n_baselines")
+@setting("attribution", "rule")
+@setting("attribution", "n_steps")
+@setting("squares", "side")
+@seed()
+@compute
+@output()
+def attribute(images: Path, **options: Any) -> None:
+    """Integrated Gradients of the prepared IMAGES, summed over squares."""
+    from igmask.attribute import write_scores
+
+    keys = schema()["properties"]["attribution"]["properties"]
+    attribution = {key: options.pop(key) for key in keys}
+    write_scores(images, attribution=attribution, **options)
+
+
+@app.command()
+@click.argument("scores", type=File, nargs=-1, required=True)
+@click.option("-p", "--p", type=float, required=True, help="Percentage to select, in (0, 100].")
+@setting("selection", "by")
+@setting("squares", "score")
+@output()
+def mask(scores: tuple[Path, ...], **options: Any) -> None:
+    """Select the squares that hold the top p %, from the SCORES of all shards."""
+    from igmask.masks import write_masks
+
+    write_masks(list(scores), **options)
+
+
+@app.command()
+@click.argument("images", type=File, nargs=-1, required=True)
+@model()
+@click.option("--name", help="What the tables call the model; its source by default.")
+@click.option("--masks", type=File, help="Of `igmask mask`; without: the original images.")
+@click.option(
+    "--mode",
+    type=click.Choice(choices("masking", "modes")),
+    default="keep",
+    show_default=True,
+    help="Keep the selected squares, or drop them.",
+)
+@fill
+@click.option(
+    "--control",
+    "controls",
+    type=click.Choice(choices("masking", "controls")),
+    multiple=True,
+    help="Also evaluate other masks with as many squares; may be given several times.",
+)
+@compute
+@output()
+def evaluate(images: tuple[Path, ...], **options: Any) -> None:
+    """Predict the prepared IMAGES of all shards, original or masked: one record an image."""
+    from igmask.evaluate import evaluate
+
+    evaluate(list(images), **options)
+
+
+@app.command()
+@click.argument("records", type=File, nargs=-1, required=True)
+@output("results/tables")
+def tables(records: tuple[Path, ...], **options: Any) -> None:
+    """Tables 1, 2 and 3, and accuracy.csv, their long form, from the RECORDS of all conditions."""
+    from igmask.tables import write_tables
+
+    write_tables(list(records), **options)
+
+
+@app.command()
+@click.argument("files", type=File, nargs=-1, required=True)
+@click.option("--model-name", default="model", help="The model's name, in titles and file names.")
+@setting("figures", "n_images")
+@output("results/figures")
+def examples(files: tuple[Path, ...], **options: Any) -> None:
+    """Pictures of one model from its FILES: images, scores, masks and records."""
+    from igmask.examples import write_examples
+
+    write_examples(list(files), **options)
+
+
+@app.command()
+@click.argument("accuracy", type=File)
+@output("results/figures")
+def curves(accuracy: Path, **options: Any) -> None:
+    """Plots of ACCURACY (accuracy.csv) against p and against the area kept."""
+    from igmask.curves import write_curves
+
+    write_curves(accuracy, **options)
+
+
+@app.command()
+@click.argument("image", type=File)
+@model()
+@click.option(
+    "-p", "--p", type=float, multiple=True, default=[50.0], show_default=True,
+    help="Percentage that is kept or dropped; may be given several times.",
+)  # fmt: skip
+@fill
+@setting("squares", "score")
+@setting("selection", "by")
+@setting("squares", "side")
+@setting("attribution", "n_steps")
+@compute
+@output()
+def explain(image: Path, **options: Any) -> None:
+    """Draw one IMAGE: original, attribution, keep and drop, with the model's predictions."""
+    from igmask.explain import explain
+
+    explain(image, **options)
+
+
+def main() -> None:
+    """Run the command line; errors that a user can mend are one message, without a traceback."""
+    try:
+        app()
+    except (InputError, OSError) as error:
+        if os.environ.get("IGMASK_DEBUG"):
+            raise
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        say(f"igmask: error: {kind}{error}")
+        sys.exit(1)
+    except Exception:
+        say(traceback.format_exc(), terminal=False)  # for the log; the terminal gets it anyway
+        raise

@@ -1,0 +1,262 @@
+"""The study's choices: config.yaml → validated, frozen dataclasses.
+
+`config.schema.json` says each key once: its type, default and meaning; the command line takes its
+options from there too. `parse` checks a configuration against it, names every key that is wrong,
+and fills in the defaults. Below this module settings are plain arguments.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from igmask.errors import InputError
+
+BASELINES = ("black", "white", "mean", "blur", "uniform")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Where images and labels come from; fields as the schema's keys."""
+
+    source: str
+    name: str
+    root: str | None
+    labels: str | None
+    columns: tuple[str, str]
+    classes: str | None
+    class_: str | None
+    arguments: dict[str, Any]
+    download: bool
+    n_images: int
+    n_train: int
+    limit: int | None
+    on_bad_image: str
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an image becomes a square of `size` pixels: resize the shorter side, crop the centre."""
+
+    size: int
+    resize: int | None
+    interpolation: str
+
+    @property
+    def name(self) -> str:
+        """A name for folders: 224-resize256-bilinear, or 32 where nothing is resized."""
+        resized = f"-resize{self.resize}-{self.interpolation}" if self.resize else ""
+        return f"{self.size}{resized}"
+
+
+@dataclass(frozen=True)
+class Train:
+    """How a demo model is trained; fields as the schema's keys."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network, its weights and its input; fields as the schema's keys."""
+
+    source: str
+    arguments: dict[str, Any]
+    weights: str | None
+    sha256: str | None
+    key: str | None
+    prefix: str
+    size: int | None
+    resize: int | None
+    interpolation: str | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    train: Train | None
+
+    @property
+    def weights_kind(self) -> str:
+        """`none`, `torchvision` (a name such as IMAGENET1K_V1), `url` or `file`."""
+        if self.weights is None:
+            return "none"
+        if ":" not in self.source and re.fullmatch(r"[A-Z][A-Z0-9_]*", self.weights):
+            return "torchvision"
+        return "url" if "://" in self.weights else "file"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A whole configuration, valid and complete; groups without a dataclass stay dictionaries."""
+
+    dataset: Dataset
+    models: dict[str, Model]
+    attribution: dict[str, Any]
+    squares: dict[str, Any]
+    selection: dict[str, Any]
+    masking: dict[str, Any]
+    figures: dict[str, Any]
+    compute: dict[str, Any]
+    seed: int
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of config.yaml."""
+    return json.loads(Path(__file__).with_name("config.schema.json").read_text("utf-8"))
+
+
+def parse(config: Mapping[str, Any]) -> Study:
+    """Return the study that a configuration describes.
+
+    raises InputError that names every key or value that is wrong, files that are missing included
+    """
+    problems = _violations(config, schema())
+    if problems:
+        raise InputError("the configuration is not valid:\n" + "\n".join(problems))
+    full = _with_defaults(config, schema())
+    study = Study(
+        **full
+        | {
+            "dataset": dataset(full["dataset"]),
+            "models": {name: model(given) for name, given in full["models"].items()},
+        }
+    )
+    problems = [*_inconsistencies(study), *_missing_files(study)]
+    if problems:
+        raise InputError("the configuration is not valid:\n" + "\n".join(problems))
+    return study
+
+
+def dataset(settings: Mapping[str, Any]) -> Dataset:
+    """Return a dataset from the keys of the schema's `dataset`, or raise InputError."""
+    full = _valid(settings, schema()["properties"]["dataset"])
+    full["class_"] = full.pop("class")
+    full["name"] = full["name"] or full["class_"] or full["source"]
+    full["columns"] = tuple(full["columns"])
+    return Dataset(**full)
+
+
+def model(settings: Mapping[str, Any]) -> Model:
+    """Return a model from the keys of the schema's `models`, or raise InputError."""
+    full = _valid(settings, schema()["properties"]["models"]["additionalProperties"])
+    for name in ("mean", "std"):
+        full[name] = tuple(full[name]) if full[name] else None
+    full["train"] = Train(**full["train"]) if full["train"] is not None else None
+    return Model(**full)
+
+
+def settings(item: Dataset | Model) -> dict[str, Any]:
+    """Return the settings from which `dataset` or `model` makes the same item again."""
+    values = {field.name.rstrip("_"): getattr(item, field.name) for field in fields(item)}
+    if values.get("train"):
+        values["train"] = vars(values["train"])
+    return values
+
+
+def percent(p: float) -> str:
+    """Return p as file names and tables have it: 50, 12.5."""
+    return f"{p:g}"
+
+
+def _valid(given: Mapping[str, Any], rules: dict[str, Any]) -> dict[str, Any]:
+    problems = _violations(given, rules)
+    if problems:
+        raise InputError("these settings are not valid:\n" + "\n".join(problems))
+    return _with_defaults(given, rules)
+
+
+def _violations(given: Mapping[str, Any], rules: dict[str, Any]) -> list[str]:
+    """One line for each key or value that breaks the schema: where, what, and what to write."""
+    plain = json.loads(json.dumps(given, default=str))  # tuples are lists to the schema
+    errors = jsonschema.Draft202012Validator(rules).iter_errors(plain)
+    lines = [line for error in errors for line in _explain(error)]
+    return sorted(f"  {line}" for line in lines)
+
+
+def _explain(error: jsonschema.ValidationError) -> list[str]:
+    where = ".".join(str(key) for key in error.absolute_path)
+    if error.validator == "additionalProperties":
+        known = list(error.schema["properties"])
+        return [
+            f"{where + '.' if where else ''}{key}: unknown key{_suggestion(key, known)}"
+            for key in sorted(set(error.instance) - set(known), key=str)
+        ]
+    if error.validator == "required":
+        missing = error.message.split("'")[1]
+        return [f"{where + '.' if where else ''}{missing}: missing"]
+    if error.validator == "pattern" and "propertyNames" in error.absolute_schema_path:
+        return [f"{where}: the name {error.instance!r} may only have letters, digits and _ . + -"]
+    return [f"{where or 'configuration'}: {error.message}"]
+
+
+def _suggestion(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(str(key), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+
+
+def _with_defaults(given: Any, rules: dict[str, Any]) -> Any:
+    """Return a copy of the settings with the schema's defaults in place of what is not given."""
+    if not isinstance(given, Mapping):
+        return given
+    known = rules.get("properties", {})
+    full = {key: value.get("default") for key, value in known.items() if "default" in value}
+    full |= given
+    other = rules.get("additionalProperties")
+    return {
+        key: _with_defaults(value, known.get(key, other if isinstance(other, dict) else {}))
+        for key, value in full.items()
+    }
+
+
+def _inconsistencies(study: Study) -> list[str]:
+    problems = []
+    names = [percent(p) for p in study.selection["p"]]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    problems += [f"  selection.p: {name} is there twice" for name in twice]
+    problems += [
+        f"  selection.p: {p} has more than two decimals"
+        for p in study.selection["p"]
+        if abs(round(p * 100) - p * 100) > 1e-6
+    ]
+    for name, item in study.models.items():
+        if item.train and study.dataset.source != "demo":
+            problems.append(f"  models.{name}.train: only the demo dataset has training images")
+        if item.train and item.weights:
+            problems.append(f"  models.{name}: give either train or weights, not both")
+        if item.size is None and item.weights_kind != "torchvision":
+            problems.append(f"  models.{name}.size: missing; torchvision's weights alone know it")
+        if item.size and item.resize and item.resize < item.size:
+            problems.append(f"  models.{name}.resize: {item.resize} is less than size {item.size}")
+    return problems
+
+
+def _missing_files(study: Study) -> list[str]:
+    files = {
+        "dataset.labels": study.dataset.labels,
+        "dataset.classes": study.dataset.classes,
+    }
+    if study.attribution["baseline"] not in BASELINES:
+        files["attribution.baseline"] = study.attribution["baseline"]
+    for name, item in study.models.items():
+        if item.weights_kind == "file":
+            files[f"models.{name}.weights"] = item.weights
+    problems = [
+        f"  {key}: there is no file {path!r}{_hint(key)}"
+        for key, path in files.items()
+        if path is not None and not Path(path).is_file()
+    ]
+    root = study.dataset.root
+    if root and study.dataset.source != "torchvision" and not Path(root).is_dir():
+        problems.append(f"  dataset.root: there is no folder {root!r}")
+    return problems
+
+
+def _hint(key: str) -> str:
+    return f", and baselines by name are {', '.join(BASELINES)}" if "baseline" in key else ""

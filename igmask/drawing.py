@@ -1,0 +1,133 @@
+"""What all pictures share: their style, and tables of panels, a row an image.
+
+Nothing goes through pyplot, whose figures outlive the call that made them. The same content makes
+the same bytes.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
+
+from igmask import arrays
+
+# The first comes with matplotlib; the others, if installed, have the letters that it lacks.
+_FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Arial Unicode MS")
+_STYLE = {
+    "font.size": 8,
+    "font.family": [name for name in _FONTS if name in get_font_names()],
+    "axes.titlesize": "medium",
+    "figure.titlesize": "large",
+    "figure.labelsize": "medium",
+    "axes.edgecolor": "0.7",
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1,
+    "lines.markersize": 4,
+    "xtick.color": "0.7",
+    "ytick.color": "0.7",
+    "xtick.labelcolor": "0.2",
+    "ytick.labelcolor": "0.2",
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    "text.parse_math": False,  # a class may be called $5 bill
+}
+_LETTERS_PER_INCH = 15
+
+_VERDICTS = {"✓": "#00734F", "✗": "#C04000"}
+HEAT = matplotlib.colormaps["RdBu_r"]
+
+
+class Column(NamedTuple):
+    """A heading, and in each row a picture (see `draw_explanation`) with its caption."""
+
+    title: str
+    pictures: Sequence[np.ndarray] | np.ndarray
+    captions: Sequence[str]
+
+
+def draw_explanation(
+    output: Path, panels: list[tuple[str, np.ndarray, str]], *, title: str
+) -> None:
+    """Write a row of panels, each a title, a picture and a caption.
+
+    A picture is an image (H, W, 3), uint8 or in [0, 1], or an attribution (P, Q). A caption that
+    begins with ✓ is green, with ✗ red.
+    """
+    columns = [Column(heading, [picture], [caption]) for heading, picture, caption in panels]
+    write_table(output, columns, row_names=[""], title=title, inches=2.0)
+
+
+@contextmanager
+def drawing(
+    path: Path, *, width: float, height: float, layout: Literal["compressed", "constrained"]
+) -> Iterator[Figure]:
+    """Yield an empty figure, its size in inches, and write it if the block succeeds."""
+    with (
+        matplotlib.style.context(["default", _STYLE]),
+        arrays.replacing(path) as temporary,
+        warnings.catch_warnings(),
+    ):
+        # A letter that no font has is a box in the picture, which says it once.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        figure = Figure(figsize=(width, height), layout=layout)
+        yield figure
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def write_table(
+    path: Path, columns: list[Column], *, row_names: list[str], title: str, inches: float = 1.3
+) -> None:
+    """Write the columns side by side, a picture `inches` wide."""
+    n_rows, n_columns, n_letters = len(row_names), len(columns), int(inches * _LETTERS_PER_INCH)
+    width, height = n_columns * (inches + 0.1) + 0.4, n_rows * (inches + 0.4) + 0.9
+    with drawing(path, width=width, height=height, layout="compressed") as figure:
+        figure.suptitle(fit_text(title, n_letters * n_columns))
+        panels = figure.subplots(n_rows, n_columns, squeeze=False)
+        for axes, name in zip(panels[:, 0], row_names, strict=True):
+            axes.set_ylabel(fit_text(name, n_letters))
+        for column, axes_down in zip(columns, panels.T, strict=True):
+            axes_down[0].set_title(fit_text(column.title, n_letters))
+            for axes, picture, caption in zip(axes_down, *column[1:], strict=True):
+                _draw(axes, picture)
+                colour = _VERDICTS.get(caption[:1], "0.3")
+                axes.set_xlabel(fit_text(caption, n_letters), color=colour)
+        if any(column.pictures[0].ndim == 2 for column in columns):
+            colours = ScalarMappable(Normalize(-1, 1), HEAT)
+            bar = figure.colorbar(
+                colours, ax=panels, location="bottom", pad=0.1 / height, shrink=0.4, aspect=30
+            )
+            bar.set_ticks([-1, 0, 1], labels=["against", "0", "for the class"])
+            bar.outline.set_visible(False)
+
+
+def _draw(axes: Axes, picture: np.ndarray) -> None:
+    # Enlarged pixels keep their edges; those near the resolution of the figure are smoothed.
+    interpolation = "nearest" if max(picture.shape[:2]) <= 96 else "antialiased"
+    if picture.ndim == 2:
+        picture = scaled(picture)
+    axes.imshow(picture, cmap=HEAT, vmin=-1, vmax=1, interpolation=interpolation)
+    axes.set(xticks=[], yticks=[])
+
+
+def scaled(attribution: np.ndarray) -> np.ndarray:
+    """Return an attribution in [-1, 1]; the few most extreme squares are cut off."""
+    size = np.abs(attribution)
+    return np.clip(attribution / (np.percentile(size, 99) or size.max() or 1), -1, 1)
+
+
+def fit_text(text: str, n_letters: int) -> str:
+    """Return the text with lines that are too long cut short."""
+    return "\n".join(
+        line if len(line) <= n_letters else line[: n_letters - 1].rstrip() + "…"
+        for line in text.split("\n")
+    )

@@ -1,0 +1,142 @@
+"""Step: a model's predictions on the original or the masked images → one record an image."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from igmask import arrays, models
+from igmask.attribute import check_labels, full_batch
+from igmask.config import Model, settings
+from igmask.errors import InputError
+from igmask.kernels import occlude, unpack
+from igmask.masks import area, random_like
+from igmask.progress import progress
+
+MODES = ("keep", "drop")
+CONTROLS = ("random",)
+
+
+def evaluate(
+    image_paths: list[Path],
+    output: Path,
+    *,
+    model: Model,
+    name: str | None = None,
+    masks: Path | None = None,
+    mode: str = "keep",
+    fill: str = "black",
+    controls: tuple[str, ...] = CONTROLS,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> None:
+    """Write one record for each image and mask: what the model says of the masked image.
+
+    Columns: name, label, mask (`none` for the original image, `selection`, or a control's name),
+    predicted, correct, probability_predicted, probability_label and probability_original (of the
+    predicted class, of the label, and of the class predicted for the original image), and
+    area_kept, the fraction of pixels left as they were.
+
+    image_paths: the shards, in order
+    name:        what the tables call the model; its source if None
+    masks:       of `write_masks`; None evaluates the original images
+    mode:        `keep` masks everything outside the selection, `drop` masks the selection
+    raises       InputError if masks and images do not belong together
+    """
+    images, records, made_by = _read_images(image_paths)
+    model = models.complete(model)
+    where = models.pick_device(device)
+    network = models.load(model, device=where)
+    check_labels(records, models.n_classes(network, model))
+    mean = torch.tensor(model.mean)
+
+    condition: dict[str, Any] = {"mode": "original"}
+    bits: np.ndarray | None = None
+    kinds: tuple[str, ...] = ("none",)
+    if masks is not None:
+        bits, masked, made_by_mask = _read_masks(masks, records)
+        records = records.assign(predicted=masked["predicted"])
+        made_by |= made_by_mask
+        condition = {"mode": mode, "fill": fill, "controls": list(controls)}
+        kinds = ("selection", *controls)
+    made_by |= condition | {"step": "evaluate", "name": name or model.source}
+    made_by["model"] = settings(model)
+    n_batches = sum(-(-len(shard) // batch_size) for shard in images) * len(kinds)
+    batches = (
+        (rows, kind, pixels)
+        for rows, pixels in _batches(images, batch_size, where)
+        for kind in kinds
+    )
+    label = f"evaluate {made_by['mode']} {made_by.get('p', '')}".strip()
+    found = []
+    for rows, kind, pixels in progress(batches, total=n_batches, unit="batches", label=label):
+        batch = records.iloc[rows]
+        kept_area = np.ones(len(rows))
+        if bits is not None:
+            mask = unpack(torch.from_numpy(bits[rows]), tuple(made_by["grid"]))
+            if kind == "random":
+                mask = random_like(mask, batch["position"].to_numpy(), seed=made_by["seed"])
+            kept = mask if mode == "keep" else ~mask
+            height, width = pixels.shape[-2:]
+            kept_area = area(kept, height, width, side=made_by["side"]).numpy()
+            pixels = occlude(pixels, kept.to(where), side=made_by["side"], fill=fill, mean=mean)
+        found.append(_predict(network, pixels, batch).assign(mask=kind, area_kept=kept_area))
+    # Padding repeats the last image of a shard; its first record stands.
+    results = pd.concat(found, ignore_index=True)
+    results = results[~results.duplicated(["name", "mask"])].reset_index(drop=True)
+    arrays.write_records(output, results, made_by)
+
+
+def _predict(network: nn.Module, pixels: Tensor, batch: pd.DataFrame) -> pd.DataFrame:
+    with torch.no_grad():
+        probabilities = network(pixels).softmax(dim=1).cpu()
+    predicted = probabilities.argmax(dim=1).numpy()
+    label = batch["label"].to_numpy()
+    original = batch["predicted"].to_numpy() if "predicted" in batch else predicted
+    rows = np.arange(len(batch))
+    return pd.DataFrame(
+        {
+            "name": batch["name"].to_numpy(),
+            "label": label,
+            "predicted": predicted,
+            "correct": predicted == label,
+            "probability_predicted": probabilities.numpy()[rows, predicted],
+            "probability_label": probabilities.numpy()[rows, label],
+            "probability_original": probabilities.numpy()[rows, original],
+        }
+    )
+
+
+def _batches(
+    shards: list[np.ndarray], size: int, device: torch.device
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Yield (rows of all images, their pixels) in full batches, shard by shard."""
+    offset = 0
+    for shard in shards:
+        for start in range(0, len(shard), size):
+            rows = full_batch(start, len(shard), size)
+            yield offset + rows, models.pixels(shard[rows], device)
+        offset += len(shard)
+
+
+def _read_images(paths: list[Path]) -> tuple[list[np.ndarray], pd.DataFrame, dict]:
+    read = [arrays.read_records(arrays.records_of(path)) for path in paths]
+    made_by = read[0][1] | {"skipped": [item for _, s in read for item in s["skipped"]]}
+    del made_by["shard"]
+    return (
+        [arrays.read_array(path) for path in paths],
+        pd.concat([records for records, _ in read], ignore_index=True),
+        made_by,
+    )
+
+
+def _read_masks(path: Path, images: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame, dict]:
+    bits = arrays.read_array(path)
+    records, made_by = arrays.read_records(arrays.records_of(path))
+    if len(bits) != len(images) or not records["name"].equals(images["name"]):
+        raise InputError(f"{path}: these masks belong to other images; make them again")
+    return bits, records, made_by

@@ -1,0 +1,190 @@
+"""Pictures of a few images: what a model looks at, and what it says of them masked."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from igmask import arrays
+from igmask.config import percent
+from igmask.drawing import HEAT, Column, scaled, write_table
+from igmask.errors import InputError
+from igmask.kernels import occlude, to_pixels, unpack
+
+
+class File(NamedTuple):
+    """The place of an array, and the records and settings beside it."""
+
+    array: Path
+    records: pd.DataFrame
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A few images, and what the files of one model say of them.
+
+    images:      (n, 3, H, W) in [0, 1]
+    attribution: (n, H, W), each pixel with the sum of its square, towards the class in `targets`
+    masks:       p → (n, H, W) bool
+    evaluated:   a file a condition, its records those of all images
+    """
+
+    names: pd.Series
+    labels: list[str]
+    targets: list[str]
+    images: Tensor
+    attribution: Tensor
+    masks: dict[float, Tensor]
+    evaluated: list[File]
+
+
+def write_examples(files: list[Path], *, output: Path, model_name: str, n_images: int) -> None:
+    """Write pictures of `n_images` images, spread over the classes, to the folder `output`.
+
+    attributions-MODEL.png; of each mode among the records keep-MODEL.png or drop-MODEL.png; and of
+    both keep-drop-MODEL.png, at the p nearest to 50. Of several fills the first is shown.
+
+    files: of one model: images and scores (all shards, in order), masks and records
+    raises InputError if files are missing or do not belong together
+    """
+    examples = _read_examples(files, n_images)
+    columns = _condition_columns(examples)
+    original = columns.pop("original")[100.0]
+    tables = {mode: [original, *of_p.values()] for mode, of_p in columns.items()}
+    tables["attributions"] = [original, *_attribution_columns(examples)]
+    if common := columns.get("keep", {}).keys() & columns.get("drop", {}).keys():
+        p = _middle(common)
+        tables["keep-drop"] = [original, columns["keep"][p], columns["drop"][p]]
+    for kind, shown in tables.items():
+        path = output / f"{kind}-{model_name}.png"
+        write_table(path, shown, row_names=examples.labels, title=model_name)
+
+
+def spread(labels: np.ndarray, n_images: int) -> np.ndarray:
+    """Return the rows of `n_images` images, or of all if there are fewer, evenly over the classes.
+
+    They are the middles of equal parts of the images in the order of their labels: the choice
+    knows nothing of what a model says of them.
+    """
+    n = min(n_images, len(labels))
+    return np.argsort(labels, kind="stable")[(2 * np.arange(n) + 1) * len(labels) // (2 * n)]
+
+
+def _read_examples(files: list[Path], n_images: int) -> Examples:
+    found = _by_step(files)
+    index = pd.concat([file.records for file in found["prepare"]], ignore_index=True)
+    rows = spread(index["label"].to_numpy(), n_images)
+    take = partial(_take, rows=rows, names=index["name"])
+    images = take(found["prepare"]).permute(0, 3, 1, 2).float() / 255
+    classes, side = (found["attribute"][0].settings[key] for key in ("classes", "side"))
+    tiled = partial(to_pixels, height=images.shape[2], width=images.shape[3], side=side)
+    parts = tiled(take(found["attribute"]))
+    targets = pd.concat([file.records["target"] for file in found["attribute"]])
+    return Examples(
+        names=index["name"].iloc[rows],
+        labels=[_class_name(classes, label) for label in index["label"].iloc[rows]],
+        targets=[_class_name(classes, target) for target in targets.iloc[rows]],
+        images=images,
+        attribution=parts[:, 0] - parts[:, 1],
+        masks={
+            file.settings["p"]: tiled(unpack(take([file]), tuple(file.settings["grid"])))
+            for file in found.get("mask", [])
+        },
+        evaluated=found["evaluate"],
+    )
+
+
+def _by_step(files: list[Path]) -> dict[str, list[File]]:
+    """Return the files of each step; an array goes by its .npy, its .parquet or both."""
+    found: dict[str, list[File]] = {}
+    for path in dict.fromkeys(arrays.records_of(file) for file in files):
+        records, settings = arrays.read_records(path)
+        file = File(path.with_suffix(".npy"), records, settings)
+        found.setdefault(settings["step"], []).append(file)
+    for step in ("prepare", "attribute", "evaluate"):
+        if step not in found:
+            raise InputError(f"examples need the files that `igmask {step}` wrote, too")
+    return found
+
+
+def _take(shards: list[File], rows: np.ndarray, names: pd.Series) -> Tensor:
+    """Return some rows of an array in shards, reading no others; `names` are all images'."""
+    if not pd.concat([file.records["name"] for file in shards], ignore_index=True).equals(names):
+        raise InputError(f"{shards[0].array}: of other images, or not all shards are given")
+    starts = np.cumsum([0] + [len(file.records) for file in shards])
+    owners = np.searchsorted(starts, rows, side="right") - 1
+    mapped = [arrays.read_array(file.array) for file in shards]
+    pairs = zip(owners, rows - starts[owners], strict=True)
+    return torch.from_numpy(np.stack([mapped[owner][row] for owner, row in pairs]))
+
+
+def _condition_columns(examples: Examples) -> dict[str, dict[float, Column]]:
+    """Return mode → p, the largest first → the images of that condition; original has p = 100."""
+    columns: dict[str, dict[float, Column]] = {}
+    fills: dict[str, str | None] = {}
+    for file in examples.evaluated:
+        mode, fill = file.settings["mode"], file.settings.get("fill")
+        if fills.setdefault(mode, fill) == fill:
+            column = _condition_column(examples, file)
+            columns.setdefault(mode, {})[file.settings.get("p", 100.0)] = column
+    if "original" not in columns:
+        raise InputError("examples need the records of the original images, too")
+    return {mode: dict(sorted(of_p.items(), reverse=True)) for mode, of_p in columns.items()}
+
+
+def _condition_column(examples: Examples, file: File) -> Column:
+    """The images as the model saw them, and what it said."""
+    settings, title, images = file.settings, file.settings["mode"], examples.images
+    records = file.records[file.records["mask"].isin(["none", "selection"])].set_index("name")
+    if not examples.names.isin(records.index).all():
+        raise InputError(f"{arrays.records_of(file.array)}: records of other images")
+    if title != "original":
+        p, mean = settings["p"], torch.tensor(settings["model"]["mean"])
+        if p not in examples.masks:
+            raise InputError(f"examples need the masks of p = {percent(p)}, too")
+        kept = examples.masks[p] if title == "keep" else ~examples.masks[p]
+        images = occlude(images, kept, side=1, fill=settings["fill"], mean=mean)
+        title += f" {percent(p)} %\n{100 * records['area_kept'].mean():.0f} % of the area"
+    captions = [
+        f"{'✓' if record.correct else '✗'} {_class_name(settings['classes'], record.predicted)}\n"
+        f"{100 * record.probability_predicted:.0f} %"
+        for record in records.loc[examples.names].itertuples()
+    ]
+    return Column(title, _pictures(images), captions)
+
+
+def _attribution_columns(examples: Examples) -> Iterator[Column]:
+    """The attribution by itself, over the image in grey, and the squares it selects at one p."""
+    values = examples.attribution.numpy()
+    yield Column("attribution", list(values), [f"for {target}" for target in examples.targets])
+    relative = np.stack([scaled(one) for one in values])
+    cover = np.sqrt(np.abs(relative))[..., np.newaxis]
+    grey = examples.images.mean(dim=1, keepdim=True)
+    over = _pictures(grey) * (1 - cover) + HEAT((relative + 1) / 2)[..., :3] * cover
+    yield Column("on the image", list(over), [""] * len(over))
+    if examples.masks:
+        p = _middle(examples.masks)
+        chosen = examples.masks[p]
+        pictures = torch.where(chosen.unsqueeze(1), examples.images, 0.65 + 0.2 * grey)
+        areas = [f"{100 * one:.0f} % of the area" for one in chosen.double().mean(dim=(1, 2))]
+        yield Column(f"top {percent(p)} %", _pictures(pictures), areas)
+
+
+def _middle(ps: Iterable[float]) -> float:
+    """Return the p nearest to 50, where one stands for all."""
+    return min(ps, key=lambda p: (abs(p - 50), p))
+
+
+def _pictures(images: Tensor) -> np.ndarray:
+    return images.permute(0, 2, 3, 1).numpy()
+
+
+def _class_name(classes: list[str], label: int) -> str:
+    return classes[label] if label < len(classes) else f"class {label}"

@@ -1,0 +1,112 @@
+"""One image, one model: what it looks at, and what it says when the rest, or that, is masked."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from igmask import config, models
+from igmask.config import Model, percent
+from igmask.decode import fit, read_rgb
+from igmask.drawing import draw_explanation
+from igmask.errors import InputError
+from igmask.ig import integrated_gradients
+from igmask.kernels import occlude, select, square_parts, square_scores
+
+
+def mask_image(
+    image: Tensor,
+    model: Callable[[Tensor], Tensor],
+    p: float = 50,
+    *,
+    mode: str = "keep",
+    side: int = 3,
+    score: str = "positive",
+    by: str = "mass",
+    fill: str = "black",
+    mean: Tensor | None = None,
+    **attribution: Any,
+) -> Tensor:
+    """Return the image with its unimportant squares masked, or with mode `drop` its important ones.
+
+    image: (C, H, W) or a batch (N, C, H, W), floating point in [0, 1]
+    model: images (N, C, H, W) → logits (N, n_classes), in evaluation mode; see `load_model`
+    p:     percentage of the attribution that the important squares hold
+    score, by: see `kernels.score_parts` and `kernels.select`;  fill, mean: see `kernels.occlude`
+    attribution: options of `integrated_gradients`, such as n_steps
+    raises InputError or ValueError if an option is unknown or out of range
+    """
+    if mode not in ("keep", "drop"):
+        raise InputError(f"unknown mode {mode!r}; choose from keep, drop")
+    images = image if image.ndim == 4 else image.unsqueeze(0)
+    values = integrated_gradients(model, images, **attribution).values
+    selection = select(square_scores(values, side=side, score=score), p, by=by)
+    kept = selection if mode == "keep" else ~selection
+    return occlude(images, kept, side=side, fill=fill, mean=mean).view(image.shape)
+
+
+def load_model(source: str, *, device: str = "auto", **settings: Any) -> torch.nn.Module:
+    """Return a network on images in [0, 1], normalisation included, in evaluation mode.
+
+    source, settings: as a model in config.yaml, such as load_model("resnet50",
+                      weights="IMAGENET1K_V1"); a network of your own also needs `size`
+    raises InputError if it cannot be had
+    """
+    model = config.model({"source": source, **settings})
+    return models.load(model, device=models.pick_device(device))
+
+
+def explain(
+    image_path: Path,
+    output: Path,
+    *,
+    model: Model,
+    p: tuple[float, ...],
+    fill: str,
+    score: str,
+    by: str,
+    side: int,
+    n_steps: int,
+    device: str,
+    batch_size: int,
+) -> None:
+    """Draw an image file, its attribution, and for each p what is kept and what is dropped.
+
+    The predicted class and its probability stand beneath each. Options as in config.yaml.
+    """
+    model = models.complete(model)
+    where = models.pick_device(device)
+    network = models.load(model, device=where)
+    names = models.class_names(model)
+    try:
+        pixels = fit(read_rgb(image_path), models.geometry(model))
+    except InputError as error:
+        message = str(error)
+        prefix = "" if str(image_path) in message else f"{image_path}: "
+        raise InputError(prefix + message) from None
+    image = models.pixels(pixels[None].copy(), where)
+    found = integrated_gradients(network, image, n_steps=n_steps, batch_size=batch_size)
+    scores = square_scores(found.values, side=side, score=score)
+    masked = [("original", image)]
+    for percentage in p:
+        selection = select(scores, percentage, by=by)
+        for mode, kept in (("keep", selection), ("drop", ~selection)):
+            occluded = occlude(image, kept, side=side, fill=fill, mean=torch.tensor(model.mean))
+            masked.append((f"{mode} {percent(percentage)} %", occluded))
+    panels = [
+        (title, x[0].permute(1, 2, 0).cpu().numpy(), _prediction(network, x, names))
+        for title, x in masked
+    ]
+    positive, negative = square_parts(found.values, side=side)[0].cpu()
+    deviation = f"completeness error\n{float(found.completeness):+.3f}"
+    panels.insert(1, ("attribution", (positive - negative).numpy(), deviation))
+    draw_explanation(output, panels, title=f"{image_path.name}, {model.source}")
+
+
+def _prediction(network: Callable[[Tensor], Tensor], image: Tensor, names: list[str]) -> str:
+    with torch.no_grad():
+        probability, index = network(image).softmax(dim=1).max(dim=1)
+    name = names[int(index)] if int(index) < len(names) else f"class {int(index)}"
+    return f"{name}\n{100 * float(probability):.0f} %"

@@ -1,0 +1,95 @@
+"""Masks of squares: their area, random masks to compare with, and the step that selects."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from igmask import arrays
+from igmask.config import percent
+from igmask.errors import InputError
+from igmask.kernels import pack, score_parts, select
+from igmask.progress import progress
+
+_CHUNK = 1024  # images selected at a time
+
+_STREAM = 1  # of random numbers; noise baselines have another
+
+
+def area(mask: Tensor, height: int, width: int, *, side: int = 3) -> Tensor:
+    """Return the fraction of an image's pixels in a mask: (N, P, Q) bool → (N,) float64.
+
+    Squares at the right and bottom border may be partial, and count by their pixels.
+    """
+    heights = torch.full((mask.shape[1],), side, dtype=torch.float64)
+    widths = torch.full((mask.shape[2],), side, dtype=torch.float64)
+    heights[-1] -= side * mask.shape[1] - height
+    widths[-1] -= side * mask.shape[2] - width
+    n_pixels = torch.einsum("npq,p,q->n", mask.double().cpu(), heights, widths)
+    return n_pixels / (height * width)
+
+
+def random_like(mask: Tensor, positions: np.ndarray, *, seed: int) -> Tensor:
+    """Return masks of as many squares, drawn at random for each image: (N, P, Q) bool.
+
+    An image's draw depends on the seed and its position in the dataset only, so it is the same in
+    every shard; the draws of growing masks contain each other, as selections of growing p do.
+    """
+    flat = mask.flatten(1)
+    drawn = np.zeros(flat.shape, dtype=bool)
+    for row, (position, n_squares) in enumerate(
+        zip(positions.tolist(), flat.sum(dim=1).tolist(), strict=True)
+    ):
+        order = np.random.default_rng([seed, _STREAM, position]).permutation(flat.shape[1])
+        drawn[row, order[:n_squares]] = True
+    return torch.from_numpy(drawn).to(mask.device).view(mask.shape)
+
+
+def write_masks(score_paths: list[Path], output: Path, *, p: float, by: str, score: str) -> None:
+    """Write the selection of every image, all shards in order, a bit a square: (N, ⌈K/8⌉) uint8.
+
+    The records beside it carry on the images' names, labels and predictions, and add `n_selected`,
+    the number of squares.
+
+    p, by, score: see `kernels.select` and `kernels.score_parts`
+    """
+    shards = [arrays.read_array(path) for path in score_paths]
+    read = [arrays.read_records(arrays.records_of(path)) for path in score_paths]
+    grid = shards[0].shape[2:]
+    counts = []
+    with arrays.writing(output, np.uint8, (-(-grid[0] * grid[1] // 8),)) as bits:
+        chunks = [
+            (parts[start : start + _CHUNK], records["name"].iloc[start : start + _CHUNK])
+            for parts, (records, _) in zip(shards, read, strict=True)
+            for start in range(0, len(parts), _CHUNK)
+        ]
+        label = f"mask {percent(p)}"
+        for parts, names in progress(chunks, total=len(chunks), unit="chunks", label=label):
+            scores = score_parts(torch.from_numpy(np.array(parts)), score)
+            _check_finite(scores, names)
+            mask = select(scores, p, by=by)
+            bits.append(pack(mask).numpy())
+            counts.append(mask.flatten(1).sum(dim=1).numpy())
+    records = pd.concat([records for records, _ in read], ignore_index=True)
+    error = records["relative_completeness"]
+    records = records[["name", "label", "position", "predicted"]].assign(
+        n_selected=np.concatenate(counts)
+    )
+    made_by = {k: v for k, v in read[0][1].items() if k != "shard"} | {
+        "step": "mask",
+        "grid": list(grid),
+        "p": p,
+        "by": by,
+        "score": score,
+        "completeness": {"mean": error.mean(), "median": error.median(), "max": error.max()},
+        "skipped": [item for _, settings in read for item in settings["skipped"]],
+    }
+    arrays.write_records(arrays.records_of(output), records, made_by)
+
+
+def _check_finite(scores: Tensor, names: pd.Series) -> None:
+    bad = ~scores.isfinite().flatten(1).all(dim=1).numpy()
+    if bad.any():
+        raise InputError(f"NaN or infinite scores of the images {names[bad].tolist()}")

@@ -1,0 +1,287 @@
+"""A name or module:callable, and weights → an evaluation-mode network on pixels in [0, 1]."""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import os
+import pickle
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import numpy as np
+import safetensors
+import torch
+import torchvision.models
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from igmask.config import Geometry, Model
+from igmask.errors import InputError
+from igmask.ig import class_scores
+
+
+class Normalize(nn.Module):
+    """The first layer of every network: (x − mean) / std, a colour at a time."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] → the same shape, normalised."""
+        return (x - self.mean) / self.std
+
+
+def complete(model: Model) -> Model:
+    """Return the model with its input described: as given, else by torchvision's weights.
+
+    raises InputError for a name torchvision does not have
+    """
+    known: dict[str, Any] = {"interpolation": "bilinear", "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    if model.weights_kind == "torchvision":
+        preset = _torchvision_weights(model).transforms()
+        known = {
+            "size": preset.crop_size[0],
+            "resize": preset.resize_size[0] if model.size is None else None,
+            "interpolation": preset.interpolation.value,
+            "mean": tuple(preset.mean),
+            "std": tuple(preset.std),
+        }
+    given = {field: getattr(model, field) for field in known}
+    return dataclasses.replace(
+        model, **{field: known[field] for field, value in given.items() if value is None}
+    )
+
+
+def geometry(model: Model) -> Geometry:
+    """Return the geometry of a complete model's input."""
+    if model.size is None or model.interpolation is None:
+        raise InputError(f"{model.source}: the size of its input is not known; set `size`")
+    return Geometry(model.size, model.resize, model.interpolation)
+
+
+def load(model: Model, *, device: torch.device | str = "cpu") -> nn.Sequential:
+    """Return normalisation and network, in evaluation mode, frozen, channels last.
+
+    raises InputError if the network or its weights cannot be had, do not fit, or are not finite
+    """
+    model = complete(model)
+    network = build(model)
+    if model.weights_kind in ("file", "url"):
+        load_weights(network, weights_file(model), key=model.key, prefix=model.prefix)
+    broken = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{model.weights or model.source}: NaN or infinite weights in {broken[:5]}"
+        )
+    whole = with_input(network, model).eval().requires_grad_(False)
+    return whole.to(device).to(memory_format=torch.channels_last)
+
+
+def with_input(network: nn.Module, model: Model) -> nn.Sequential:
+    """Return the network behind the normalisation of a complete model."""
+    assert model.mean is not None
+    assert model.std is not None
+    return nn.Sequential(Normalize(model.mean, model.std), network)
+
+
+def build(model: Model) -> nn.Module:
+    """Return the network itself, torchvision's weights loaded if the model names them."""
+    if ":" not in model.source:
+        return _build_torchvision(model)
+    module_name, _, path = model.source.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a module beside the configuration
+    try:
+        found: Any = importlib.import_module(module_name)
+        for name in path.split("."):
+            found = getattr(found, name)
+        network = found(**model.arguments)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{model.source} with arguments {model.arguments}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{model.source} returned {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def weights_file(model: Model) -> Path:
+    """Return the file of a model's weights, fetched first if they are given by URL.
+
+    raises InputError if it cannot be had or its hash is not the model's `sha256`
+    """
+    location = model.weights or ""
+    path = Path(location)
+    if model.weights_kind == "url":
+        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(location).path).name
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _downloading(location, path):
+                torch.hub.download_url_to_file(location, str(path))
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such weights file")
+    if model.sha256 is not None:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != model.sha256:
+            raise InputError(f"{path}: its sha256 is {digest}, not {model.sha256}")
+    return path
+
+
+def load_weights(network: nn.Module, path: Path, *, key: str | None, prefix: str) -> None:
+    """Load a state dict, .safetensors or .pth, into the network; every parameter must fit.
+
+    key:    entry of the checkpoint that holds the state dict
+    prefix: start of the parameter names to strip
+    raises  InputError listing missing, unexpected and misshapen parameters
+    """
+    checkpoint = _read_checkpoint(path)
+    if key is not None:
+        if not isinstance(checkpoint, dict) or key not in checkpoint:
+            keys = list(checkpoint)[:8] if isinstance(checkpoint, dict) else []
+            raise InputError(f"{path}: no entry {key!r}; it has {keys}")
+        checkpoint = checkpoint[key]
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{path}: holds {type(checkpoint).__name__}, not a state dict")
+    weights = {str(name).removeprefix(prefix): value for name, value in checkpoint.items()}
+    if not all(isinstance(value, Tensor) for value in weights.values()):
+        dicts = [name for name, value in weights.items() if isinstance(value, dict)]
+        raise InputError(f"{path}: not a state dict; set `key`, perhaps to one of {dicts}")
+    expected = network.state_dict()
+    wrong = [
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected.keys() & weights.keys()
+        if weights[name].shape != expected[name].shape
+    ]
+    missing = [
+        name for name in expected if name not in weights and "num_batches_tracked" not in name
+    ]
+    unexpected = [name for name in weights if name not in expected]
+    if missing or unexpected or wrong:
+        raise InputError(
+            f"{path}: the weights do not fit the network\n"
+            f"  missing: {_some(missing)}\n  unexpected: {_some(unexpected)}\n"
+            f"  of another shape: {_some(sorted(wrong))}"
+        )
+    network.load_state_dict(weights, strict=False)
+
+
+def n_classes(network: nn.Module, model: Model) -> int:
+    """Return the classes of a loaded model, by a forward pass of two black images.
+
+    raises InputError if the output is not finite or not (N, classes)
+    """
+    size = geometry(complete(model)).size
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        scores = class_scores(network, torch.zeros(2, 3, size, size, device=device))
+    if not scores.isfinite().all():
+        raise InputError(f"{model.source}: NaN or infinite outputs for a black image")
+    return scores.shape[1]
+
+
+def class_names(model: Model) -> list[str]:
+    """Return the class names that torchvision's weights come with, else none."""
+    if model.weights_kind != "torchvision":
+        return []
+    return list(_torchvision_weights(model).meta.get("categories", []))
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` is a GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("device cuda: this machine has no usable GPU; set device to cpu or auto")
+    return torch.device(name)
+
+
+def pixels(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """Return images (N, H, W, 3) uint8 as (N, 3, H, W) float32 in [0, 1], channels last."""
+    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2) / 255
+
+
+def _build_torchvision(model: Model) -> nn.Module:
+    _check_torchvision_name(model.source)
+    if model.weights_kind != "torchvision":
+        try:
+            return torchvision.models.get_model(model.source, weights=None, **model.arguments)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{model.source} with {model.arguments}: {error}") from error
+    weights = _torchvision_weights(model)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
+    with _downloading(weights.url, path):
+        try:
+            return torchvision.models.get_model(model.source, weights=weights, **model.arguments)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{model.source} with {model.arguments}: {error}") from error
+
+
+def _torchvision_weights(model: Model) -> Any:
+    _check_torchvision_name(model.source)
+    known = torchvision.models.get_model_weights(model.source)
+    if model.weights not in known.__members__:
+        raise InputError(
+            f"{model.source} has no weights {model.weights!r}; torchvision has "
+            f"{', '.join(known.__members__)}"
+        )
+    return known[model.weights]
+
+
+def _check_torchvision_name(name: str) -> None:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        raise InputError(
+            f"torchvision has no classifier {name!r}"
+            + (f"; did you mean {', '.join(close)}?" if close else "")
+            + " Networks of your own are given as module:callable"
+        )
+
+
+@contextmanager
+def _downloading(url: str, path: Path) -> Iterator[None]:
+    """Let downloads load tensors only, and turn a failed one into advice."""
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    except (URLError, TimeoutError, ConnectionError) as error:
+        raise InputError(
+            f"{url} could not be fetched ({error}); fetch it elsewhere and save it as {path}"
+        ) from error
+    finally:
+        if before is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+
+
+def _read_checkpoint(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: refused, since it holds more than tensors or is no checkpoint; "
+            "save its state_dict alone"
+        ) from error
+    except (OSError, RuntimeError, EOFError, KeyError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read as weights ({error})") from error
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more if names else "none"

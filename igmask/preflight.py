@@ -1,0 +1,26 @@
+"""Step: what would else be found after hours: does the model load, answer, and know the labels?"""
+
+import json
+from pathlib import Path
+
+from igmask import arrays, models
+from igmask.attribute import check_labels
+from igmask.config import Model
+
+
+def preflight(index_path: Path, output: Path, *, model: Model) -> None:
+    """Write what a model is found to be: classes and their names, parameters.
+
+    raises InputError if weights do not load or fit, hold NaN, if the output of a trial pass is
+           not finite or not (N, classes), or if a label is not one of the classes
+    """
+    records, made_by = arrays.read_records(index_path)
+    network = models.load(model)
+    n_classes = models.n_classes(network, model)
+    check_labels(records, n_classes)
+    found = {
+        "n_classes": n_classes,
+        "class_names": models.class_names(model) or made_by["classes"],
+        "n_parameters": sum(p.numel() for p in network.parameters()),
+    }
+    arrays.write_text(output, json.dumps(found, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,72 @@
+"""Step: the images of a shard, decoded once, in the geometry of a network's input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from igmask import arrays
+from igmask.config import Geometry, dataset
+from igmask.data import index, opener
+from igmask.decode import fit
+from igmask.errors import InputError
+from igmask.progress import progress
+
+
+def write_index(settings: dict[str, Any], output: Path, *, seed: int) -> None:
+    """Write the index of a dataset: name, path, label and position of every image.
+
+    settings: the keys of the schema's `dataset`, kept with the records for the next steps
+    """
+    records, classes = index(dataset(settings))
+    made_by = {"step": "index", "dataset": settings, "classes": classes, "seed": seed}
+    arrays.write_records(output, records, made_by)
+
+
+def prepare(
+    index_path: Path,
+    output: Path,
+    *,
+    geometry: Geometry,
+    shard: str = "1-of-1",
+    on_bad_image: str = "error",
+) -> None:
+    """Write the images of one shard, (n, size, size, 3) uint8, and their records.
+
+    on_bad_image: `skip` leaves out an image that cannot be decoded and lists it in the settings
+    raises        InputError that names every bad image of the shard, if they are not to be skipped
+    """
+    records, made_by = arrays.read_records(index_path)
+    data = dataset(made_by["dataset"])
+    first, last = arrays.shard_bounds(shard, len(records))
+    records = records.iloc[first:last]
+    open_image = opener(data, seed=made_by["seed"])
+    good, skipped = [], []
+    with arrays.writing(output, np.uint8, (geometry.size, geometry.size, 3)) as images:
+        rows = records.itertuples(index=False)
+        for record in progress(rows, total=len(records), unit="images", label=f"prepare {shard}"):
+            try:
+                pixels = fit(open_image(record), geometry)
+            except InputError as error:
+                skipped.append([str(record.name), str(error)])
+                good.append(False)
+                continue
+            images.append(pixels[np.newaxis])
+            good.append(True)
+        if skipped and on_bad_image == "error":
+            lines = "\n".join(f"  {name}: {reason}" for name, reason in skipped)
+            raise InputError(
+                f"{len(skipped)} of {len(records)} images cannot be used; mend or remove them, or "
+                f"set dataset.on_bad_image to skip\n{lines}"
+            )
+        if records.empty or not any(good):
+            raise InputError(
+                f"shard {shard}: no usable image in it; there are {len(skipped)} bad ones: "
+                + json.dumps(skipped[:5], ensure_ascii=False)
+                if skipped
+                else f"shard {shard} has no images; use fewer shards"
+            )
+    kept = records.loc[good, ["name", "label", "position"]].reset_index(drop=True)
+    made_by |= {"step": "prepare", "geometry": vars(geometry), "shard": shard, "skipped": skipped}
+    arrays.write_records(arrays.records_of(output), kept, made_by)

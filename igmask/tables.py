@@ -1,0 +1,219 @@
+"""Records → Tables 1, 2, 3, and accuracy.csv, their long form.
+
+Table 1 has each model's accuracy on the original images and on those that keep the top p %;
+Table 2 on those that drop it; Table 3 sets keep 50 beside drop 50.
+"""
+
+import html
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from igmask import arrays
+from igmask.config import model, percent
+from igmask.published import CITATION, published_top1
+
+COLUMNS = [
+    "model", "mode", "p", "fill", "n", "top1", "ci_low", "ci_high", "area_kept", "random_top1",
+    "random_ci_low", "random_ci_high", "published_top1",
+]  # fmt: skip
+
+QUANTITIES = ("top-1", "95 % interval", "area kept", "random squares", "published", "n")
+
+_Z = 1.959963984540054  # 97.5 % of the standard normal distribution lie below
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 60em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .2em .9em; text-align: right }
+th { font-weight: 600 } tbody th { text-align: left; font-weight: 400 } td { white-space: nowrap }
+thead tr { border-bottom: 2px solid #222 }
+tbody th[rowspan] { font-weight: 600; vertical-align: top }
+.note { color: #555; font-size: .9em }
+"""
+
+
+def wilson(n_correct: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a proportion of n_correct in n, in percent.
+
+    (k + z²/2 ± z √(k (n − k)/n + z²/4)) / (n + z²), Wilson 1927, equation for p_0.
+    """
+    centre = n_correct + _Z**2 / 2
+    spread = _Z * math.sqrt(n_correct * (n - n_correct) / n + _Z**2 / 4)
+    low, high = (centre - spread) / (n + _Z**2), (centre + spread) / (n + _Z**2)
+    return 100 * max(low, 0.0), 100 * min(high, 1.0)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's results.
+
+    accuracy: one row a model and condition, columns `COLUMNS`; accuracies and areas in percent
+    notes:    what belongs under every table
+    """
+
+    accuracy: pd.DataFrame
+    notes: list[str]
+
+
+def collect(record_paths: Iterable[Path]) -> Results:
+    """Return the results in the records of all models and conditions, models in given order."""
+    rows: list[dict[str, Any]] = []
+    notes: dict[str, dict[str, Any]] = {}
+    for path in record_paths:
+        records, made_by = arrays.read_records(path)
+        rows.append(_row(records, made_by))
+        notes.setdefault(made_by["name"], {}).update(made_by)
+    models, modes = list(notes), ["original", "keep", "drop"]
+    rows.sort(key=lambda r: (models.index(r["model"]), modes.index(r["mode"]), -float(r["p"] or 0)))
+    accuracy = pd.DataFrame(rows, columns=COLUMNS)
+    return Results(accuracy, _notes(notes, accuracy))
+
+
+def write_tables(record_paths: list[Path], *, output: Path) -> None:
+    """Write accuracy.csv, and table1 … table3 as .csv, .md, .html and .tex, to a folder."""
+    results = collect(record_paths)
+    accuracy = results.accuracy
+    arrays.write_text(output / "accuracy.csv", accuracy.round(4).to_csv(index=False))
+    middle = _nearest(accuracy["p"].dropna().unique(), 50)
+    tables = {
+        "Table 1. Top-1 accuracy in %, keeping the squares with the top p % of the attribution": (
+            accuracy[accuracy["mode"].isin(["original", "keep"])]
+        ),
+        "Table 2. Top-1 accuracy in %, dropping the squares with the top p % of the attribution": (
+            accuracy[accuracy["mode"].isin(["original", "drop"])]
+        ),
+        f"Table 3. Top-1 accuracy in %, keeping or dropping the top {middle} % of the attribution": (
+            accuracy[accuracy["p"] == middle]
+        ),
+    }
+    for number, (title, rows) in enumerate(tables.items(), start=1):
+        wide = widen(rows)
+        for kind, text in render(wide, title=title, notes=results.notes).items():
+            arrays.write_text(output / f"table{number}.{kind}", text)
+
+
+def widen(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of texts: a block of rows a model (and fill), a column a condition."""
+    several_fills = accuracy["fill"].dropna().nunique() > 1
+    blocks: dict[tuple[str, str], dict[str, str]] = {}
+    for row in accuracy.itertuples():
+        column = "original" if row.mode == "original" else f"{row.mode} {row.p} %"
+        fills = accuracy["fill"].dropna().unique() if row.mode == "original" else [row.fill]
+        for fill in fills if len(fills) else [None]:
+            name = f"{row.model}, {fill}" if several_fills else row.model
+            for quantity, text in _cell(row).items():
+                blocks.setdefault((name, quantity), {})[column] = text
+    names = list(dict.fromkeys(name for name, _ in blocks))
+    keys = [(name, quantity) for name in names for quantity in QUANTITIES]
+    keys = [key for key in keys if key in blocks]
+    wide = pd.DataFrame([blocks[key] for key in keys]).fillna("")
+    wide.index = pd.MultiIndex.from_tuples(keys, names=["model", ""])
+    return wide
+
+
+def render(wide: pd.DataFrame, *, title: str, notes: list[str]) -> dict[str, str]:
+    """Return the table as csv, md, html and tex, all but csv with title and notes."""
+    flat = wide.reset_index().rename(columns={"": "quantity"})
+    shown = flat.assign(model=flat["model"].where(~flat["model"].duplicated(), ""))
+    shown = shown.rename(columns={"quantity": ""})
+    aligned = ("left", "left", *["right"] * (shown.shape[1] - 2))
+    markdown = shown.to_markdown(index=False, colalign=aligned, disable_numparse=True)
+    listed = "\n".join(f"- {note}" for note in notes)
+    paragraphs = "\n".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
+    latex = wide.to_latex(
+        escape=True, multirow=False, column_format="ll" + "r" * wide.shape[1], sparsify=True
+    )
+    latex_notes = "\n".join(rf"\par\footnotesize {_latex(note)}" for note in notes)
+    return {
+        "csv": flat.to_csv(index=False),
+        "md": f"**{title}**\n\n{markdown}\n\n{listed}\n",
+        "html": f'<!doctype html>\n<html lang="en"><meta charset="utf-8">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n"
+        f"<h1>{html.escape(title)}</h1>\n{wide.to_html(border=0)}\n{paragraphs}\n</html>\n",
+        "tex": f"\\begin{{table}}\n\\centering\n\\caption{{{_latex(title)}}}\n"
+        f"{latex}{latex_notes}\n\\end{{table}}\n",
+    }
+
+
+def _row(records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str, Any]:
+    original = made_by["mode"] == "original"
+    chosen = records[records["mask"] == ("none" if original else "selection")]
+    n_correct, n = int(chosen["correct"].sum()), len(chosen)
+    low, high = wilson(n_correct, n)
+    row = {
+        "model": made_by["name"],
+        "mode": made_by["mode"],
+        "p": None if original else percent(made_by["p"]),
+        "fill": None if original else made_by["fill"],
+        "n": n,
+        "top1": 100 * n_correct / n,
+        "ci_low": low,
+        "ci_high": high,
+        "area_kept": 100 * chosen["area_kept"].mean(),
+        "published_top1": published_top1(
+            model(made_by["model"]),
+            n_images=n + len(made_by["skipped"]),
+            mode=made_by["mode"],
+            p=made_by.get("p"),
+        ),
+    }
+    control = records[records["mask"] == "random"]
+    if len(control):
+        n_random = int(control["correct"].sum())
+        row["random_top1"] = 100 * n_random / len(control)
+        row["random_ci_low"], row["random_ci_high"] = wilson(n_random, len(control))
+    return row
+
+
+def _cell(row: Any) -> dict[str, str]:
+    """What stands in a column of a model's block, a row each."""
+    texts = (
+        f"{row.top1:.1f}",
+        f"{row.ci_low:.1f}–{row.ci_high:.1f}",
+        f"{row.area_kept:.1f}",
+        None if pd.isna(row.random_top1) else f"{row.random_top1:.1f}",
+        None if pd.isna(row.published_top1) else row.published_top1,
+        str(row.n),
+    )
+    cell = dict(zip(QUANTITIES, texts, strict=True))
+    return {quantity: text for quantity, text in cell.items() if text is not None}
+
+
+def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[str]:
+    notes = [
+        "top-1: accuracy in %; 95 % interval: Wilson's; area kept: pixels left as they were, in %, "
+        "mean over the images; random squares: top-1 with as many squares of each image, drawn at "
+        "random; n: images"
+    ]
+    if accuracy["published_top1"].notna().any():
+        notes.append(CITATION)
+    for name, found in made_by.items():
+        if "attribution" in found:
+            settings = found["attribution"]
+            error = found["completeness"]
+            notes.append(
+                f"{name}: Integrated Gradients of the {settings['target']} class's "
+                f"{settings['of']}, baseline {settings['baseline']}, rule {settings['rule']}, "
+                f"m = {settings['n_steps']}; {found['score']} scores of {found['side']}×"
+                f"{found['side']} squares, selected by {found['by']}; relative completeness error "
+                f"{error['median']:.3f} in the median, {error['mean']:.3f} on average, at most "
+                f"{error['max']:.3g}"
+            )
+    skipped = {name: reason for found in made_by.values() for name, reason in found["skipped"]}
+    if skipped:
+        listed = "; ".join(f"{name} ({reason})" for name, reason in sorted(skipped.items()))
+        notes.append(f"{len(skipped)} images were skipped: {listed}")
+    return notes
+
+
+def _nearest(percents: Iterable[str], p: float) -> str:
+    return min(percents, key=lambda text: abs(float(text) - p), default="")
+
+
+def _latex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)

@@ -1,0 +1,214 @@
+"""What the Snakefile asks for: the files of a study, and the options of each job.
+
+Options carry every setting a job depends on and no other, in a fixed order, as one string: so that
+Snakemake re-runs a job exactly when one of its own settings has changed. `STAGES` numbers the
+algorithm of each step; raise a number when a step's results change.
+"""
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from igmask import config
+from igmask.config import Geometry, Model, percent
+
+STAGES = {
+    "train": 1,
+    "index": 1,
+    "preflight": 1,
+    "prepare": 1,
+    "attribute": 1,
+    "mask": 1,
+    "evaluate": 1,
+}
+
+ORIGINAL = "original"
+
+
+class Workflow:
+    """The jobs of one configuration; methods named `…_options` take a rule's wildcards."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.study = config.parse(settings)
+        dataset = self.study.dataset
+        self.data = dataset.name + (f"-first{dataset.limit}" if dataset.limit else "")
+        self.folder = f"results/{self.data}"
+        self.models = {name: self._placed(name, m) for name, m in self.study.models.items()}
+        self.shards = [
+            f"{i}-of-{self.study.compute['shards']}"
+            for i in range(1, self.study.compute["shards"] + 1)
+        ]
+        self.percents = [percent(p) for p in self.study.selection["p"]]
+        self.conditions = [ORIGINAL] + [
+            f"{mode}-{p}-{fill}"
+            for mode in self.study.masking["modes"]
+            for p in self.percents
+            for fill in self.study.masking["fills"]
+        ]
+
+    # -- files ---------------------------------------------------------------------------------
+
+    def weights(self, wildcards: SimpleNamespace) -> list[str]:
+        """The local weights file of a model, if it has one, so that a new one re-runs its jobs."""
+        model = self.models[wildcards.model]
+        return [str(model.weights)] if model.weights_kind == "file" else []
+
+    def images(self, wildcards: SimpleNamespace) -> list[str]:
+        """The image arrays of a model: of one shard if the job has one, else of all."""
+        shards = [wildcards.shard] if hasattr(wildcards, "shard") else self.shards
+        geometry = self.geometry(wildcards.model).name
+        return [f"{self.folder}/images/{geometry}/{shard}.npy" for shard in shards]
+
+    def scores(self, wildcards: SimpleNamespace) -> list[str]:
+        """The score arrays of a model, one a shard."""
+        folder = f"{self.folder}/models/{wildcards.model}/scores"
+        return [f"{folder}/{shard}.npy" for shard in self.shards]
+
+    def masks(self, wildcards: SimpleNamespace) -> list[str]:
+        """The masks of a model, one file a p."""
+        folder = f"{self.folder}/models/{wildcards.model}/masks"
+        return [f"{folder}/{p}.npy" for p in self.percents]
+
+    def mask_of(self, wildcards: SimpleNamespace) -> str:
+        """The masks that a condition such as keep-50-black applies."""
+        _, p, _ = wildcards.condition.split("-", 2)
+        return f"{self.folder}/models/{wildcards.model}/masks/{p}.npy"
+
+    def records(self, wildcards: SimpleNamespace) -> list[str]:
+        """The records of every condition of a model, or of all models for the tables."""
+        names = [wildcards.model] if hasattr(wildcards, "model") else list(self.models)
+        return [
+            f"{self.folder}/models/{name}/records/{condition}.parquet"
+            for name in names
+            for condition in self.conditions
+        ]
+
+    def example_figures(self) -> list[str]:
+        """The pictures of one model, with a wildcard for its name."""
+        modes = self.study.masking["modes"]
+        kinds = ["attributions", *modes] + (["keep-drop"] if len(modes) == 2 else [])
+        return [f"results/figures/{kind}-{{model}}.png" for kind in kinds]
+
+    def figures(self) -> list[str]:
+        """Every picture of the study."""
+        curves = [f"results/figures/accuracy-{against}.png" for against in ("p", "area")]
+        return curves + [
+            figure.format(model=name) for name in self.models for figure in self.example_figures()
+        ]
+
+    def geometry(self, name: str) -> Geometry:
+        """How images are cut for a model."""
+        model = self.models[name]
+        assert model.size is not None
+        assert model.interpolation is not None
+        return Geometry(model.size, model.resize, model.interpolation)
+
+    # -- options -------------------------------------------------------------------------------
+
+    def train_options(self, wildcards: SimpleNamespace) -> str:
+        """Of `igmask train`."""
+        model = dataclasses.replace(self.models[wildcards.model], weights=None)
+        return self._options(
+            model=_model_json(model), n_train=self.study.dataset.n_train, seed=self.study.seed
+        )
+
+    def index_options(self, wildcards: SimpleNamespace) -> str:
+        """Of `igmask index`; what to do about bad images is another step's concern."""
+        settings = config.settings(dataclasses.replace(self.study.dataset, on_bad_image="error"))
+        return self._options(dataset=_json(settings), seed=self.study.seed)
+
+    def preflight_options(self, wildcards: SimpleNamespace) -> str:
+        """Of `igmask preflight`."""
+        return self._options(model=_model_json(self.models[wildcards.model]))
+
+    def prepare_options(self, wildcards: SimpleNamespace) -> str:
+        """Of `igmask prepare`."""
+        geometry = next(g for g in map(self.geometry, self.models) if g.name == wildcards.geometry)
+        return self._options(
+            **vars(geometry),
+            shard=wildcards.shard,
+            on_bad_image=self.study.dataset.on_bad_image,
+        )
+
+    def attribute_options(self, wildcards: SimpleNamespace) -> str:
+        """Of `igmask attribute`."""
+        return self._options(
+            model=_model_json(self.models[wildcards.model]),
+            **self.study.attribution,
+            side=self.study.squares["side"],
+            seed=self.study.seed,
+        )
+
+    def mask_options(self, wildcards: SimpleNamespace) -> str:
+        """Of `igmask mask`."""
+        return self._options(
+            p=wildcards.p, by=self.study.selection["by"], score=self.study.squares["score"]
+        )
+
+    def original_options(self, wildcards: SimpleNamespace) -> str:
+        """Of `igmask evaluate` on the original images."""
+        model = self.models[wildcards.model]
+        return self._options(model=_model_json(model), name=wildcards.model)
+
+    def evaluate_options(self, wildcards: SimpleNamespace) -> str:
+        """Of `igmask evaluate` on masked images."""
+        mode, _, fill = wildcards.condition.split("-", 2)
+        return self._options(
+            model=_model_json(self.models[wildcards.model]),
+            name=wildcards.model,
+            mode=mode,
+            fill=fill,
+            control=self.study.masking["controls"],
+        )
+
+    def compute_options(self) -> str:
+        """Options that change no result, and so are no params: device, batch size, threads."""
+        compute = self.study.compute
+        return self._options(**{key: compute[key] for key in ("device", "batch_size", "threads")})
+
+    def example_options(self, wildcards: SimpleNamespace) -> str:
+        """Of `igmask examples`."""
+        return self._options(model_name=wildcards.model, **self.study.figures)
+
+    @staticmethod
+    def _options(**values: Any) -> str:
+        words = []
+        for name, value in values.items():
+            flag = f"--{name.replace('_', '-')}"
+            for item in value if isinstance(value, list) else [value]:
+                if item is not None:
+                    words += [flag, str(item)]
+        return shlex.join(words)
+
+    def _placed(self, name: str, model: Model) -> Model:
+        """The model with its input described and, if it is trained here, its weights' place."""
+        if model.train is not None:
+            # Apart from the folder of a limited dataset, since a limit trains nothing anew.
+            place = f"results/{self.study.dataset.name}/weights/{name}.safetensors"
+            model = dataclasses.replace(model, weights=place)
+        if model.size is None:
+            from igmask.models import complete  # torchvision knows the size; slow to import
+
+            return complete(model)
+        return dataclasses.replace(
+            model,
+            interpolation=model.interpolation or "bilinear",
+            mean=model.mean or (0.0, 0.0, 0.0),
+            std=model.std or (1.0, 1.0, 1.0),
+        )
+
+
+def code_version(stage: str) -> str:
+    """What stands in a rule's params for the version of its step's algorithm."""
+    return f"{stage} v{STAGES[stage]}"
+
+
+def _json(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True, ensure_ascii=False)
+
+
+def _model_json(model: Model) -> str:
+    return _json({k: v for k, v in config.settings(model).items() if v is not None})

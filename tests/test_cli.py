@@ -1,0 +1,130 @@
+"""The command line as people use it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from igmask import cli
+
+NETWORK = """
+import torch
+from torch import nn
+
+def net():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1296, 3))
+"""
+
+COMMANDS = sorted(cli.app.commands)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "cli_net.py").write_text(NETWORK)
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        folder = tmp_path / "photo's; of $HOME" / ("a b", "ç")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"im'age {i};.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def igmask(*words, folder):
+    return subprocess.run(
+        [sys.executable, "-c", "from igmask.cli import main; main()", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches(command):
+    result = CliRunner().invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) > 6
+    for name in cli.app.commands[command].params:
+        if name.param_type_name == "option":
+            assert name.help, (command, name)
+
+
+def test_the_commands_are_the_steps():
+    steps = {"train", "index", "preflight", "prepare", "attribute", "mask", "evaluate"}
+    assert steps | {"tables", "examples", "curves", "explain"} == set(COMMANDS)
+
+
+def test_every_step_by_hand(here):
+    dataset = '{"source": "folder", "root": "photo\'s; of $HOME"}'
+    model = '{"source": "cli_net:net", "size": 20}'
+    files = ("images.npy", "scores.npy", "m.npy", "original.parquet", "keep.parquet")
+    for words in (
+        ("index", "--dataset", dataset, "-o", "index.parquet"),
+        ("preflight", "index.parquet", "--model", model, "-o", "found.json"),
+        ("prepare", "index.parquet", "--size", 20, "-o", "images.npy"),
+        ("attribute", "images.npy", "--model", model, "--n-steps", 3, "-o", "scores.npy"),
+        ("mask", "scores.npy", "-p", 50, "-o", "m.npy"),
+        ("evaluate", "images.npy", "--model", model, "-o", "original.parquet"),
+        ("evaluate", "images.npy", "--model", model, "--masks", "m.npy", "-o", "keep.parquet"),
+        ("tables", "original.parquet", "keep.parquet", "-o", "out"),
+        ("curves", "out/accuracy.csv", "-o", "out"),
+        ("examples", *files, "-o", "out"),
+    ):  # fmt: skip
+        done = igmask(*words, folder=here)
+        assert done.returncode == 0, done.stderr
+    assert "| cli_net:net" in (here / "out" / "table1.md").read_text()
+    assert (here / "out" / "keep-model.png").stat().st_size > 1000
+
+
+def test_explain_draws_one_image(here):
+    (here / "model.yaml").write_text("source: cli_net:net\nsize: 20\n")
+    image = next((here / "photo's; of $HOME").rglob("*.png"))
+    words = ("explain", image, "--model", "model.yaml", "-p", 50, "-p", 20, "-o", "out.png")
+    done = igmask(*words, "--n-steps", 3, folder=here)
+    assert done.returncode == 0, done.stderr
+    with Image.open(here / "out.png") as picture:
+        assert picture.size[0] > 400
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mask", "nothing.npy", "-p", "50", "-o", "m.npy"], "nothing.npy: not a whole .npy"),
+        (["index", "--dataset", '{"source": "folder"}', "-o", "i"], "root: missing"),
+        (["index", "--dataset", '{"sauce": 1}', "-o", "i"], "sauce: unknown key; did you mean"),
+        (["index", "--dataset", "nosuch.yaml", "-o", "i"], "no settings file 'nosuch.yaml'"),
+        (["index", "--dataset", "{a: [}", "-o", "i"], "error"),
+        (["explain", "x.png", "--model", "resnet5O", "-o", "o.png"], "no classifier 'resnet5O'"),
+    ],
+)
+def test_mistakes_are_one_message(here, words, message):
+    done = igmask(*words, folder=here)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_option_suggests(here):
+    done = igmask("mask", "x.npy", "--scor", "signed", "-o", "m.npy", folder=here)
+    assert done.returncode == 2
+    assert "--score" in done.stderr
+
+
+def test_the_log_takes_the_error(here):
+    igmask("--log", "logs/x.log", "mask", "nothing.npy", "-p", "50", "-o", "m", folder=here)
+    assert "nothing.npy: not a whole" in (here / "logs" / "x.log").read_text()
+
+
+def test_threads_are_set():
+    before = torch.get_num_threads()
+    cli._use_threads(None, None, 1)
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)

@@ -1,0 +1,149 @@
+"""Configurations: defaults, and every mistake named before anything runs."""
+
+import copy
+
+import pytest
+
+from igmask import config
+from igmask.errors import InputError
+
+MINIMAL = {
+    "dataset": {"source": "demo"},
+    "models": {"a": {"source": "m:f", "size": 32}},
+}
+
+
+def changed(path, value):
+    settings = copy.deepcopy(MINIMAL)
+    place = settings
+    *parents, last = path.split("/")
+    for key in parents:
+        place = place.setdefault(key, {})
+    place[last] = value
+    return settings
+
+
+def test_defaults_are_the_experiment_as_published():
+    study = config.parse(MINIMAL)
+    assert study.attribution == {
+        "of": "probability",
+        "target": "predicted",
+        "baseline": "black",
+        "blur_sigma": 10,
+        "n_baselines": 10,
+        "rule": "right",
+        "n_steps": 50,
+    }
+    assert study.squares == {"side": 3, "score": "positive"}
+    assert study.selection == {"by": "mass", "p": [90, 70, 50, 30]}
+    assert study.masking == {
+        "modes": ["keep", "drop"],
+        "fills": ["black"],
+        "controls": ["random"],
+    }
+    assert study.dataset.name == "demo"
+
+
+def test_defaults_are_filled_in_below_models_and_train():
+    study = config.parse(changed("models/a/train", {"epochs": 2}))
+    assert study.models["a"].train.epochs == 2
+    assert study.models["a"].train.batch_size == 64
+    assert study.models["a"].prefix == ""
+
+
+def test_settings_make_the_same_model_and_dataset_again():
+    study = config.parse(changed("models/a/train", {}))
+    for item, make in ((study.models["a"], config.model), (study.dataset, config.dataset)):
+        assert make(config.settings(item)) == item
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("modles", {}, "modles: unknown key; did you mean 'models'"),
+        ("models/a/wights", "x", "models.a.wights: unknown key; did you mean 'weights'"),
+        ("attribution/n_step", 5, "attribution.n_step: unknown key; did you mean 'n_steps'"),
+        ("attribution/n_steps", 0, "attribution.n_steps: 0 is less than the minimum"),
+        ("attribution/n_steps", "50", "attribution.n_steps: '50' is not of type 'integer'"),
+        ("attribution/rule", "simpson", "attribution.rule: 'simpson' is not one of"),
+        ("attribution/baseline", "nosuch.png", "attribution.baseline: there is no file"),
+        ("selection/p", [50, 0], "selection.p.1: 0 is less than or equal to the minimum"),
+        ("selection/p", [101], "selection.p.0: 101 is greater than the maximum"),
+        ("selection/p", [50, 50.0], "selection.p: 50 is there twice"),
+        ("selection/p", [12.345], "selection.p: 12.345 has more than two decimals"),
+        ("selection/p", [], "selection.p: .*"),
+        ("masking/fills", ["black", "black"], "masking.fills: .*non-unique"),
+        ("masking/modes", ["kepe"], "masking.modes.0: 'kepe' is not one of"),
+        ("models/b c", {"source": "m:f", "size": 8}, "'b c' may only have letters"),
+        ("models/a;rm", {"source": "m:f", "size": 8}, "'a;rm' may only have letters"),
+        ("models/a", {"size": 8}, "models.a.source: missing"),
+        ("models/a", {"source": "resnet18"}, "models.a.size: missing"),
+        ("models/a", {"source": "m:f", "size": 64, "resize": 32}, "resize: 32 is less than"),
+        ("models/a/weights", "no/such file.pth", "models.a.weights: there is no file"),
+        ("models", {}, "models: .*"),
+        ("dataset", {"source": "folder"}, "dataset.root: missing"),
+        ("dataset", {"source": "folder", "root": "no such"}, "dataset.root: there is no folder"),
+        ("dataset", {"source": "csv", "root": "."}, "dataset.labels: missing"),
+        ("dataset", {"source": "torchvision", "root": "."}, "dataset.class: missing"),
+        ("dataset/limit", 0, "dataset.limit: 0 is less"),
+        ("seed", -1, "seed: -1 is less"),
+        ("compute/device", "tpu", "compute.device: 'tpu' does not match"),
+    ],
+)
+def test_every_mistake_is_named(path, value, message):
+    with pytest.raises(InputError, match=message):
+        config.parse(changed(path, value))
+
+
+def test_all_mistakes_are_named_at_once():
+    settings = changed("attribution/n_steps", -1)
+    settings["sed"] = 3
+    settings["models"]["a"]["sizes"] = 3
+    with pytest.raises(InputError) as caught:
+        config.parse(settings)
+    message = str(caught.value)
+    assert all(key in message for key in ("n_steps", "sed", "models.a.sizes"))
+
+
+def test_training_needs_the_demo_and_no_weights(tmp_path):
+    settings = changed("models/a/train", {})
+    settings["dataset"] = {"source": "folder", "root": str(tmp_path)}
+    with pytest.raises(InputError, match=r"models\.a\.train: only the demo"):
+        config.parse(settings)
+    weights = tmp_path / "w.pth"
+    weights.touch()
+    settings = changed("models/a/train", {})
+    settings["models"]["a"]["weights"] = str(weights)
+    with pytest.raises(InputError, match="either train or weights"):
+        config.parse(settings)
+
+
+@pytest.mark.parametrize(
+    ("source", "weights", "kind"),
+    [
+        ("resnet18", None, "none"),
+        ("resnet18", "IMAGENET1K_V1", "torchvision"),
+        ("resnet18", "weights.pth", "file"),
+        ("m:f", "WEIGHTS", "file"),
+        ("m:f", "https://example.org/w.pth", "url"),
+    ],
+)
+def test_kinds_of_weights(source, weights, kind):
+    assert config.model({"source": source, "weights": weights}).weights_kind == kind
+
+
+def test_geometry_names_tell_geometries_apart():
+    names = {
+        config.Geometry(224, 256, "bilinear").name,
+        config.Geometry(224, 256, "bicubic").name,
+        config.Geometry(224, 232, "bilinear").name,
+        config.Geometry(224, None, "bilinear").name,
+        config.Geometry(299, 342, "bilinear").name,
+    }
+    assert len(names) == 5
+    assert config.Geometry(32, None, "bilinear").name == "32"
+
+
+@pytest.mark.parametrize(("p", "text"), [(50, "50"), (50.0, "50"), (12.5, "12.5"), (0.01, "0.01")])
+def test_percent_as_text(p, text):
+    assert config.percent(p) == text

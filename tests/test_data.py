@@ -1,0 +1,196 @@
+"""Datasets of every source → the same kind of index."""
+
+import json
+
+import numpy as np
+import pytest
+import torchvision.datasets
+from PIL import Image
+
+from igmask import config, demo
+from igmask.data import index, opener
+from igmask.errors import InputError
+
+HOSTILE = [
+    "plain.jpg",
+    "with space.jpg",
+    "semi;colon.jpg",
+    "quo'te\".JPG",
+    "ünï-çø∂é.png",
+    "$(x).bmp",
+]
+
+
+def paint(path, value=0, size=(8, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, value, value)).save(path)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    root = tmp_path / "my photos"
+    for folder in ("b class", "a'class", "c;class"):
+        for i, name in enumerate(HOSTILE):
+            paint(root / folder / name, value=i)
+    paint(root / "b class" / "deeper" / "x.png")
+    (root / "b class" / "notes.txt").write_text("no image")
+    return root
+
+
+def test_folders_are_indexed_as_torchvisions_image_folder(tree):
+    records, classes = index(config.dataset({"source": "folder", "root": str(tree)}))
+    expected = torchvision.datasets.ImageFolder(tree)
+    assert classes == expected.classes
+    assert records["path"].tolist() == [path for path, _ in expected.samples]
+    assert records["label"].tolist() == expected.targets
+    assert records["name"].is_unique
+    assert records["position"].tolist() == list(range(len(records)))
+
+
+def test_limit_takes_the_first_of_each_class_and_keeps_positions(tree):
+    dataset = {"source": "folder", "root": str(tree), "limit": 2}
+    records, _ = index(config.dataset(dataset))
+    assert records["label"].tolist() == [0, 0, 1, 1, 2, 2]
+    whole, _ = index(config.dataset(dataset | {"limit": None}))
+    assert whole.loc[records["position"], "name"].tolist() == records["name"].tolist()
+
+
+@pytest.mark.parametrize("kind", ["txt", "list", "keras", "mapping"])
+def test_a_class_list_maps_folders_to_the_networks_indices(tree, tmp_path, kind):
+    names = ["zero", "a'class", "two", "b class", "c;class"]
+    path = tmp_path / ("classes.txt" if kind == "txt" else "classes.json")
+    content = {
+        "txt": "\n".join(f"{n.replace(' ', '_')} some words" for n in names),
+        "list": json.dumps(names),
+        "keras": json.dumps({str(i): [n, "words"] for i, n in enumerate(names)}),
+        "mapping": json.dumps({n: i for i, n in enumerate(names)}),
+    }[kind]
+    path.write_text(content)
+    if kind == "txt":  # a name is a word there
+        (tree / "b class").rename(tree / "b_class")
+    dataset = {"source": "folder", "root": str(tree), "classes": str(path)}
+    records, classes = index(config.dataset(dataset))
+    assert sorted(set(records["label"])) == [1, 3, 4]
+    assert classes[1] == "a'class"
+
+
+def test_unlisted_and_empty_class_folders_are_named(tree, tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("a'class\nc;class\n")
+    dataset = {"source": "folder", "root": str(tree)}
+    with pytest.raises(InputError, match=r"'b class'.*not in"):
+        index(config.dataset(dataset | {"classes": str(path)}))
+    (tree / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: no images in this class folder"):
+        index(config.dataset(dataset))
+
+
+def test_missing_root_and_no_folders_are_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere: there is no such folder"):
+        index(config.dataset({"source": "folder", "root": str(tmp_path / "nowhere")}))
+    with pytest.raises(InputError, match="no class folders"):
+        index(config.dataset({"source": "folder", "root": str(tmp_path)}))
+
+
+@pytest.fixture
+def flat(tmp_path):
+    for i in range(4):
+        paint(tmp_path / "val" / f"ILSVRC_{i}.JPEG", value=i)
+    return tmp_path
+
+
+def csv_dataset(flat, text, **more):
+    (flat / "labels.csv").write_text(text)
+    settings = {"source": "csv", "root": str(flat / "val"), "labels": str(flat / "labels.csv")}
+    return config.dataset(settings | more)
+
+
+def test_a_flat_folder_with_numbers(flat):
+    text = "file,label\nILSVRC_2.JPEG,7\nILSVRC_0.JPEG,3\n"
+    records, _ = index(csv_dataset(flat, text))
+    assert records["name"].tolist() == ["ILSVRC_2.JPEG", "ILSVRC_0.JPEG"]
+    assert records["label"].tolist() == [7, 3]
+
+
+def test_a_flat_folder_with_the_columns_of_imagenets_solution_file(flat):
+    (flat / "wnids.txt").write_text("n01440764 tench\nn01443537 goldfish\n")
+    text = "ImageId,PredictionString\nILSVRC_1,n01443537 10 20 30 40 n01443537 1 2 3 4\n"
+    dataset = csv_dataset(
+        flat,
+        text,
+        columns=["ImageId", "PredictionString"],
+        classes=str(flat / "wnids.txt"),
+    )
+    records, classes = index(dataset)
+    assert records["name"].tolist() == ["ILSVRC_1.JPEG"]
+    assert records["label"].tolist() == [1]
+    assert classes == ["n01440764", "n01443537"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,label\nx,1\n", r"no column \['file'\]; it has \['image', 'label'\]"),
+        ("file,label\nILSVRC_9.JPEG,1\n", r"line 2: no image 'ILSVRC_9.JPEG'"),
+        ("file,label\nILSVRC_1,1\nILSVRC_2,cat\n", r"line 3: the label 'cat'"),
+        ("file,label\nILSVRC_1,1\nILSVRC_2,\n", r"line 3: the label ''"),
+        ("file,label\nILSVRC_1,1\nILSVRC_1.JPEG,1\n", "there twice"),
+        ("file,label\n", "no images"),
+    ],
+)
+def test_bad_tables_are_named(flat, text, message):
+    with pytest.raises(InputError, match=message):
+        index(csv_dataset(flat, text))
+
+
+def test_torchvision_dataset_images_and_labels(monkeypatch):
+    class Drawn:
+        classes = ("x", "y")
+
+        def __init__(self, root, train=True, download=False):
+            assert (root, train, download) == ("there", False, True)
+            self.targets = [1, 0, 1]
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            return Image.new("L", (9, 9), i), self.targets[i]
+
+    monkeypatch.setattr(torchvision.datasets, "Drawn", Drawn, raising=False)
+    dataset = config.dataset(
+        {
+            "source": "torchvision",
+            "class": "Drawn",
+            "root": "there",
+            "arguments": {"train": False},
+            "download": True,
+            "limit": 1,
+        }
+    )
+    records, classes = index(dataset)
+    assert records["label"].tolist() == [1, 0]
+    assert classes == ["x", "y"]
+    open_image = opener(dataset, seed=0)
+    pixels = [np.asarray(open_image(r))[0, 0].tolist() for r in records.itertuples()]
+    assert pixels == [[0, 0, 0], [1, 1, 1]]
+
+
+def test_unknown_torchvision_classes_and_missing_data_are_named(tmp_path):
+    settings = {"source": "torchvision", "root": str(tmp_path)}
+    with pytest.raises(InputError, match="no 'CIFAR1000'"):
+        index(config.dataset(settings | {"class": "CIFAR1000"}))
+    with pytest.raises(InputError, match=r"CIFAR10.*not found"):
+        index(config.dataset(settings | {"class": "CIFAR10"}))
+
+
+def test_the_demo_is_balanced_and_drawn_alike_in_every_shard():
+    dataset = config.dataset({"source": "demo", "n_images": 30})
+    records, classes = index(dataset)
+    assert classes == list(demo.CLASSES)
+    assert records["label"].value_counts().unique().tolist() == [3]
+    open_image = opener(dataset, seed=4)
+    backwards = [np.asarray(open_image(r)) for r in records[::-1].itertuples()]
+    forwards = [np.asarray(open_image(r)) for r in records.itertuples()]
+    assert all((a == b).all() for a, b in zip(forwards, backwards[::-1], strict=True))
+    assert (forwards[0] != np.asarray(opener(dataset, seed=5)(next(records.itertuples())))).any()

@@ -1,0 +1,372 @@
+"""Figures: which appear, what they depend on, and names and data that are out of the ordinary."""
+
+import struct
+from io import StringIO
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib import image as png
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from igmask import arrays, curves, drawing, examples
+from igmask.curves import write_curves
+from igmask.drawing import draw_explanation
+from igmask.errors import InputError
+from igmask.examples import spread, write_examples
+from igmask.kernels import grid, pack, select
+
+N, SIZE, SIDE = 12, 8, 3
+CLASSES = ["cat", "dog", "bird"]
+INDEX = pd.DataFrame(
+    {"name": [f"{i:02}.png" for i in range(N)], "label": np.arange(N) % 4, "position": range(N)}
+)
+
+
+def write(path: Path, values: np.ndarray, records: pd.DataFrame, **settings) -> Path:
+    with arrays.writing(path, values.dtype, values.shape[1:]) as writer:
+        writer.append(values)
+    arrays.write_records(arrays.records_of(path), records.reset_index(drop=True), settings)
+    return path
+
+
+def study(
+    folder: Path,
+    *,
+    modes: tuple[str, ...] = ("keep", "drop"),
+    ps: tuple[float, ...] = (90.0, 50.0),
+    fills: tuple[str, ...] = ("black",),
+    classes: tuple[str, ...] = tuple(CLASSES),
+    shards: tuple[int, ...] = (0, 5, N),
+    seed: int = 0,
+) -> list[Path]:
+    """The files of a study of one model, its images and scores in two shards."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (N, SIZE, SIZE, 3), dtype=np.uint8)
+    parts = rng.random((N, 2, *grid(SIZE, SIZE, SIDE)), dtype=np.float32)
+    common = {"classes": list(classes), "model": {"mean": [0.5, 0.4, 0.3]}, "side": SIDE}
+    files = []
+    for start, end in pairwise(shards):
+        part, records = slice(start, end), INDEX[start:end]
+        files += [
+            write(folder / f"i{start}.npy", images[part], records, step="prepare", **common),
+            write(
+                folder / f"s{start}.npy",
+                parts[part],
+                records.assign(target=1, predicted=1),
+                step="attribute",
+                **common,
+            ),
+        ]
+    for p in ps:
+        mask = select(torch.from_numpy(parts[:, 0]), p)
+        made_by = common | {"step": "mask", "p": p, "grid": list(mask.shape[1:])}
+        files.append(write(folder / f"m{p}.npy", pack(mask).numpy(), INDEX, **made_by))
+    said = INDEX[["name", "label"]].assign(
+        predicted=1, correct=INDEX["label"] == 1, probability_predicted=0.25, area_kept=0.4
+    )
+    masked = pd.concat([said.assign(mask=kind) for kind in ("selection", "random")])
+    conditions = [("original", None, None)]
+    conditions += [(mode, p, fill) for fill in fills for mode in modes for p in ps]
+    for mode, p, fill in conditions:
+        path = folder / f"{mode}-{p}-{fill}.parquet"
+        made_by = common | {"step": "evaluate", "mode": mode}
+        made_by |= {} if p is None else {"p": p, "fill": fill}
+        arrays.write_records(path, said.assign(mask="none") if p is None else masked, made_by)
+        files.append(path)
+    return files
+
+
+def draw(files: list[Path], output: Path, n_images: int = 2) -> dict[str, bytes]:
+    """The kinds of pictures written for a model called net, and their bytes."""
+    write_examples(files, output=output, model_name="net", n_images=n_images)
+    return {path.stem.removesuffix("-net"): path.read_bytes() for path in output.iterdir()}
+
+
+def inches(data: bytes) -> tuple[float, float]:
+    """Width and height that the header of a PNG declares, at the 200 dots an inch of figures."""
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", data[16:24])
+    return width / 200, height / 200
+
+
+def test_a_study_with_both_modes_has_four_pictures(tmp_path):
+    pictures = draw(study(tmp_path), tmp_path / "out")
+    assert pictures.keys() == {"attributions", "keep", "drop", "keep-drop"}
+    for data in pictures.values():
+        width, height = inches(data)
+        assert 3 < width < 8
+        assert 3 < height < 6
+
+
+@pytest.mark.parametrize(("modes", "expected"), [(("keep",), {"keep"}), (("drop",), {"drop"})])
+def test_a_missing_mode_leaves_its_pictures_out(tmp_path, modes, expected):
+    pictures = draw(study(tmp_path, modes=modes), tmp_path / "out")
+    assert pictures.keys() == {"attributions"} | expected
+
+
+def test_without_masks_the_attributions_remain(tmp_path):
+    assert draw(study(tmp_path, modes=(), ps=()), tmp_path / "out").keys() == {"attributions"}
+
+
+def test_one_image_and_one_p(tmp_path):
+    pictures = draw(study(tmp_path, ps=(12.5,)), tmp_path / "out", n_images=1)
+    assert len(pictures) == 4
+    assert all(inches(data)[1] < 3 for data in pictures.values())
+
+
+def test_more_images_than_there_are(tmp_path):
+    files = study(tmp_path, modes=(), ps=())
+    assert draw(files, tmp_path / "all", N) == draw(files, tmp_path / "more", N + 5)
+
+
+def test_the_same_files_make_the_same_bytes_in_any_shards(tmp_path):
+    files = study(tmp_path / "two")
+    first = draw(files, tmp_path / "first")
+    assert draw(files, tmp_path / "again") == first
+    assert draw(study(tmp_path / "one", shards=(0, N)), tmp_path / "whole") == first
+
+
+def test_arrays_may_come_with_their_records(tmp_path):
+    files = study(tmp_path, modes=("keep",), ps=(50.0,))
+    both = files + [arrays.records_of(file) for file in files]
+    assert draw(both, tmp_path / "both") == draw(files, tmp_path / "arrays")
+
+
+def test_pictures_depend_on_what_they_show(tmp_path):
+    files = study(tmp_path)
+    before = draw(files, tmp_path / "before")
+    bits = tmp_path / "m50.0.npy"
+    records, made_by = arrays.read_records(arrays.records_of(bits))
+    write(bits, ~np.array(arrays.read_array(bits)) & 1, records, **made_by)
+    after = draw(files, tmp_path / "after")
+    assert all(before[kind] != after[kind] for kind in before)
+
+    scores = tmp_path / "s0.npy"
+    records, made_by = arrays.read_records(arrays.records_of(scores))
+    write(scores, np.array(arrays.read_array(scores))[:, ::-1], records, **made_by)
+    turned = draw(files, tmp_path / "turned")
+    assert [kind for kind in after if after[kind] != turned[kind]] == ["attributions"]
+
+
+def test_masked_pixels_are_black_where_the_first_fill_says_so(tmp_path):
+    def n_pixels(fills: tuple[str, ...], colour: tuple[float, ...]) -> int:
+        folder = tmp_path / "-".join(fills)
+        draw(study(folder, modes=("drop",), ps=(90.0,), fills=fills), folder / "out")
+        pixels = png.imread(folder / "out" / "drop-net.png")[..., :3]
+        return int((np.abs(pixels - colour) < 0.003).all(axis=-1).sum())
+
+    black, mean = (0.0, 0.0, 0.0), (0.5, 0.4, 0.3)
+    square = (1.2 * 200 * SIDE / SIZE) ** 2  # dots, a little less than drawn
+    assert n_pixels(("black", "mean"), black) > 5 * square
+    assert n_pixels(("black", "mean"), mean) < square / 10
+    assert n_pixels(("mean", "black"), mean) > 5 * square
+
+
+CLASS_NAMES = {
+    "missing": (),
+    "long": ("cat", "a dog's name that is far too long " * 3),
+    "accents": ("cat", "Σκύλος, été"),
+    "no glyph": ("cat", "猫\U00012000"),
+    "no formula": ("cat", "$5_{ bill$"),
+    "empty": ("cat", ""),
+}
+
+
+@pytest.mark.parametrize("classes", CLASS_NAMES.values(), ids=CLASS_NAMES)
+def test_class_names(tmp_path, classes):
+    plain = draw(study(tmp_path / "plain", modes=()), tmp_path / "plain" / "out")
+    named = draw(study(tmp_path / "named", modes=(), classes=classes), tmp_path / "named" / "out")
+    assert named["attributions"] != plain["attributions"]
+
+
+def test_conditions_stand_in_the_order_of_p(tmp_path):
+    files = study(tmp_path, ps=(12.5, 90.0, 50.0))
+    columns = examples._condition_columns(examples._read_examples(files, 2))
+    assert list(columns["keep"]) == [90.0, 50.0, 12.5]
+    assert columns["drop"][12.5].title == "drop 12.5 %\n40 % of the area"
+    assert columns["drop"][12.5].captions == ["✓ dog\n25 %", "✗ dog\n25 %"]
+
+
+def test_only_the_selection_is_masked(tmp_path):
+    files = study(tmp_path)
+    found = examples._read_examples(files, N)
+    positive, negative = arrays.read_array(tmp_path / "s0.npy")[0, :, 0, 0]
+    assert found.attribution[0, 0, :SIDE].tolist() == [positive - negative] * SIDE
+    columns = examples._condition_columns(found)
+    original, keep, drop = (columns[mode] for mode in ("original", "keep", "drop"))
+    assert (keep[90.0].pictures + drop[90.0].pictures == original[100.0].pictures).all()
+    kept = keep[50.0].pictures.any(axis=-1)
+    assert (kept == found.masks[50.0].numpy()).mean() > 0.99  # a black pixel may be kept
+
+
+def test_long_lines_are_cut_short_each():
+    assert drawing.fit_text("12345\n123456\n1234 6", 5) == "12345\n1234…\n1234…"
+
+
+def test_chosen_images_are_spread_over_the_classes():
+    labels = np.arange(100) % 10
+    for n_images in (1, 5, 10):
+        chosen = spread(labels, n_images)
+        assert len(set(labels[chosen])) == len(set(chosen)) == n_images
+    assert sorted(spread(labels, 1000)) == list(range(100))
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path):
+    files = study(tmp_path)
+    with pytest.raises(InputError, match="not all shards"):
+        draw([file for file in files if file.name != "s5.npy"], tmp_path / "out")
+    with pytest.raises(InputError, match="igmask attribute"):
+        draw([file for file in files if not file.name.startswith("s")], tmp_path / "out")
+    with pytest.raises(InputError, match="original"):
+        draw([file for file in files if "original" not in file.name], tmp_path / "out")
+    with pytest.raises(InputError, match="p = 90"):
+        draw([file for file in files if file.name != "m90.0.npy"], tmp_path / "out")
+    records, made_by = arrays.read_records(tmp_path / "drop-50.0-black.parquet")
+    records["name"] += "?"
+    arrays.write_records(tmp_path / "drop-50.0-black.parquet", records, made_by)
+    with pytest.raises(InputError, match=r"drop-50.0-black.parquet: records of other images"):
+        draw(files, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_explanation_shows_images_and_attributions(tmp_path):
+    rng = np.random.default_rng(0)
+    image, attribution = rng.random((20, 20, 3)), rng.normal(size=(7, 7))
+    panels = [("original", image, "✓ cat"), ("attribution", attribution, ""), ("kept", image, "✗")]
+    draw_explanation(tmp_path / "three.png", panels, title="cat.jpg")
+    draw_explanation(tmp_path / "one.png", panels[:1], title="cat.jpg")
+    three, one = ((tmp_path / f"{name}.png").read_bytes() for name in ("three", "one"))
+    assert inches(three)[0] > 2.5 * inches(one)[0] > 5
+
+    panels[0] = ("original", (255 * image).round().astype(np.uint8), "✓ cat")
+    draw_explanation(tmp_path / "uint8.png", panels, title="cat.jpg")
+    difference = png.imread(tmp_path / "uint8.png") - png.imread(tmp_path / "three.png")
+    assert np.abs(difference).max() < 0.01
+
+
+def test_a_heat_map_is_red_for_blue_against_and_white_at_zero(tmp_path):
+    draw_explanation(tmp_path / "e.png", [("", np.array([[9.0, 0.0, -9.0]]), "")], title="")
+    pixels = png.imread(tmp_path / "e.png")[..., :3]
+    row = pixels[np.argmin(pixels.sum(axis=(1, 2)))]  # the darkest row crosses the three squares
+    n = len(row)
+    red, white, blue = row[n // 5], row[n // 2], row[-n // 5]
+    assert red[0] > 2 * red[2]
+    assert blue[2] > 2 * blue[0]
+    assert white.min() > 0.9
+
+
+def test_a_verdict_is_coloured(tmp_path):
+    def has(colour: str, caption: str) -> bool:
+        draw_explanation(tmp_path / "e.png", [("", np.ones((4, 4, 3)), caption)], title="")
+        pixels = png.imread(tmp_path / "e.png")[..., :3]
+        return bool((np.abs(pixels - to_rgb(colour)) < 0.01).all(axis=-1).any())
+
+    green, red = "#00734F", "#C04000"
+    assert has(green, "✓ cat")
+    assert has(red, "✗ cat")
+    assert not has(green, "cat ✓")
+    assert not has(red, "✓ cat")
+
+
+def test_an_attribution_of_zeros_is_drawn(tmp_path):
+    draw_explanation(tmp_path / "e.png", [("", np.zeros((4, 4)), "")], title="")
+    assert inches((tmp_path / "e.png").read_bytes())[0] > 2
+
+
+ACCURACY = """\
+model,mode,p,fill,n,top1,ci_low,ci_high,area_kept,random_top1
+a,original,,,100,80,75,85,100,
+a,keep,90,black,100,60,55,65,60,30
+a,keep,50,black,100,40,35,45,20,20
+a,drop,90,black,100,20,15,25,40,25
+a,drop,50,black,100,50,45,55,80,45
+"""
+
+
+def plot(folder: Path, text: str) -> dict[str, bytes]:
+    folder.mkdir()
+    (folder / "accuracy.csv").write_text(text, encoding="utf-8")
+    write_curves(folder / "accuracy.csv", output=folder / "out")
+    return {path.stem: path.read_bytes() for path in (folder / "out").iterdir()}
+
+
+def test_curves_depend_on_the_numbers_only(tmp_path):
+    first = plot(tmp_path / "first", ACCURACY)
+    assert first.keys() == {"accuracy-p", "accuracy-area"}
+    assert all(3 < inches(data)[0] < 8 for data in first.values())
+    assert plot(tmp_path / "again", ACCURACY) == first
+    for number, (old, new) in enumerate(
+        [("60,55", "63,55"), (",55,65", ",50,65"), ("60,30", "60,33"), ("100,80", "100,88")]
+    ):
+        other = plot(tmp_path / str(number), ACCURACY.replace(old, new, 1))
+        assert all(other[kind] != first[kind] for kind in first)
+
+
+def test_a_curve_has_points_and_intervals():
+    table = pd.read_csv(StringIO(ACCURACY))
+    axes = Figure().subplots()
+    curves._draw_curve(axes, table[table["mode"] == "keep"], "area_kept", "black", "o")
+    points, *_, random = axes.lines
+    assert points.get_xydata().tolist() == [[20, 40], [60, 60]]
+    assert random.get_xydata().tolist() == [[20, 20], [60, 30]]
+    bars = axes.collections[0].get_segments()
+    assert [bar.tolist() for bar in bars] == [[[20, 35], [20, 45]], [[60, 55], [60, 65]]]
+
+
+def rows(accuracy: str, **changes: str) -> str:
+    """The rows of the table, below its heading, with some words replaced."""
+    text = accuracy.split("\n", 1)[1]
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    return text
+
+
+def test_every_fill_has_panels(tmp_path):
+    one, two = plot(tmp_path / "1", ACCURACY), ACCURACY + rows(ACCURACY, black="mean")
+    two = plot(tmp_path / "2", two.replace("a,original,,,100,80,75,85,100,\n", "", 1))
+    assert inches(two["accuracy-p"])[1] > 1.5 * inches(one["accuracy-p"])[1]
+    assert inches(two["accuracy-area"])[0] > 1.5 * inches(one["accuracy-area"])[0]
+
+
+def test_many_models_with_names_like_numbers_or_nothing(tmp_path):
+    names = ["1", "1.0", "NA", "None", "$x$ y$", "ζ", "m7"]
+    models = "".join(rows(ACCURACY).replace("a,", f"{name},") for name in names)
+    pictures = plot(tmp_path / "many", ACCURACY + models)
+    assert inches(pictures["accuracy-area"])[1] > 6  # three rows of panels
+    without = ACCURACY + models.replace("NA,", "nan,")
+    assert plot(tmp_path / "other", without)["accuracy-p"] != pictures["accuracy-p"]
+
+
+def test_one_mode_one_p_no_control_no_original(tmp_path):
+    head, _, keep, *_ = ACCURACY.splitlines()
+    pictures = plot(tmp_path / "one", f"{head}\n{keep.removesuffix('30')}\n")
+    with_control = plot(tmp_path / "control", f"{head}\n{keep}\n")
+    assert all(pictures[kind] != with_control[kind] for kind in pictures)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (ACCURACY.splitlines()[0], "no masked images"),
+        ("\n".join(ACCURACY.splitlines()[:2]), "no masked images"),
+        ("", "not an accuracy.csv"),
+        ("x,y\n1,2\n", "not an accuracy.csv"),
+    ],
+)
+def test_a_table_without_curves_is_refused(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        plot(tmp_path / "bad", text)
+
+
+def test_drawing_leaves_no_trace(tmp_path):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    plot(tmp_path / "a", ACCURACY)
+    assert dict(matplotlib.rcParams) == before
+    assert not [path for path in (tmp_path / "a" / "out").iterdir() if path.suffix != ".png"]

@@ -1,0 +1,273 @@
+"""The steps on files: prepare → attribute → mask → evaluate, on a small tree of images."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from igmask import arrays, config, models
+from igmask.attribute import write_scores
+from igmask.errors import InputError
+from igmask.evaluate import evaluate
+from igmask.ig import integrated_gradients
+from igmask.kernels import occlude, select, square_scores, unpack
+from igmask.masks import write_masks
+from igmask.preflight import preflight
+from igmask.prepare import prepare, write_index
+
+SIZE, N_IMAGES = 16, 21
+ATTRIBUTION = config.parse(
+    {"dataset": {"source": "demo"}, "models": {"a": {"source": "m:f", "size": 8}}}
+).attribution | {"n_steps": 6}
+
+NETWORK = """
+import torch
+from torch import nn
+
+def conv(classes=3, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten()
+        return nn.Sequential(*layers, nn.Linear(72, classes))
+
+class Broken(nn.Module):
+    def forward(self, x):
+        return torch.sqrt(x.mean((2, 3)) - x.mean((2, 3)))  # the gradient at zero is not finite
+"""
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A working directory with images and a network."""
+    rng = np.random.default_rng(0)
+    for i in range(N_IMAGES):
+        folder = tmp_path / "images" / ("cat", "dog", "emu")[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (20, 18, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    (tmp_path / "steps_net.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def network(**settings):
+    return config.model({"source": "steps_net:conv", "size": SIZE, **settings})
+
+
+def run(folder, *, shards=1, on_bad_image="error", attribution=ATTRIBUTION, model=None):
+    """Run all steps below a folder; return its paths of images, scores and masks."""
+    model = model or network()
+    folder.mkdir()
+    write_index({"source": "folder", "root": "images"}, folder / "index.parquet", seed=0)
+    images = [folder / f"images-{i + 1}-of-{shards}.npy" for i in range(shards)]
+    scores = [folder / f"scores-{i + 1}-of-{shards}.npy" for i in range(shards)]
+    for i, (image_path, score_path) in enumerate(zip(images, scores, strict=True)):
+        prepare(
+            folder / "index.parquet",
+            image_path,
+            geometry=config.Geometry(SIZE, None, "bilinear"),
+            shard=f"{i + 1}-of-{shards}",
+            on_bad_image=on_bad_image,
+        )
+        write_scores(
+            image_path,
+            score_path,
+            model=model,
+            attribution=attribution,
+            side=3,
+            seed=0,
+            batch_size=32,
+            device="cpu",
+        )
+    masks = folder / "50.npy"
+    write_masks(scores, masks, p=50, by="mass", score="positive")
+    for mode in ("keep", "drop"):
+        evaluate(images, folder / f"{mode}.parquet", model=model, masks=masks, mode=mode)
+    evaluate(images, folder / "original.parquet", model=model)
+    return images, scores, masks
+
+
+def pixels_of(paths):
+    return models.pixels(np.concatenate([arrays.read_array(path) for path in paths]))
+
+
+def test_prepared_images_are_the_files_pixels(study):
+    images, _, _ = run(study / "out")
+    found = arrays.read_array(images[0])
+    records, made_by = arrays.read_records(arrays.records_of(images[0]))
+    assert found.shape == (N_IMAGES, SIZE, SIZE, 3)
+    for row, name in enumerate(records["name"]):
+        whole = np.asarray(Image.open(study / "images" / name))
+        np.testing.assert_array_equal(found[row], whole[2:18, 1:17])
+    assert made_by["classes"] == ["cat", "dog", "emu"]
+    assert made_by["geometry"] == {"size": SIZE, "resize": None, "interpolation": "bilinear"}
+
+
+def test_scores_and_masks_are_those_of_the_functions(study):
+    images, scores, masks = run(study / "out")
+    net = models.load(network())
+    found = integrated_gradients(net, pixels_of(images), n_steps=6)
+    expected = square_scores(found.values)
+    parts = torch.from_numpy(np.array(arrays.read_array(scores[0])))
+    torch.testing.assert_close(parts[:, 0], expected, rtol=1e-4, atol=1e-7)
+    bits = torch.from_numpy(np.array(arrays.read_array(masks)))
+    assert unpack(bits, (6, 6)).equal(select(parts[:, 0], 50))
+    records, made_by = arrays.read_records(arrays.records_of(scores[0]))
+    assert records["predicted"].tolist() == found.predicted.tolist()
+    np.testing.assert_allclose(
+        records["completeness"], found.completeness.numpy(), rtol=1e-3, atol=1e-6
+    )
+    assert made_by["attribution"]["n_steps"] == 6
+    assert made_by["model"]["source"] == "steps_net:conv"
+
+
+@pytest.mark.parametrize("mode", ["keep", "drop"])
+def test_records_are_the_networks_predictions_of_masked_images(study, mode):
+    images, _, masks = run(study / "out")
+    net = models.load(network())
+    mask = unpack(torch.from_numpy(np.array(arrays.read_array(masks))), (6, 6))
+    originals = pixels_of(images)
+    masked = occlude(originals, mask if mode == "keep" else ~mask)
+    probabilities = net(masked).softmax(1)
+    first = net(originals).argmax(1)
+
+    records, made_by = arrays.read_records(study / "out" / f"{mode}.parquet")
+    chosen = records[records["mask"] == "selection"]
+    assert len(records) == 2 * N_IMAGES
+    assert chosen["predicted"].tolist() == probabilities.argmax(1).tolist()
+    label = torch.tensor(chosen["label"].tolist())
+    assert chosen["correct"].tolist() == (probabilities.argmax(1) == label).tolist()
+    rows = torch.arange(N_IMAGES)
+    columns = {
+        "probability_predicted": probabilities.argmax(1),
+        "probability_label": label,
+        "probability_original": first,
+    }
+    for column, classes in columns.items():
+        expected = probabilities[rows, classes].numpy()
+        np.testing.assert_allclose(chosen[column], expected, rtol=1e-4)
+    area = (masked != 0).any(1).double().mean((1, 2))  # no black pixels in these images
+    np.testing.assert_allclose(chosen["area_kept"], area, atol=0.02)
+    assert (made_by["mode"], made_by["p"], made_by["fill"]) == (mode, 50, "black")
+
+
+def test_the_random_control_has_as_many_squares(study):
+    run(study / "out")
+    records, _ = arrays.read_records(study / "out" / "keep.parquet")
+    selection, random = (
+        records[records["mask"] == kind].reset_index() for kind in ("selection", "random")
+    )
+    assert (selection["name"] == random["name"]).all()
+    assert np.abs(selection["area_kept"] - random["area_kept"]).max() < 0.15  # partial squares
+    assert (selection["probability_label"] != random["probability_label"]).any()
+
+
+@pytest.mark.parametrize("baseline", ["black", "uniform"])
+def test_masks_and_predictions_do_not_depend_on_shards(study, baseline):
+    attribution = ATTRIBUTION | {"baseline": baseline, "n_baselines": 2}
+    whole = run(study / "one", attribution=attribution)
+    expected = {mode: arrays.read_records(study / "one" / f"{mode}.parquet")[0] for mode in MODES}
+    for shards in (4, 17):
+        folder = study / f"{shards}"
+        images, scores, masks = run(folder, shards=shards, attribution=attribution)
+        for one, many in ((whole[0], images), (whole[1], scores), (whole[2:], [masks])):
+            joined = np.concatenate([arrays.read_array(path) for path in many])
+            assert joined.tobytes() == arrays.read_array(one[0]).tobytes()
+        for mode in MODES:
+            found, _ = arrays.read_records(folder / f"{mode}.parquet")
+            order = ["mask", "name"]
+            pd.testing.assert_frame_equal(
+                found.sort_values(order, ignore_index=True),
+                expected[mode].sort_values(order, ignore_index=True),
+                check_exact=True,
+            )
+
+
+MODES = ("original", "keep", "drop")
+
+
+def test_bad_images_are_all_named_and_nothing_is_written(study):
+    (study / "images" / "cat" / "a text;.jpg").write_text("no image")
+    truncated = study / "images" / "dog" / "01.png"
+    truncated.write_bytes(truncated.read_bytes()[:200])
+    Image.new("RGB", (10, 10)).save(study / "images" / "emu" / "small.png")
+    with pytest.raises(InputError) as caught:
+        run(study / "out")
+    message = str(caught.value)
+    assert message.startswith("3 of 23 images cannot be used")
+    for name in ("a text;.jpg", "01.png", "small.png", "on_bad_image"):
+        assert name in message
+    assert [path.name for path in (study / "out").iterdir()] == ["index.parquet"]
+
+
+def test_skipped_images_are_left_out_and_listed(study):
+    bad = study / "images" / "cat" / "00.png"
+    bad.write_text("no image")
+    images, _, masks = run(study / "out", shards=3, on_bad_image="skip")
+    assert len(pixels_of(images)) == len(arrays.read_array(masks)) == N_IMAGES - 1
+    records, made_by = arrays.read_records(study / "out" / "keep.parquet")
+    assert "cat/00.png" not in set(records["name"])
+    assert [name for name, _ in made_by["skipped"]] == ["cat/00.png"]
+
+
+def test_a_shard_of_bad_images_only_is_an_error(study):
+    for path in (study / "images").glob("*/*.png"):
+        path.write_text("no image")
+    with pytest.raises(InputError, match="no usable image"):
+        run(study / "out", on_bad_image="skip")
+
+
+def test_more_shards_than_images_is_an_error(study):
+    with pytest.raises(InputError, match="use fewer shards"):
+        run(study / "out", shards=22)
+
+
+def test_labels_outside_the_model_are_named_before_any_work(study):
+    index = study / "index.parquet"
+    write_index({"source": "folder", "root": "images"}, index, seed=0)
+    with pytest.raises(InputError, match=r"7 labels are outside.*0 … 1.*'emu/02.png': 2"):
+        preflight(index, study / "x.json", model=network(arguments={"classes": 2}))
+    assert not (study / "x.json").exists()
+    preflight(index, study / "x.json", model=network(arguments={"classes": 5}))
+    found = json.loads((study / "x.json").read_text())
+    assert found["n_classes"] == 5
+    assert found["class_names"] == ["cat", "dog", "emu"]
+
+
+def test_attributions_that_are_not_finite_name_the_images(study):
+    model = config.model({"source": "steps_net:Broken", "size": SIZE})
+    with pytest.raises(InputError, match=r"NaN or infinite attributions of the images \['cat/00"):
+        run(study / "out", model=model)
+    assert not list((study / "out").glob("scores*"))
+
+
+def test_masks_of_other_images_are_refused(study):
+    _, _, masks = run(study / "out")
+    (study / "images" / "cat" / "00.png").unlink()
+    fewer, _, _ = run(study / "fewer")
+    with pytest.raises(InputError, match="belong to other images"):
+        evaluate(fewer, study / "x.parquet", model=network(), masks=masks)
+
+
+@pytest.mark.parametrize("baseline", ["white", "mean", "blur", "file.png"])
+def test_every_baseline_runs_and_differs_from_black(study, baseline):
+    Image.new("RGB", (30, 30), (200, 30, 90)).save("file.png")
+    run(study / "black")
+    attribution = ATTRIBUTION | {"baseline": baseline}
+    run(study / "other", attribution=attribution, model=network(mean=[0.4, 0.5, 0.6]))
+    black, other = (
+        arrays.read_array(study / folder / "scores-1-of-1.npy") for folder in ("black", "other")
+    )
+    assert black.shape == other.shape
+    assert not np.allclose(black, other)
+
+
+def test_the_label_can_be_the_target(study):
+    run(study / "out", attribution=ATTRIBUTION | {"target": "label"})
+    records, _ = arrays.read_records(study / "out" / "scores-1-of-1.parquet")
+    assert records["target"].tolist() == records["label"].tolist()
+    assert records["target"].tolist() != records["predicted"].tolist()

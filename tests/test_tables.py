@@ -1,0 +1,175 @@
+"""Tables against counts by hand and SciPy's intervals."""
+
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pandas as pd
+import pytest
+import torchvision.models
+from scipy.stats import binomtest
+
+from igmask import arrays, config
+from igmask.published import N_IMAGES, published_top1
+from igmask.tables import collect, widen, wilson, write_tables
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (804, 1000), (1, 3), (25_000, 50_000)])
+def test_wilson_equals_scipy(k, n):
+    expected = binomtest(k, n).proportion_ci(0.95, method="wilson")
+    assert wilson(k, n) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
+
+
+MODEL = config.settings(config.model({"source": "resnet50", "weights": "IMAGENET1K_V1"}))
+
+
+def write(folder, name, mode, p=None, *, fill="black", correct=(1, 0), n=10, skipped=()):
+    """Records of n images, the given counts of the selection and the control right."""
+    kinds = ["none"] if mode == "original" else ["selection", "random"]
+    parts = [
+        pd.DataFrame(
+            {
+                "name": [f"{i}.png" for i in range(n)],
+                "label": 0,
+                "mask": kind,
+                "predicted": [0] * right + [1] * (n - right),
+                "correct": [True] * right + [False] * (n - right),
+                "area_kept": 1.0 if kind == "none" else 0.25,
+            }
+        )
+        for kind, right in zip(kinds, correct, strict=False)
+    ]
+    settings = {"step": "evaluate", "name": name, "mode": mode, "model": MODEL}
+    settings["skipped"] = list(skipped)
+    if mode != "original":
+        settings |= {
+            "p": p,
+            "fill": fill,
+            "by": "mass",
+            "score": "positive",
+            "side": 3,
+            "completeness": {"mean": 0.0412, "median": 0.02, "max": 0.8},
+            "attribution": config.parse(
+                {"dataset": {"source": "demo"}, "models": {"a": {"source": "m:f", "size": 8}}}
+            ).attribution,
+        }
+    path = folder / f"{name}-{mode}-{p}-{fill}.parquet"
+    arrays.write_records(path, pd.concat(parts), settings)
+    return path
+
+
+@pytest.fixture
+def study(tmp_path):
+    paths = []
+    for k, name in enumerate(("zeta", "alpha_%&")):
+        paths.append(write(tmp_path, name, "original", correct=(8 + k,)))
+        for p in (30.0, 90.0, 50.0, 12.5):
+            paths.append(write(tmp_path, name, "keep", p, correct=(int(p) // 10, 1)))
+            paths.append(write(tmp_path, name, "drop", p, correct=(9 - int(p) // 10, 4)))
+    return paths
+
+
+def test_the_long_form_has_a_row_a_condition(study, tmp_path):
+    write_tables(study, output=tmp_path)
+    found = pd.read_csv(tmp_path / "accuracy.csv")
+    expected = ["model", "mode", "p", "fill", "n", "top1", "ci_low", "ci_high", "area_kept"]
+    assert found.columns[:10].tolist() == [*expected, "random_top1"]
+    assert found["model"].tolist() == ["zeta"] * 9 + ["alpha_%&"] * 9
+    assert found["mode"].tolist()[:9] == ["original"] + ["keep"] * 4 + ["drop"] * 4
+    assert found["p"].tolist()[1:9] == [90, 50, 30, 12.5] * 2
+    row = found[(found["model"] == "zeta") & (found["mode"] == "keep") & (found["p"] == 50)]
+    assert row[["n", "top1", "area_kept", "random_top1"]].values.tolist() == [[10, 50, 25, 10]]
+    low, high = binomtest(5, 10).proportion_ci(0.95, method="wilson")
+    np.testing.assert_allclose(row[["ci_low", "ci_high"]], [[100 * low, 100 * high]], atol=1e-4)
+    original = found[found["mode"] == "original"]
+    assert original["area_kept"].tolist() == [100, 100]
+    assert original[["p", "fill", "random_top1"]].isna().all().all()
+
+
+def test_p_is_written_without_needless_decimals(study, tmp_path):
+    write_tables(study, output=tmp_path)
+    lines = (tmp_path / "accuracy.csv").read_text().splitlines()
+    assert lines[2].startswith("zeta,keep,90,black,10,90.0,")
+    assert lines[5].startswith("zeta,keep,12.5,black,")
+
+
+def test_wide_tables_have_a_column_a_condition(study, tmp_path):
+    write_tables(study, output=tmp_path)
+    columns = {
+        number: pd.read_csv(tmp_path / f"table{number}.csv", dtype=str).columns.tolist()[2:]
+        for number in (1, 2, 3)
+    }
+    percents = ("90", "50", "30", "12.5")
+    assert columns[1] == ["original"] + [f"keep {p} %" for p in percents]
+    assert columns[2] == ["original"] + [f"drop {p} %" for p in percents]
+    assert columns[3] == ["keep 50 %", "drop 50 %"]
+    table = pd.read_csv(tmp_path / "table1.csv", dtype=str, index_col=[0, 1])
+    assert table.loc[("zeta", "top-1"), "keep 50 %"] == "50.0"
+    assert table.loc[("zeta", "95 % interval"), "original"] == "49.0–94.3"
+    assert table.loc[("zeta", "area kept"), "keep 50 %"] == "25.0"
+    assert table.loc[("zeta", "random squares"), "keep 50 %"] == "10.0"
+    assert table.loc[("alpha_%&", "n"), "keep 30 %"] == "10"
+
+
+def test_every_format_holds_the_same_numbers_and_the_notes(study, tmp_path):
+    write_tables(study, output=tmp_path)
+    for kind in ("md", "html", "tex"):
+        text = (tmp_path / f"table3.{kind}").read_text()
+        for piece in ("50.0", "40.0", "Table 3", "0.041"):
+            assert piece in text, (kind, piece)
+    assert r"alpha\_\%\&" in (tmp_path / "table1.tex").read_text()
+    page = (tmp_path / "table1.html").read_text()
+    assert "alpha_%&amp;" in page
+    table = page[page.index("<table") : page.index("</table>") + len("</table>")]
+    rows = ET.fromstring(table).findall("./tbody/tr")
+    assert len(rows) == 2 * 5
+
+
+def test_several_fills_have_blocks_of_their_own(tmp_path):
+    paths = [write(tmp_path, "a", "original", correct=(9,))]
+    for fill, right in (("black", 3), ("mean", 6)):
+        paths.append(write(tmp_path, "a", "keep", 50.0, fill=fill, correct=(right, 1)))
+    wide = widen(collect(paths).accuracy)
+    assert wide.loc[("a, black", "top-1")].tolist() == ["90.0", "30.0"]
+    assert wide.loc[("a, mean", "top-1")].tolist() == ["90.0", "60.0"]
+
+
+def test_table_3_takes_the_p_nearest_to_50(tmp_path):
+    paths = [write(tmp_path, "a", "original", correct=(9,))]
+    paths += [write(tmp_path, "a", mode, p) for mode in ("keep", "drop") for p in (80.0, 40.0)]
+    write_tables(paths, output=tmp_path)
+    assert "top 40 %" in (tmp_path / "table3.md").read_text()
+
+
+def test_one_mode_alone_gives_all_tables(tmp_path):
+    paths = [write(tmp_path, "a", "original", correct=(9,)), write(tmp_path, "a", "drop", 30.0)]
+    write_tables(paths, output=tmp_path)
+    assert "original" in (tmp_path / "table1.md").read_text()
+    assert "drop 30 %" in (tmp_path / "table3.md").read_text()
+
+
+def test_skipped_images_are_a_footnote(tmp_path):
+    skipped = [["a <b>.jpg", "not an image"]]
+    paths = [write(tmp_path, "a", "original", correct=(9,), skipped=skipped)]
+    paths.append(write(tmp_path, "a", "keep", 50.0, skipped=skipped))
+    write_tables(paths, output=tmp_path)
+    assert "1 images were skipped: a <b>.jpg" in (tmp_path / "table1.md").read_text()
+    assert "a &lt;b&gt;.jpg (not an image)" in (tmp_path / "table1.html").read_text()
+
+
+def test_published_accuracies_are_those_torchvision_documents():
+    for name in ("vgg16", "inception_v3", "resnet50", "densenet121"):
+        model = config.model({"source": name, "weights": "IMAGENET1K_V1"})
+        weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+        documented = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+        found = published_top1(model, n_images=N_IMAGES, mode="original", p=None)
+        assert float(found) == pytest.approx(documented, abs=0.051)
+
+
+def test_published_values_stand_beside_the_same_model_and_dataset_only():
+    same = config.model({"source": "resnet50", "weights": "IMAGENET1K_V1"})
+    other = config.model({"source": "resnet50", "weights": "IMAGENET1K_V2"})
+    assert published_top1(same, n_images=N_IMAGES, mode="keep", p=50.0) == "0.2–4"
+    assert published_top1(same, n_images=N_IMAGES, mode="drop", p=50.0) == "16–32"
+    assert published_top1(same, n_images=N_IMAGES, mode="keep", p=70.0) is None
+    assert published_top1(other, n_images=N_IMAGES, mode="keep", p=50.0) is None
+    assert published_top1(same, n_images=1000, mode="original", p=None) is None
