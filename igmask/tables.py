@@ -86,7 +86,7 @@ def write_tables(record_paths: list[Path], *, output: Path) -> None:
         "Table 2. Top-1 accuracy in %, dropping the squares with the top p % of the attribution": (
             accuracy[accuracy["mode"].isin(["original", "drop"])]
         ),
-        f"Table 3. Top-1 accuracy in %, keeping or dropping the top {middle} % of the attribution": (
+        f"Table 3. Top-1 accuracy in %, keep {middle} beside drop {middle}": (
             accuracy[accuracy["p"] == middle]
         ),
     }

@@ -47,7 +47,7 @@ def test_defaults_are_the_experiment_as_published():
 def test_defaults_are_filled_in_below_models_and_train():
     study = config.parse(changed("models/a/train", {"epochs": 2}))
     assert study.models["a"].train.epochs == 2
-    assert study.models["a"].train.batch_size == 64
+    assert study.models["a"].train.batch_size == 32
     assert study.models["a"].prefix == ""
 
 

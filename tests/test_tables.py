@@ -137,7 +137,7 @@ def test_table_3_takes_the_p_nearest_to_50(tmp_path):
     paths = [write(tmp_path, "a", "original", correct=(9,))]
     paths += [write(tmp_path, "a", mode, p) for mode in ("keep", "drop") for p in (80.0, 40.0)]
     write_tables(paths, output=tmp_path)
-    assert "top 40 %" in (tmp_path / "table3.md").read_text()
+    assert "keep 40 beside drop 40" in (tmp_path / "table3.md").read_text()
 
 
 def test_one_mode_alone_gives_all_tables(tmp_path):
