@@ -1,11 +1,12 @@
 # train → index → preflight, prepare → attribute → mask → evaluate → tables, figures
 #
 #   snakemake --cores all                                       the demo (config.yaml)
-#   snakemake --cores all --configfile config/cifar10.yaml --replace-workflow-config
+#   snakemake --cores all --configfile config/cifar10.yaml
 #
 # Everything is written below results/ of the working directory.
 
 import os
+import re
 import shlex
 import sys
 
@@ -18,8 +19,11 @@ from igmask.workflow import Workflow, code_version
 shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")
 
 
-# Of the working directory; where it has none, the default beside this file.
-configfile: "config.yaml" if os.path.exists("config.yaml") else f"{workflow.basedir}/config.yaml"
+# Of the working directory; where it has none, the default beside this file. A --configfile takes
+# its place and is not merged with it: models of the one have no business in the other.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config.yaml" if os.path.exists("config.yaml") else f"{workflow.basedir}/config.yaml"
 
 
 try:
@@ -34,7 +38,7 @@ COMPUTE = flow.compute_options()
 
 wildcard_constraints:
     data=r"[^/]+",
-    model=r"[^/]+",
+    model="|".join(re.escape(name) for name in flow.models),
     shard=r"\d+-of-\d+",
     p=r"[0-9.]+",
     condition=r"(keep|drop)-[0-9.]+-[a-z-]+",
@@ -57,6 +61,7 @@ rule train:
         "results/{data}/logs/train/{model}.log",
     params:
         options=flow.train_options,
+        contents=flow.model_contents,
         version=code_version("train"),
     shell:
         "igmask --log {log:q} train {params.options} --output {output:q}"
@@ -69,6 +74,7 @@ rule index:
         "results/{data}/logs/index.log",
     params:
         options=flow.index_options,
+        contents=flow.dataset_contents,
         version=code_version("index"),
     shell:
         "igmask --log {log:q} index {params.options} --output {output:q}"
@@ -86,6 +92,8 @@ rule preflight:
     priority: 100
     params:
         options=flow.preflight_options,
+        contents=flow.model_contents,
+        baseline=flow.baseline_contents,
         version=code_version("preflight"),
     shell:
         "igmask --log {log:q} preflight {input.index:q} {params.options} --output {output:q}"
@@ -120,6 +128,8 @@ rule attribute:
     threads: flow.study.compute["threads"]
     params:
         options=flow.attribute_options,
+        contents=flow.model_contents,
+        baseline=flow.baseline_contents,
         version=code_version("attribute"),
     shell:
         "igmask --log {log:q} attribute {input.images:q} {params.options}"
@@ -153,6 +163,7 @@ rule evaluate_original:
     threads: flow.study.compute["threads"]
     params:
         options=flow.original_options,
+        contents=flow.model_contents,
         version=code_version("evaluate"),
     shell:
         "igmask --log {log:q} evaluate {input.images:q} {params.options} {COMPUTE}"
@@ -171,6 +182,7 @@ rule evaluate:
     threads: flow.study.compute["threads"]
     params:
         options=flow.evaluate_options,
+        contents=flow.model_contents,
         version=code_version("evaluate"),
     shell:
         "igmask --log {log:q} evaluate {input.images:q} --masks {input.masks:q} {params.options}"

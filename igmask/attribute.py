@@ -18,6 +18,16 @@ from igmask.progress import progress
 _GROUP = 16
 
 
+_COLUMNS = {
+    "predicted": "int64",
+    "target": "int64",
+    "output": "float32",
+    "baseline_output": "float32",
+    "completeness": "float64",
+    "relative_completeness": "float64",
+}
+
+
 def write_scores(
     images_path: Path,
     output: Path,
@@ -46,7 +56,7 @@ def write_scores(
     check_labels(records, models.n_classes(network, model))
     starts = range(0, len(images), _GROUP)
     parts_shape = (2, *grid(images.shape[1], images.shape[2], side))
-    columns = []
+    columns: dict[str, list[torch.Tensor]] = {name: [] for name in _COLUMNS}
     with arrays.writing(output, np.float32, parts_shape) as scores:
         label = f"attribute {made_by['shard']}"
         for start in progress(starts, total=len(starts), unit="groups", label=label):
@@ -78,18 +88,20 @@ def write_scores(
             _check_finite(parts, batch["name"])
             scores.append(parts.numpy())
             change = (result.output - result.baseline_output).double().abs()
-            columns.append(
-                {
-                    "predicted": result.predicted,
-                    "target": result.target,
-                    "output": result.output,
-                    "baseline_output": result.baseline_output,
-                    "completeness": result.completeness,
-                    "relative_completeness": result.completeness.abs() / change,
-                }
+            found = (
+                result.predicted,
+                result.target,
+                result.output,
+                result.baseline_output,
+                result.completeness,
+                # Without a change of f there is nothing to be relative to.
+                torch.where(change > 0, result.completeness.abs() / change, torch.nan),
             )
-    for name in columns[0]:
-        records[name] = torch.cat([found[name] for found in columns])[: len(images)].cpu().numpy()
+            for name, values in zip(_COLUMNS, found, strict=True):
+                columns[name].append(values[:n_live].cpu())
+    for name, dtype in _COLUMNS.items():
+        values = torch.cat(columns[name]) if columns[name] else torch.zeros(0)
+        records[name] = values.numpy().astype(dtype)
     made_by |= {
         "step": "attribute",
         "model": settings(model),

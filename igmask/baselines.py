@@ -10,6 +10,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from igmask.config import Geometry
 from igmask.decode import fit, read_rgb
+from igmask.errors import InputError
 
 _STREAM = 2  # of random numbers; random squares have another
 
@@ -50,5 +51,16 @@ def make(
             for position in positions.tolist()
         ]
         return torch.from_numpy(np.stack(noise, axis=1)).to(images)
-    one = torch.from_numpy(fit(read_rgb(Path(kind)), geometry).copy()).permute(2, 0, 1)
+    one = torch.from_numpy(read_baseline(kind, geometry)).permute(2, 0, 1)
     return (one.to(images) / 255).expand_as(images).unsqueeze(0)
+
+
+def read_baseline(path: str, geometry: Geometry) -> np.ndarray:
+    """Return the image file at `path` in a network's geometry: (size, size, 3) uint8.
+
+    raises InputError naming the file if it cannot be read or is smaller than the crop
+    """
+    try:
+        return fit(read_rgb(Path(path)), geometry).copy()
+    except InputError as error:
+        raise InputError(f"the baseline {path}: {error}") from None

@@ -4,6 +4,7 @@ The commands are the steps of the workflow, in its order, then what people use b
 options take defaults, choices and help from config.schema.json, each under its key's name.
 """
 
+import json
 import os
 import sys
 import traceback
@@ -20,6 +21,7 @@ from igmask.errors import InputError
 from igmask.progress import log_to, say
 
 File = click.Path(path_type=Path)
+Percent = click.FloatRange(0, 100, min_open=True)
 
 
 def setting(*path: str, **changes: Any) -> Callable:
@@ -53,8 +55,12 @@ def _read_settings(text: str) -> dict[str, Any]:
         if not Path(text).is_file():
             raise InputError(f"there is no settings file {text!r}")
         source = Path(text).read_text("utf-8")
+    try:  # JSON first: YAML takes its 1e-05 for a word
+        settings = json.loads(source)
+    except json.JSONDecodeError:
+        settings = None
     try:
-        settings = yaml.safe_load(source)
+        settings = settings or yaml.safe_load(source)
     except yaml.YAMLError as error:
         raise InputError(f"{text}: {error}") from None
     if not isinstance(settings, dict):
@@ -167,6 +173,7 @@ def index(dataset: str, **options: Any) -> None:
 @app.command()
 @click.argument("index", type=File)
 @model()
+@setting("attribution", "baseline")
 @output()
 def preflight(index: Path, **options: Any) -> None:
     """Check a model before work begins: weights, output, the labels of INDEX."""
@@ -221,7 +228,7 @@ def attribute(images: Path, **options: Any) -> None:
 
 @app.command()
 @click.argument("scores", type=File, nargs=-1, required=True)
-@click.option("-p", "--p", type=float, required=True, help="Percentage to select, in (0, 100].")
+@click.option("-p", "--p", type=Percent, required=True, help="Percentage to select, in (0, 100].")
 @setting("selection", "by")
 @setting("squares", "score")
 @output()
@@ -252,6 +259,7 @@ def mask(scores: tuple[Path, ...], **options: Any) -> None:
     multiple=True,
     help="Also evaluate other masks with as many squares; may be given several times.",
 )
+@seed()
 @compute
 @output()
 def evaluate(images: tuple[Path, ...], **options: Any) -> None:
@@ -297,7 +305,7 @@ def curves(accuracy: Path, **options: Any) -> None:
 @click.argument("image", type=File)
 @model()
 @click.option(
-    "-p", "--p", type=float, multiple=True, default=[50.0], show_default=True,
+    "-p", "--p", type=Percent, multiple=True, default=[50.0], show_default=True,
     help="Percentage that is kept or dropped; may be given several times.",
 )  # fmt: skip
 @fill

@@ -16,6 +16,7 @@ from typing import Any
 
 import jsonschema
 
+from igmask import quadrature
 from igmask.errors import InputError
 
 BASELINES = ("black", "white", "mean", "blur", "uniform")
@@ -117,10 +118,7 @@ def parse(config: Mapping[str, Any]) -> Study:
 
     raises InputError that names every key or value that is wrong, files that are missing included
     """
-    problems = _violations(config, schema())
-    if problems:
-        raise InputError("the configuration is not valid:\n" + "\n".join(problems))
-    full = _with_defaults(config, schema())
+    full = _valid(config, schema(), "the configuration is")
     study = Study(
         **full
         | {
@@ -136,7 +134,7 @@ def parse(config: Mapping[str, Any]) -> Study:
 
 def dataset(settings: Mapping[str, Any]) -> Dataset:
     """Return a dataset from the keys of the schema's `dataset`, or raise InputError."""
-    full = _valid(settings, schema()["properties"]["dataset"])
+    full = _valid(settings, schema()["properties"]["dataset"], "the dataset's settings are")
     full["class_"] = full.pop("class")
     full["name"] = full["name"] or full["class_"] or full["source"]
     full["columns"] = tuple(full["columns"])
@@ -145,7 +143,8 @@ def dataset(settings: Mapping[str, Any]) -> Dataset:
 
 def model(settings: Mapping[str, Any]) -> Model:
     """Return a model from the keys of the schema's `models`, or raise InputError."""
-    full = _valid(settings, schema()["properties"]["models"]["additionalProperties"])
+    rules = schema()["properties"]["models"]["additionalProperties"]
+    full = _valid(settings, rules, "the model's settings are")
     for name in ("mean", "std"):
         full[name] = tuple(full[name]) if full[name] else None
     full["train"] = Train(**full["train"]) if full["train"] is not None else None
@@ -160,24 +159,29 @@ def settings(item: Dataset | Model) -> dict[str, Any]:
     return values
 
 
+def given_settings(item: Dataset | Model) -> dict[str, Any]:
+    """Return those settings of an item that differ from their defaults."""
+    properties = schema()["properties"]
+    is_dataset = isinstance(item, Dataset)
+    rules = properties["dataset"] if is_dataset else properties["models"]["additionalProperties"]
+    defaults = {key: value.get("default") for key, value in rules["properties"].items()}
+    plain = json.loads(json.dumps(settings(item)))
+    return {key: value for key, value in plain.items() if value != defaults[key]}
+
+
 def percent(p: float) -> str:
     """Return p as file names and tables have it: 50, 12.5."""
     return f"{p:g}"
 
 
-def _valid(given: Mapping[str, Any], rules: dict[str, Any]) -> dict[str, Any]:
-    problems = _violations(given, rules)
-    if problems:
-        raise InputError("these settings are not valid:\n" + "\n".join(problems))
-    return _with_defaults(given, rules)
-
-
-def _violations(given: Mapping[str, Any], rules: dict[str, Any]) -> list[str]:
-    """One line for each key or value that breaks the schema: where, what, and what to write."""
-    plain = json.loads(json.dumps(given, default=str))  # tuples are lists to the schema
+def _valid(given: Mapping[str, Any], rules: dict[str, Any], what: str) -> dict[str, Any]:
+    """The settings with defaults filled in, or an InputError with a line for each wrong key."""
+    plain = json.loads(json.dumps(given, default=str))  # as JSON: text keys, lists for tuples
     errors = jsonschema.Draft202012Validator(rules).iter_errors(plain)
     lines = [line for error in errors for line in _explain(error)]
-    return sorted(f"  {line}" for line in lines)
+    if lines:
+        raise InputError(f"{what} not valid:\n" + "\n".join(sorted(f"  {x}" for x in lines)))
+    return _with_defaults(plain, rules)
 
 
 def _explain(error: jsonschema.ValidationError) -> list[str]:
@@ -225,7 +229,13 @@ def _inconsistencies(study: Study) -> list[str]:
         for p in study.selection["p"]
         if abs(round(p * 100) - p * 100) > 1e-6
     ]
+    try:
+        quadrature.rule(study.attribution["rule"], study.attribution["n_steps"])
+    except ValueError as error:
+        problems.append(f"  attribution: {error}")
     for name, item in study.models.items():
+        if ":" not in item.source and not item.weights and not item.train:
+            problems.append(f"  models.{name}.weights: missing; {item.source} would be random")
         if item.train and study.dataset.source != "demo":
             problems.append(f"  models.{name}.train: only the demo dataset has training images")
         if item.train and item.weights:

@@ -1,6 +1,7 @@
 """Datasets → an index: one record an image, its name, label, and where to read it."""
 
 import csv
+import io
 import json
 import os
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def opener(dataset: Dataset, *, seed: int) -> Callable[[Any], Image.Image]:
         return lambda record: Image.fromarray(demo.draw(record.position, split="test", seed=seed))
     if dataset.source == "torchvision":
         source = _torchvision_dataset(dataset)
-        return lambda record: _as_rgb(source[record.position][0], record.name)
+        return lambda record: _from_torchvision(source, record)
     return lambda record: read_rgb(Path(record.path))
 
 
@@ -82,7 +83,7 @@ def _csv(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     files = {os.path.relpath(file, root): file for file in _images_below(root)}
     by_stem = {os.path.splitext(name)[0]: name for name in files}
     rows = []
-    with table.open(newline="", encoding="utf-8") as file:
+    with io.StringIO(_text(table)) as file:
         reader = csv.DictReader(file)
         missing = set(dataset.columns) - set(reader.fieldnames or ())
         if missing:
@@ -106,8 +107,9 @@ def _csv(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
 def _label(text: str, numbers: dict[str, int], table: Path, line: int) -> int:
     """The class of a CSV field: a number, or a name, of which the first word counts."""
     word = text.split()[0] if text.split() else ""
-    if word in numbers or text in numbers:
-        return numbers.get(text, numbers.get(word, -1))
+    for name in (text.strip(), word):
+        if name in numbers:
+            return numbers[name]
     if word.isdecimal():
         return int(word)
     known = "is not in dataset.classes" if numbers else "is no number; set dataset.classes"
@@ -121,7 +123,8 @@ def _torchvision(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     if labels is None:  # every image has to be read to see its label
         places = progress(range(len(source)), total=len(source), unit="images", label="labels")
         labels = [source[i][1] for i in places]
-    names = [f"{i:06d}" for i in range(len(source))]
+    files = getattr(source, "samples", None)  # of datasets that are trees of files
+    names = [f"{i:06d}" + (f" {files[i][0]}" if files else "") for i in range(len(source))]
     records = pd.DataFrame({"name": names, "path": "", "label": np.asarray(labels, dtype=np.int64)})
     return records, [str(name) for name in getattr(source, "classes", [])]
 
@@ -141,29 +144,53 @@ def _torchvision_dataset(dataset: Dataset) -> Any:
         raise InputError(f"torchvision.datasets.{dataset.class_}: {error}") from error
 
 
-def _as_rgb(image: Any, name: str) -> Image.Image:
+def _from_torchvision(source: Any, record: Any) -> Image.Image:
+    try:
+        image = source[record.position][0]
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{record.name}: cannot be decoded ({error})") from None
     if not isinstance(image, Image.Image):
-        raise InputError(f"{name}: the dataset gives {type(image).__name__}, not an image")
+        raise InputError(f"{record.name}: the dataset gives {type(image).__name__}, not an image")
     return image.convert("RGB")
 
 
 def _class_numbers(dataset: Dataset) -> dict[str, int]:
     """The index of each class name in `dataset.classes`.
 
-    A text file has a name a line, its first word, in the order of the indices. JSON has a list of
-    names, or {name: index}, or {index: [name, ...]} as Keras' imagenet_class_index.json.
+    A text file has a class a line, in the order of the indices; a class goes by its whole line or,
+    where these differ, by its first word (n01440764 tench). JSON has a list of names, or
+    {name: index}, or {index: [name, ...]} as Keras' imagenet_class_index.json.
     """
     path = Path(dataset.classes or "")
-    text = path.read_text("utf-8")
+    text = _text(path)
     if path.suffix != ".json":
-        names = [line.split()[0] for line in text.splitlines() if line.strip()]
-        return {name: i for i, name in enumerate(names)}
-    content = json.loads(text)
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        words = [line.split()[0] for line in lines]
+        numbers = _numbered(words, path) if len({*words}) == len(words) else {}
+        return numbers | _numbered(lines, path)
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
     if isinstance(content, list):
-        return {str(name): i for i, name in enumerate(content)}
+        return _numbered([str(name) for name in content], path)
     if all(isinstance(value, int) for value in content.values()):
         return content
     return {value[0]: int(key) for key, value in content.items()}
+
+
+def _numbered(names: list[str], path: Path) -> dict[str, int]:
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise InputError(f"{path}: {sorted(twice)[:5]} are there twice")
+    return {name: i for i, name in enumerate(names)}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")  # spreadsheets put a mark at the beginning
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error})") from None
 
 
 def _names(numbers: dict[str, int]) -> list[str]:
@@ -173,12 +200,23 @@ def _names(numbers: dict[str, int]) -> list[str]:
 
 def _images_below(folder: Path) -> list[str]:
     """Image files below a folder, sorted as torchvision's ImageFolder sorts them."""
-    found = []
+    found: list[str] = []
     for where, _, files in sorted(os.walk(folder, followlinks=True)):
         found += [
             os.path.join(where, name) for name in sorted(files) if name.lower().endswith(EXTENSIONS)
         ]
+    for path in found:
+        if not path.isprintable() and not _is_unicode(path):
+            raise InputError(f"the file name {os.fsencode(path)!r} is not UTF-8; rename it")
     return found
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _existing(folder: Path) -> Path:

@@ -31,6 +31,7 @@ def evaluate(
     mode: str = "keep",
     fill: str = "black",
     controls: tuple[str, ...] = CONTROLS,
+    seed: int = 0,
     batch_size: int = 64,
     device: str = "auto",
 ) -> None:
@@ -44,10 +45,13 @@ def evaluate(
     image_paths: the shards, in order
     name:        what the tables call the model; its source if None
     masks:       of `write_masks`; None evaluates the original images
+    seed:        of the controls
     mode:        `keep` masks everything outside the selection, `drop` masks the selection
     raises       InputError if masks and images do not belong together
     """
     images, records, made_by = _read_images(image_paths)
+    if records.empty:
+        raise InputError("no image of the dataset is usable, so there is nothing to evaluate")
     model = models.complete(model)
     where = models.pick_device(device)
     network = models.load(model, device=where)
@@ -61,7 +65,7 @@ def evaluate(
         bits, masked, made_by_mask = _read_masks(masks, records)
         records = records.assign(predicted=masked["predicted"])
         made_by |= made_by_mask
-        condition = {"mode": mode, "fill": fill, "controls": list(controls)}
+        condition = {"mode": mode, "fill": fill, "controls": list(controls), "seed": seed}
         kinds = ("selection", *controls)
     made_by |= condition | {"step": "evaluate", "name": name or model.source}
     made_by["model"] = settings(model)
@@ -79,7 +83,7 @@ def evaluate(
         if bits is not None:
             mask = unpack(torch.from_numpy(bits[rows]), tuple(made_by["grid"]))
             if kind == "random":
-                mask = random_like(mask, batch["position"].to_numpy(), seed=made_by["seed"])
+                mask = random_like(mask, batch["position"].to_numpy(), seed=seed)
             kept = mask if mode == "keep" else ~mask
             height, width = pixels.shape[-2:]
             kept_area = area(kept, height, width, side=made_by["side"]).numpy()
@@ -93,7 +97,11 @@ def evaluate(
 
 def _predict(network: nn.Module, pixels: Tensor, batch: pd.DataFrame) -> pd.DataFrame:
     with torch.no_grad():
-        probabilities = network(pixels).softmax(dim=1).cpu()
+        logits = network(pixels).cpu()
+    bad = ~logits.isfinite().all(dim=1).numpy()
+    if bad.any():
+        raise InputError(f"NaN or infinite outputs for the images {batch['name'][bad].tolist()}")
+    probabilities = logits.softmax(dim=1)
     predicted = probabilities.argmax(dim=1).numpy()
     label = batch["label"].to_numpy()
     original = batch["predicted"].to_numpy() if "predicted" in batch else predicted

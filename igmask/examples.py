@@ -49,7 +49,7 @@ def write_examples(files: list[Path], *, output: Path, model_name: str, n_images
     """Write pictures of `n_images` images, spread over the classes, to the folder `output`.
 
     attributions-MODEL.png; of each mode among the records keep-MODEL.png or drop-MODEL.png; and of
-    both keep-drop-MODEL.png, at the p nearest to 50. Of several fills the first is shown.
+    both keep_drop-MODEL.png, at the p nearest to 50. Of several fills the first is shown.
 
     files: of one model: images and scores (all shards, in order), masks and records
     raises InputError if files are missing or do not belong together
@@ -61,7 +61,7 @@ def write_examples(files: list[Path], *, output: Path, model_name: str, n_images
     tables["attributions"] = [original, *_attribution_columns(examples)]
     if common := columns.get("keep", {}).keys() & columns.get("drop", {}).keys():
         p = _middle(common)
-        tables["keep-drop"] = [original, columns["keep"][p], columns["drop"][p]]
+        tables["keep_drop"] = [original, columns["keep"][p], columns["drop"][p]]
     for kind, shown in tables.items():
         path = output / f"{kind}-{model_name}.png"
         write_table(path, shown, row_names=examples.labels, title=model_name)

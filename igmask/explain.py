@@ -47,7 +47,7 @@ def mask_image(
     return occlude(images, kept, side=side, fill=fill, mean=mean).view(image.shape)
 
 
-def load_model(source: str, *, device: str = "auto", **settings: Any) -> torch.nn.Module:
+def load_model(source: str, *, device: str = "cpu", **settings: Any) -> torch.nn.Module:
     """Return a network on images in [0, 1], normalisation included, in evaluation mode.
 
     source, settings: as a model in config.yaml, such as load_model("resnet50",

@@ -73,6 +73,8 @@ def write_masks(score_paths: list[Path], output: Path, *, p: float, by: str, sco
             bits.append(pack(mask).numpy())
             counts.append(mask.flatten(1).sum(dim=1).numpy())
     records = pd.concat([records for records, _ in read], ignore_index=True)
+    if records.empty:
+        raise InputError("no image of the dataset is usable, so there is nothing to mask")
     error = records["relative_completeness"]
     records = records[["name", "label", "position", "predicted"]].assign(
         n_selected=np.concatenate(counts)
@@ -83,7 +85,12 @@ def write_masks(score_paths: list[Path], output: Path, *, p: float, by: str, sco
         "p": p,
         "by": by,
         "score": score,
-        "completeness": {"mean": error.mean(), "median": error.median(), "max": error.max()},
+        "completeness": {
+            "mean": error.mean(),
+            "median": error.median(),
+            "max": error.max(),
+            "n_without_change": int(error.isna().sum()),
+        },
         "skipped": [item for _, settings in read for item in settings["skipped"]],
     }
     arrays.write_records(arrays.records_of(output), records, made_by)

@@ -50,9 +50,11 @@ def complete(model: Model) -> Model:
     known: dict[str, Any] = {"interpolation": "bilinear", "mean": (0.0,) * 3, "std": (1.0,) * 3}
     if model.weights_kind == "torchvision":
         preset = _torchvision_weights(model).transforms()
+        crop = preset.crop_size[0]
         known = {
-            "size": preset.crop_size[0],
-            "resize": preset.resize_size[0] if model.size is None else None,
+            "size": crop,
+            # A smaller or larger input shows as much of the image.
+            "resize": preset.resize_size[0] * (model.size or crop) // crop,
             "interpolation": preset.interpolation.value,
             "mean": tuple(preset.mean),
             "std": tuple(preset.std),
@@ -77,6 +79,8 @@ def load(model: Model, *, device: torch.device | str = "cpu") -> nn.Sequential:
     """
     model = complete(model)
     network = build(model)
+    if ":" not in model.source and model.weights_kind == "none":
+        raise InputError(f"{model.source}: no `weights`, and without them it would be random")
     if model.weights_kind in ("file", "url"):
         load_weights(network, weights_file(model), key=model.key, prefix=model.prefix)
     broken = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
@@ -95,25 +99,15 @@ def with_input(network: nn.Module, model: Model) -> nn.Sequential:
     return nn.Sequential(Normalize(model.mean, model.std), network)
 
 
-def build(model: Model) -> nn.Module:
-    """Return the network itself, torchvision's weights loaded if the model names them."""
-    if ":" not in model.source:
-        return _build_torchvision(model)
-    module_name, _, path = model.source.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # a module beside the configuration
-    try:
-        found: Any = importlib.import_module(module_name)
-        for name in path.split("."):
-            found = getattr(found, name)
-        network = found(**model.arguments)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{model.source} with arguments {model.arguments}: {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(network, nn.Module):
-        raise InputError(f"{model.source} returned {type(network).__name__}, not a torch.nn.Module")
-    return network
+def build(model: Model, *, seed: int = 0) -> nn.Module:
+    """Return the network itself, torchvision's weights loaded if the model names them.
+
+    seed: of weights that are not loaded; it leaves the global random numbers alone, and makes a
+          network without weights the same one in every job
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _build_callable(model) if ":" in model.source else _build_torchvision(model)
 
 
 def weights_file(model: Model) -> Path:
@@ -124,7 +118,9 @@ def weights_file(model: Model) -> Path:
     location = model.weights or ""
     path = Path(location)
     if model.weights_kind == "url":
-        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(location).path).name
+        digest = hashlib.sha256(location.encode()).hexdigest()[:8]  # model.pth is a common name
+        name = f"{digest}-{Path(urlparse(location).path).name}"
+        path = Path(torch.hub.get_dir()) / "checkpoints" / name
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             with _downloading(location, path):
@@ -210,6 +206,24 @@ def pick_device(name: str) -> torch.device:
 def pixels(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """Return images (N, H, W, 3) uint8 as (N, 3, H, W) float32 in [0, 1], channels last."""
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2) / 255
+
+
+def _build_callable(model: Model) -> nn.Module:
+    module_name, _, path = model.source.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a module beside the configuration
+    try:
+        found: Any = importlib.import_module(module_name)
+        for name in path.split("."):
+            found = getattr(found, name)
+        network = found(**model.arguments)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{model.source} with arguments {model.arguments}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{model.source} returned {type(network).__name__}, not a torch.nn.Module")
+    return network
 
 
 def _build_torchvision(model: Model) -> nn.Module:

@@ -5,19 +5,23 @@ from pathlib import Path
 
 from igmask import arrays, models
 from igmask.attribute import check_labels
-from igmask.config import Model
+from igmask.baselines import read_baseline
+from igmask.config import BASELINES, Model
 
 
-def preflight(index_path: Path, output: Path, *, model: Model) -> None:
+def preflight(index_path: Path, output: Path, *, model: Model, baseline: str = "black") -> None:
     """Write what a model is found to be: classes and their names, parameters.
 
     raises InputError if weights do not load or fit, hold NaN, if the output of a trial pass is
-           not finite or not (N, classes), or if a label is not one of the classes
+           not finite or not (N, classes), if a label is not one of the classes, or if the
+           baseline is a file that cannot be used
     """
     records, made_by = arrays.read_records(index_path)
     network = models.load(model)
     n_classes = models.n_classes(network, model)
     check_labels(records, n_classes)
+    if baseline not in BASELINES:
+        read_baseline(baseline, models.geometry(models.complete(model)))
     found = {
         "n_classes": n_classes,
         "class_names": models.class_names(model) or made_by["classes"],

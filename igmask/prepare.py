@@ -1,6 +1,5 @@
 """Step: the images of a shard, decoded once, in the geometry of a network's input."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,8 @@ def prepare(
 ) -> None:
     """Write the images of one shard, (n, size, size, 3) uint8, and their records.
 
-    on_bad_image: `skip` leaves out an image that cannot be decoded and lists it in the settings
+    on_bad_image: `skip` leaves out an image that cannot be decoded and lists it in the settings; a
+                  shard may be left without images, a dataset not
     raises        InputError that names every bad image of the shard, if they are not to be skipped
     """
     records, made_by = arrays.read_records(index_path)
@@ -59,13 +59,6 @@ def prepare(
             raise InputError(
                 f"{len(skipped)} of {len(records)} images cannot be used; mend or remove them, or "
                 f"set dataset.on_bad_image to skip\n{lines}"
-            )
-        if records.empty or not any(good):
-            raise InputError(
-                f"shard {shard}: no usable image in it; there are {len(skipped)} bad ones: "
-                + json.dumps(skipped[:5], ensure_ascii=False)
-                if skipped
-                else f"shard {shard} has no images; use fewer shards"
             )
     kept = records.loc[good, ["name", "label", "position"]].reset_index(drop=True)
     made_by |= {"step": "prepare", "geometry": vars(geometry), "shard": shard, "skipped": skipped}

@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, plain lines in a log."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,8 @@ def say(line: str, *, terminal: bool = True) -> None:
     if terminal:
         tqdm.write(line, file=sys.stderr)
     if _log is not None:
-        with _log.open("a", encoding="utf-8") as file:
+        # A log that cannot be written, on a full disk say, must not hide what it was to hold.
+        with contextlib.suppress(OSError), _log.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 

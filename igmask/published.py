@@ -6,7 +6,7 @@ ImageNet. Its original accuracies are those that torchvision documents for its w
 IMAGENET1K_V1, which are given here; of the masked images, the ranges over the four networks.
 """
 
-from igmask.config import Model
+from typing import Any
 
 CITATION = (
     "published: the accuracies that torchvision documents for these weights, and for p = 50 the "
@@ -14,19 +14,31 @@ CITATION = (
     "of an image?, 2019"
 )
 
-N_IMAGES = 50_000
+N_IMAGES, N_CLASSES = 50_000, 1000
 
 _ORIGINAL = {"vgg16": 71.592, "inception_v3": 77.294, "resnet50": 76.130, "densenet121": 74.434}
 _MASKED = {("keep", 50.0): "0.2–4", ("drop", 50.0): "16–32"}
 
 
-def published_top1(model: Model, *, n_images: int, mode: str, p: float | None) -> str | None:
+# What the publication says of its settings; which score and selection it took, it leaves open.
+_SETTINGS = {"fill": "black", "by": "mass", "side": 3}
+_ATTRIBUTION = {"baseline": "black", "rule": "right", "n_steps": 50}
+
+
+def published_top1(made_by: dict[str, Any], *, n_images: int) -> str | None:
     """Return the published top-1 accuracy in percent, or None where nothing comparable was.
 
+    made_by:  the settings that made the records of a condition
     n_images: of the dataset, skipped ones included: only the whole validation set compares
     """
-    if model.source not in _ORIGINAL or model.weights != "IMAGENET1K_V1" or n_images != N_IMAGES:
+    model, classes = made_by["model"], made_by["classes"]
+    if model["source"] not in _ORIGINAL or model["weights"] != "IMAGENET1K_V1":
         return None
-    if mode == "original":
-        return f"{_ORIGINAL[model.source]:.1f}"
-    return _MASKED.get((mode, p)) if p is not None else None
+    if n_images != N_IMAGES or len(classes) != N_CLASSES:
+        return None
+    if made_by["mode"] == "original":
+        return f"{_ORIGINAL[model['source']]:.1f}"
+    same = all(made_by[key] == value for key, value in _SETTINGS.items()) and all(
+        made_by["attribution"][key] == value for key, value in _ATTRIBUTION.items()
+    )
+    return _MASKED.get((made_by["mode"], made_by["p"])) if same else None

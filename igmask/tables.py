@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from igmask import arrays
-from igmask.config import model, percent
+from igmask.config import percent
 from igmask.published import CITATION, published_top1
 
 COLUMNS = [
@@ -154,12 +154,7 @@ def _row(records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str, Any]:
         "ci_low": low,
         "ci_high": high,
         "area_kept": 100 * chosen["area_kept"].mean(),
-        "published_top1": published_top1(
-            model(made_by["model"]),
-            n_images=n + len(made_by["skipped"]),
-            mode=made_by["mode"],
-            p=made_by.get("p"),
-        ),
+        "published_top1": published_top1(made_by, n_images=n + len(made_by["skipped"])),
     }
     control = records[records["mask"] == "random"]
     if len(control):
@@ -195,6 +190,7 @@ def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[s
         if "attribution" in found:
             settings = found["attribution"]
             error = found["completeness"]
+            left_out = error["n_without_change"]
             notes.append(
                 f"{name}: Integrated Gradients of the {settings['target']} class's "
                 f"{settings['of']}, baseline {settings['baseline']}, rule {settings['rule']}, "
@@ -202,6 +198,7 @@ def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[s
                 f"{found['side']} squares, selected by {found['by']}; relative completeness error "
                 f"{error['median']:.3f} in the median, {error['mean']:.3f} on average, at most "
                 f"{error['max']:.3g}"
+                + (f" ({left_out} images without a change of f left out)" if left_out else "")
             )
     skipped = {name: reason for found in made_by.values() for name, reason in found["skipped"]}
     if skipped:

@@ -90,9 +90,7 @@ def write_weights(output: Path, *, model: Model, n_train: int, seed: int) -> Non
     if model.train is None:
         raise InputError("this model has no `train`: its weights are given, not trained")
     torch.set_num_threads(1)  # sums, and so the weights, would depend on the number of threads
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = models.build(model)
+    network = models.build(model, seed=seed)
     draw = progress(range(n_train), total=n_train, unit="images", label="draw")
     images = np.stack([demo.draw(i, split="train", seed=seed) for i in draw])
     labels = np.array([demo.label_of(i) for i in range(n_train)])

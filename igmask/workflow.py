@@ -6,14 +6,18 @@ algorithm of each step; raise a number when a step's results change.
 """
 
 import dataclasses
+import hashlib
 import json
+import os
 import shlex
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from igmask import config
-from igmask.config import Geometry, Model, percent
+from igmask.config import Dataset, Geometry, Model, percent
 
 STAGES = {
     "train": 1,
@@ -89,7 +93,7 @@ class Workflow:
     def example_figures(self) -> list[str]:
         """The pictures of one model, with a wildcard for its name."""
         modes = self.study.masking["modes"]
-        kinds = ["attributions", *modes] + (["keep-drop"] if len(modes) == 2 else [])
+        kinds = ["attributions", *modes] + (["keep_drop"] if len(modes) == 2 else [])
         return [f"results/figures/{kind}-{{model}}.png" for kind in kinds]
 
     def figures(self) -> list[str]:
@@ -106,82 +110,109 @@ class Workflow:
         assert model.interpolation is not None
         return Geometry(model.size, model.resize, model.interpolation)
 
+    # -- contents: what times of change alone would not tell -----------------------------------
+
+    def dataset_contents(self, wildcards: SimpleNamespace) -> str:
+        """Of `labels` and `classes`, and the names of the images in a folder."""
+        dataset = self.study.dataset
+        digests = [_digest(Path(path)) for path in (dataset.labels, dataset.classes) if path]
+        if dataset.root and dataset.source in ("folder", "csv"):
+            names = sorted(
+                os.path.relpath(os.path.join(folder, name), dataset.root)
+                for folder, _, files in os.walk(dataset.root, followlinks=True)
+                for name in files
+            )
+            digests.append(hashlib.sha256("\n".join(names).encode("utf-8", "replace")).hexdigest())
+        return " ".join(digests)
+
+    def model_contents(self, wildcards: SimpleNamespace) -> str:
+        """Of a model's weights file, and of its module if that stands in the working directory."""
+        model = self.models[wildcards.model]
+        module = Path(*model.source.partition(":")[0].split(".")).with_suffix(".py")
+        files = [module] if ":" in model.source and module.is_file() else []
+        if model.weights_kind == "file" and model.train is None:
+            files.append(Path(str(model.weights)))
+        return " ".join(_digest(path) for path in files)
+
+    def baseline_contents(self, wildcards: SimpleNamespace) -> str:
+        """Of the baseline, if it is an image file."""
+        baseline = self.study.attribution["baseline"]
+        return "" if baseline in config.BASELINES else _digest(Path(baseline))
+
     # -- options -------------------------------------------------------------------------------
 
     def train_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask train`."""
         model = dataclasses.replace(self.models[wildcards.model], weights=None)
-        return self._options(
-            model=_model_json(model), n_train=self.study.dataset.n_train, seed=self.study.seed
+        return _options(
+            model=_json(model), n_train=self.study.dataset.n_train, seed=self.study.seed
         )
 
     def index_options(self, wildcards: SimpleNamespace) -> str:
-        """Of `igmask index`; what to do about bad images is another step's concern."""
-        settings = config.settings(dataclasses.replace(self.study.dataset, on_bad_image="error"))
-        return self._options(dataset=_json(settings), seed=self.study.seed)
+        """Of `igmask index`; bad images and training images are other steps' concern."""
+        defaults = config.dataset({"source": "demo"})
+        dataset = dataclasses.replace(
+            self.study.dataset, on_bad_image=defaults.on_bad_image, n_train=defaults.n_train
+        )
+        seed = self.study.seed if dataset.source == "demo" else None
+        return _options(dataset=_json(dataset), seed=seed)
 
     def preflight_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask preflight`."""
-        return self._options(model=_model_json(self.models[wildcards.model]))
+        model = self.models[wildcards.model]
+        return _options(model=_json(model), baseline=self.study.attribution["baseline"])
 
     def prepare_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask prepare`."""
         geometry = next(g for g in map(self.geometry, self.models) if g.name == wildcards.geometry)
-        return self._options(
+        return _options(
             **vars(geometry),
             shard=wildcards.shard,
             on_bad_image=self.study.dataset.on_bad_image,
         )
 
     def attribute_options(self, wildcards: SimpleNamespace) -> str:
-        """Of `igmask attribute`."""
-        return self._options(
-            model=_model_json(self.models[wildcards.model]),
-            **self.study.attribution,
+        """Of `igmask attribute`, without what only another baseline would need."""
+        attribution, kind = self.study.attribution, self.study.attribution["baseline"]
+        only = {"blur_sigma": "blur", "n_baselines": "uniform"}
+        return _options(
+            model=_json(self.models[wildcards.model]),
+            **{key: value for key, value in attribution.items() if only.get(key, kind) == kind},
             side=self.study.squares["side"],
-            seed=self.study.seed,
+            seed=self.study.seed if kind == "uniform" else None,
         )
 
     def mask_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask mask`."""
-        return self._options(
+        return _options(
             p=wildcards.p, by=self.study.selection["by"], score=self.study.squares["score"]
         )
 
     def original_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask evaluate` on the original images."""
         model = self.models[wildcards.model]
-        return self._options(model=_model_json(model), name=wildcards.model)
+        return _options(model=_json(model), name=wildcards.model)
 
     def evaluate_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask evaluate` on masked images."""
         mode, _, fill = wildcards.condition.split("-", 2)
-        return self._options(
-            model=_model_json(self.models[wildcards.model]),
+        return _options(
+            model=_json(self.models[wildcards.model]),
             name=wildcards.model,
             mode=mode,
             fill=fill,
             control=self.study.masking["controls"],
+            seed=self.study.seed if self.study.masking["controls"] else None,
         )
 
     def compute_options(self) -> str:
         """Options that change no result, and so are no params: device, batch size, threads."""
         compute = self.study.compute
-        return self._options(**{key: compute[key] for key in ("device", "batch_size", "threads")})
+        return _options(**{key: compute[key] for key in ("device", "batch_size", "threads")})
 
     def example_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask examples`."""
-        return self._options(model_name=wildcards.model, **self.study.figures)
-
-    @staticmethod
-    def _options(**values: Any) -> str:
-        words = []
-        for name, value in values.items():
-            flag = f"--{name.replace('_', '-')}"
-            for item in value if isinstance(value, list) else [value]:
-                if item is not None:
-                    words += [flag, str(item)]
-        return shlex.join(words)
+        return _options(model_name=wildcards.model, **self.study.figures)
 
     def _placed(self, name: str, model: Model) -> Model:
         """The model with its input described and, if it is trained here, its weights' place."""
@@ -189,8 +220,8 @@ class Workflow:
             # Apart from the folder of a limited dataset, since a limit trains nothing anew.
             place = f"results/{self.study.dataset.name}/weights/{name}.safetensors"
             model = dataclasses.replace(model, weights=place)
-        if model.size is None:
-            from igmask.models import complete  # torchvision knows the size; slow to import
+        if model.weights_kind == "torchvision":
+            from igmask.models import complete  # torchvision knows the input; slow to import
 
             return complete(model)
         return dataclasses.replace(
@@ -206,9 +237,20 @@ def code_version(stage: str) -> str:
     return f"{stage} v{STAGES[stage]}"
 
 
-def _json(settings: dict[str, Any]) -> str:
-    return json.dumps(settings, sort_keys=True, ensure_ascii=False)
+def _options(**values: Any) -> str:
+    words = []
+    for name, value in values.items():
+        for item in value if isinstance(value, list) else [value]:
+            if item is not None:
+                words += [f"--{name.replace('_', '-')}", str(item)]
+    return shlex.join(words)
 
 
-def _model_json(model: Model) -> str:
-    return _json({k: v for k, v in config.settings(model).items() if v is not None})
+def _json(item: Dataset | Model) -> str:
+    return json.dumps(config.given_settings(item), sort_keys=True, ensure_ascii=False)
+
+
+@cache
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"{path}: {hashlib.file_digest(file, 'sha256').hexdigest()}"

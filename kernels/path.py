@@ -24,7 +24,7 @@ def path_points(baseline: Tensor, image: Tensor, rows: Tensor, positions: Tensor
 def accumulate_(total: Tensor, gradient: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     """Add w·∂f to each pair's image in `total`, in the order of the pairs, and return it.
 
-    The order makes the sum the same however the queue is cut into batches.
+    On a CPU the sum is the same to the bit however the queue is cut into batches.
 
     total:    (N, ...) running sum, changed in place
     gradient: (B, ...) gradient at each pair's point

@@ -77,7 +77,9 @@ def test_settings_make_the_same_model_and_dataset_again():
         ("models/b c", {"source": "m:f", "size": 8}, "'b c' may only have letters"),
         ("models/a;rm", {"source": "m:f", "size": 8}, "'a;rm' may only have letters"),
         ("models/a", {"size": 8}, "models.a.source: missing"),
-        ("models/a", {"source": "resnet18"}, "models.a.size: missing"),
+        ("models/a", {"source": "m:f"}, "models.a.size: missing"),
+        ("models/a", {"source": "resnet18", "size": 64}, "models.a.weights: missing; resnet18"),
+        ("attribution", {"rule": "trapezoid", "n_steps": 1}, "n_steps of rule 'trapezoid'"),
         ("models/a", {"source": "m:f", "size": 64, "resize": 32}, "resize: 32 is less than"),
         ("models/a/weights", "no/such file.pth", "models.a.weights: there is no file"),
         ("models", {}, "models: .*"),
@@ -130,6 +132,24 @@ def test_training_needs_the_demo_and_no_weights(tmp_path):
 )
 def test_kinds_of_weights(source, weights, kind):
     assert config.model({"source": source, "weights": weights}).weights_kind == kind
+
+
+def test_names_may_be_numbers():
+    study = config.parse(changed("models", {50: {"source": "m:f", "size": 8}}))
+    assert list(study.models) == ["50"]
+
+
+def test_given_settings_are_those_that_differ_from_the_defaults():
+    settings = {"source": "m:f", "size": 8, "mean": [0.1, 0.2, 0.3], "train": {"epochs": 2}}
+    model = config.model(settings)
+    given = config.given_settings(model)
+    assert set(given) == set(settings)
+    assert config.model(given) == model
+    assert config.given_settings(config.dataset({"source": "demo", "n_images": 20})) == {
+        "source": "demo",
+        "name": "demo",
+        "n_images": 20,
+    }
 
 
 def test_geometry_names_tell_geometries_apart():

@@ -8,9 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from PIL import Image
+
+from igmask.zoo import cifar_resnet
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -167,14 +172,6 @@ def test_a_score_needs_no_new_attribution(results):
     assert found == {"mask": 4, "evaluate": 4, "tables": 1, "examples": 2, "curves": 1}
 
 
-def test_two_settings_that_swap_their_values_are_seen(results):
-    study = changed(attribution={"n_steps": 2, "n_baselines": 3})
-    before = jobs(results, study)
-    assert before["attribute"] == 4
-    swapped = changed(attribution={"n_steps": 3, "n_baselines": 2})
-    assert jobs(results, swapped)["attribute"] == 4
-
-
 def test_device_and_batch_size_run_nothing_and_shards_run_theirs(results):
     assert jobs(results, changed(compute={"batch_size": 7, "device": "cpu"})) == {}
     found = jobs(results, changed(compute={"shards": 3}))
@@ -182,8 +179,92 @@ def test_device_and_batch_size_run_nothing_and_shards_run_theirs(results):
     assert "train" not in found
 
 
+def test_what_a_baseline_does_not_need_runs_nothing(results):
+    assert jobs(results, changed(attribution={"n_steps": 2, "blur_sigma": 3})) == {}
+
+
+def test_the_seed_redraws_the_demo(results):
+    assert jobs(results, changed() | {"seed": 1})["train"] == 2
+
+
 def test_pictures_of_more_images_compute_nothing(results):
     assert jobs(results, changed(figures={"n_images": 3})) == {"examples": 2}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A study of a folder of hostile names, bad files among them, by --configfile alone."""
+    folder = tmp_path_factory.mktemp("photographs")
+    (folder / "config.yaml").write_text("no: study\n")
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(("a b.png", "semi;colon.png", "quo'te\".png", "$(touch owned).png")):
+        place = folder / "my 'photos'; $HOME ü" / ("one class", "andere;Klasse")[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / name)
+    (place / "text.jpg").write_text("no image")
+    Image.new("RGB", (500, 500)).save(place / "cut.jpg")
+    (place / "cut.jpg").write_bytes((place / "cut.jpg").read_bytes()[:700])
+    network = cifar_resnet(8, 5)
+    state = {f"module.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"state_dict": state}, folder / "my weights.th")
+    study = {
+        "dataset": {"source": "folder", "root": place.parent.name, "on_bad_image": "skip"},
+        "models": {
+            "drop-8": {
+                "source": "igmask.zoo:cifar_resnet",
+                "arguments": {"depth": 8, "num_classes": 5},
+                "weights": "my weights.th",
+                "key": "state_dict",
+                "prefix": "module.",
+                "size": 33,
+                "resize": 35,
+            }
+        },
+        "attribution": {"n_steps": 2, "baseline": "uniform", "n_baselines": 2},
+        "selection": {"p": [12.5], "by": "count"},
+        "masking": {"controls": [], "fills": ["image-mean", "mean"]},
+        "squares": {"side": 4, "score": "signed"},
+        "compute": {"shards": 2},
+    }
+    (folder / "mine.yaml").write_text(yaml.safe_dump(study))
+    done = snakemake(folder, "--configfile", "mine.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_hostile_names_and_bad_files_reach_the_tables_and_no_shell(photographs):
+    accuracy = pd.read_csv(photographs / "results/tables/accuracy.csv")
+    assert accuracy["mode"].tolist() == ["original", "keep", "keep", "drop", "drop"]
+    assert accuracy["n"].unique().tolist() == [4]
+    assert accuracy["random_top1"].isna().all()
+    table = (photographs / "results/tables/table1.md").read_text()
+    assert "2 images were skipped: " in table
+    assert "text.jpg: not an image" in table
+    assert "cut.jpg: cannot be decoded" in table
+    assert (photographs / "results/figures/keep_drop-drop-8.png").is_file()
+    assert not list(photographs.rglob("owned"))
+
+
+def test_changed_files_are_seen_whatever_their_time(photographs):
+    def runs():
+        done = snakemake(photographs, "--configfile", "mine.yaml", "--dry-run", "--quiet", "rules")
+        return done.stdout + done.stderr
+
+    assert "Nothing to be done" in runs()
+    weights = photographs / "my weights.th"
+    before = weights.read_bytes()
+    network = cifar_resnet(8, 5)
+    state = {f"module.{name}": value + 1 for name, value in network.state_dict().items()}
+    torch.save({"state_dict": state}, weights)
+    os.utime(weights, (1.6e9, 1.6e9))
+    assert "attribute" in runs()
+    weights.write_bytes(before)
+    os.utime(weights, (1.6e9, 1.6e9))
+    assert "Nothing to be done" in runs()
+    folder = next(photographs.glob("my*ü/one class"))
+    Image.new("RGB", (40, 40)).save(folder / "new.png")
+    assert "index" in runs()
 
 
 @pytest.mark.parametrize(

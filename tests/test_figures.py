@@ -96,7 +96,7 @@ def inches(data: bytes) -> tuple[float, float]:
 
 def test_a_study_with_both_modes_has_four_pictures(tmp_path):
     pictures = draw(study(tmp_path), tmp_path / "out")
-    assert pictures.keys() == {"attributions", "keep", "drop", "keep-drop"}
+    assert pictures.keys() == {"attributions", "keep", "drop", "keep_drop"}
     for data in pictures.values():
         width, height = inches(data)
         assert 3 < width < 8

@@ -63,7 +63,22 @@ def test_torchvisions_weights_describe_the_input(name, size, resize):
 def test_a_given_input_takes_precedence():
     settings = {"source": "resnet18", "weights": "IMAGENET1K_V1", "size": 64, "mean": [0, 0, 0]}
     model = models.complete(config.model(settings))
-    assert (model.size, model.resize, model.mean) == (64, None, (0, 0, 0))
+    assert (model.size, model.resize, model.mean) == (64, 256 * 64 // 224, (0, 0, 0))
+    assert model.std == (0.229, 0.224, 0.225)
+
+
+def test_a_torchvision_network_without_weights_is_refused():
+    with pytest.raises(InputError, match="resnet18: no `weights`"):
+        models.load(config.model({"source": "resnet18", "size": 64}))
+
+
+def test_a_callable_without_weights_is_the_same_in_every_job(here):
+    before = torch.random.get_rng_state()
+    one, two = (models.load(tiny()).state_dict() for _ in range(2))
+    assert all(one[name].equal(two[name]) for name in one)
+    other = models.build(tiny(), seed=1).state_dict()
+    assert not one["1.0.weight"].equal(other["0.weight"])
+    assert torch.random.get_rng_state().equal(before)
 
 
 def test_torchvisions_weights_are_loaded_with_tensors_only(monkeypatch):
@@ -103,7 +118,7 @@ def test_a_failed_download_says_where_to_put_the_file(monkeypatch, tmp_path):
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 @pytest.mark.parametrize(("key", "prefix"), [(None, ""), ("state_dict", "module.")])
 def test_weights_of_ones_own_callable(here, suffix, key, prefix):
-    network = models.build(tiny())
+    network = models.build(tiny(), seed=5)
     weights = {prefix + name: value for name, value in network.state_dict().items()}
     path = here / f"weights 'ü'.{suffix}"
     if suffix == "pth":
@@ -131,6 +146,8 @@ def test_weights_by_url_are_fetched_once(here, monkeypatch):
     for _ in range(2):
         models.load(tiny(weights="https://example.org/some/w.pth"))
     assert fetched == ["https://example.org/some/w.pth"]
+    models.load(tiny(weights="https://example.org/another/w.pth"))
+    assert len(fetched) == 2
 
 
 def test_a_hash_is_checked(here):

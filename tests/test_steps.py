@@ -33,6 +33,11 @@ def conv(classes=3, seed=0):
         layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten()
         return nn.Sequential(*layers, nn.Linear(72, classes))
 
+class NanOnHalfBlack(nn.Module):
+    def forward(self, x):
+        black = (x == 0).double().mean((1, 2, 3))
+        return x.mean((2, 3)) / ((black < 0.05) | (black == 1))[:, None]
+
 class Broken(nn.Module):
     def forward(self, x):
         return torch.sqrt(x.mean((2, 3)) - x.mean((2, 3)))  # the gradient at zero is not finite
@@ -214,16 +219,42 @@ def test_skipped_images_are_left_out_and_listed(study):
     assert [name for name, _ in made_by["skipped"]] == ["cat/00.png"]
 
 
-def test_a_shard_of_bad_images_only_is_an_error(study):
+def test_a_dataset_of_bad_images_only_is_an_error(study):
     for path in (study / "images").glob("*/*.png"):
         path.write_text("no image")
-    with pytest.raises(InputError, match="no usable image"):
+    with pytest.raises(InputError, match="no image of the dataset is usable"):
         run(study / "out", on_bad_image="skip")
 
 
-def test_more_shards_than_images_is_an_error(study):
-    with pytest.raises(InputError, match="use fewer shards"):
-        run(study / "out", shards=22)
+@pytest.mark.parametrize("shards", [3, 25])
+def test_shards_may_be_empty(study, shards):
+    for path in (study / "images" / "dog").glob("*.png"):
+        path.write_text("no image")
+    expected = run(study / "one", on_bad_image="skip")
+    found = run(study / "out", shards=shards, on_bad_image="skip")
+    assert 0 in [len(arrays.read_array(path)) for path in found[0]]
+    assert arrays.read_array(found[2]).tobytes() == arrays.read_array(expected[2]).tobytes()
+    records, _ = arrays.read_records(study / "out" / "keep.parquet")
+    assert records["predicted"].dtype == "int64"
+    assert len(records) == 2 * 14
+
+
+def test_outputs_that_are_not_finite_name_the_images(study):
+    images, _, masks = run(study / "out")
+    broken = config.model({"source": "steps_net:NanOnHalfBlack", "size": SIZE})
+    with pytest.raises(InputError, match=r"NaN or infinite outputs for the images \['cat/00"):
+        evaluate(images, study / "x.parquet", model=broken, masks=masks)
+    assert not (study / "x.parquet").exists()
+
+
+def test_a_baseline_file_is_checked_before_any_work(study):
+    index = study / "index.parquet"
+    write_index({"source": "folder", "root": "images"}, index, seed=0)
+    Image.new("RGB", (8, 8)).save("small.png")
+    (study / "text.png").write_text("no image")
+    for name, message in (("small.png", "8×8 pixels are fewer"), ("text.png", "not an image")):
+        with pytest.raises(InputError, match=f"the baseline {name}: .*{message}"):
+            preflight(index, study / "x.json", model=network(), baseline=name)
 
 
 def test_labels_outside_the_model_are_named_before_any_work(study):

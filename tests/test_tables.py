@@ -38,7 +38,7 @@ def write(folder, name, mode, p=None, *, fill="black", correct=(1, 0), n=10, ski
         )
         for kind, right in zip(kinds, correct, strict=False)
     ]
-    settings = {"step": "evaluate", "name": name, "mode": mode, "model": MODEL}
+    settings = {"step": "evaluate", "name": name, "mode": mode, "model": MODEL, "classes": []}
     settings["skipped"] = list(skipped)
     if mode != "original":
         settings |= {
@@ -47,7 +47,7 @@ def write(folder, name, mode, p=None, *, fill="black", correct=(1, 0), n=10, ski
             "by": "mass",
             "score": "positive",
             "side": 3,
-            "completeness": {"mean": 0.0412, "median": 0.02, "max": 0.8},
+            "completeness": {"mean": 0.0412, "median": 0.02, "max": 0.8, "n_without_change": 3},
             "attribution": config.parse(
                 {"dataset": {"source": "demo"}, "models": {"a": {"source": "m:f", "size": 8}}}
             ).attribution,
@@ -114,7 +114,7 @@ def test_every_format_holds_the_same_numbers_and_the_notes(study, tmp_path):
     write_tables(study, output=tmp_path)
     for kind in ("md", "html", "tex"):
         text = (tmp_path / f"table3.{kind}").read_text()
-        for piece in ("50.0", "40.0", "Table 3", "0.041"):
+        for piece in ("50.0", "40.0", "Table 3", "0.041", "3 images without a change"):
             assert piece in text, (kind, piece)
     assert r"alpha\_\%\&" in (tmp_path / "table1.tex").read_text()
     page = (tmp_path / "table1.html").read_text()
@@ -156,20 +156,56 @@ def test_skipped_images_are_a_footnote(tmp_path):
     assert "a &lt;b&gt;.jpg (not an image)" in (tmp_path / "table1.html").read_text()
 
 
+def made_by(name="resnet50", mode="original", p=None, **changes):
+    settings = {
+        "model": {"source": name, "weights": "IMAGENET1K_V1"},
+        "classes": [str(i) for i in range(1000)],
+        "mode": mode,
+        "p": p,
+        "fill": "black",
+        "by": "mass",
+        "side": 3,
+        "attribution": {"baseline": "black", "rule": "right", "n_steps": 50},
+    }
+    return settings | changes
+
+
 def test_published_accuracies_are_those_torchvision_documents():
     for name in ("vgg16", "inception_v3", "resnet50", "densenet121"):
-        model = config.model({"source": name, "weights": "IMAGENET1K_V1"})
         weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
         documented = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-        found = published_top1(model, n_images=N_IMAGES, mode="original", p=None)
+        found = published_top1(made_by(name), n_images=N_IMAGES)
         assert float(found) == pytest.approx(documented, abs=0.051)
 
 
-def test_published_values_stand_beside_the_same_model_and_dataset_only():
-    same = config.model({"source": "resnet50", "weights": "IMAGENET1K_V1"})
-    other = config.model({"source": "resnet50", "weights": "IMAGENET1K_V2"})
-    assert published_top1(same, n_images=N_IMAGES, mode="keep", p=50.0) == "0.2–4"
-    assert published_top1(same, n_images=N_IMAGES, mode="drop", p=50.0) == "16–32"
-    assert published_top1(same, n_images=N_IMAGES, mode="keep", p=70.0) is None
-    assert published_top1(other, n_images=N_IMAGES, mode="keep", p=50.0) is None
-    assert published_top1(same, n_images=1000, mode="original", p=None) is None
+def test_published_values_stand_beside_the_same_experiment_only():
+    keep, drop = made_by(mode="keep", p=50.0), made_by(mode="drop", p=50.0)
+    assert published_top1(keep, n_images=N_IMAGES) == "0.2–4"
+    assert published_top1(drop, n_images=N_IMAGES) == "16–32"
+    assert published_top1(made_by(), n_images=1000) is None
+    for changes in (
+        {"p": 70.0},
+        {"fill": "mean"},
+        {"by": "count"},
+        {"side": 1},
+        {"classes": ["cat"]},
+        {"model": {"source": "resnet50", "weights": "IMAGENET1K_V2"}},
+        {"attribution": {"baseline": "white", "rule": "right", "n_steps": 50}},
+    ):
+        assert published_top1(keep | changes, n_images=N_IMAGES) is None
+
+
+def test_published_values_reach_the_tables(tmp_path):
+    settings = made_by("vgg16") | {"step": "evaluate", "name": "vgg", "skipped": []}
+    correct = [True] * 25_000 + [False] * 25_000
+    records = pd.DataFrame({"name": "x", "mask": "none", "correct": correct, "area_kept": 1.0})
+    arrays.write_records(tmp_path / "a.parquet", records, settings)
+    keep = pd.concat([records.assign(mask=kind) for kind in ("selection", "random")])
+    settings |= made_by("vgg16", "keep", 50.0) | {"score": "positive"}
+    settings["attribution"] |= {"target": "predicted", "of": "probability"}
+    settings["completeness"] = {"mean": 0.1, "median": 0.1, "max": 1.0, "n_without_change": 0}
+    arrays.write_records(tmp_path / "b.parquet", keep, settings)
+    write_tables([tmp_path / "a.parquet", tmp_path / "b.parquet"], output=tmp_path)
+    table = pd.read_csv(tmp_path / "table1.csv", dtype=str, index_col=[0, 1])
+    assert table.loc[("vgg", "published")].tolist() == ["71.6", "0.2–4"]
+    assert "S. Saito" in (tmp_path / "table1.md").read_text()

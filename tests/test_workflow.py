@@ -1,0 +1,71 @@
+"""What the Snakefile asks for."""
+
+import json
+import shlex
+from types import SimpleNamespace
+
+import pytest
+
+from igmask.workflow import Workflow
+
+STUDY = {
+    "dataset": {"source": "demo", "limit": 3},
+    "models": {
+        "trained": {"source": "igmask.zoo:small_vgg", "size": 64, "train": {}},
+        "tv": {"source": "resnet50", "weights": "IMAGENET1K_V1", "size": 112},
+    },
+}
+
+
+@pytest.fixture
+def flow():
+    return Workflow(STUDY)
+
+
+def of(model="trained", **wildcards):
+    return SimpleNamespace(model=model, **wildcards)
+
+
+def test_a_limited_dataset_has_a_folder_of_its_own_and_shares_the_weights(flow):
+    assert flow.folder == "results/demo-first3"
+    assert flow.weights(of()) == ["results/demo/weights/trained.safetensors"]
+    assert flow.weights(of("tv")) == []
+
+
+def test_torchvisions_weights_describe_the_input_even_where_a_size_is_given(flow):
+    model = flow.models["tv"]
+    assert (model.size, model.resize) == (112, 128)
+    assert model.mean == (0.485, 0.456, 0.406)
+    assert flow.images(of("tv")) == ["results/demo-first3/images/112-resize128-bilinear/1-of-1.npy"]
+
+
+def test_conditions_are_modes_times_percents_times_fills(flow):
+    assert flow.conditions[0] == "original"
+    assert len(flow.conditions) == 1 + 2 * 4
+    assert flow.mask_of(of(condition="keep-12.5-image-mean")).endswith("/masks/12.5.npy")
+
+
+def test_options_name_every_setting_in_one_quoted_string():
+    swapped = []
+    for n_steps, n_baselines in ((2, 3), (3, 2)):
+        attribution = {"baseline": "uniform", "n_steps": n_steps, "n_baselines": n_baselines}
+        flow = Workflow(STUDY | {"attribution": attribution})
+        options = flow.attribute_options(of())
+        words = shlex.split(options)
+        assert words[words.index("--n-steps") + 1] == str(n_steps)
+        assert json.loads(words[words.index("--model") + 1])["source"] == "igmask.zoo:small_vgg"
+        swapped.append(options)
+    assert swapped[0] != swapped[1]
+
+
+def test_options_leave_out_what_a_job_does_not_depend_on(flow):
+    attribute = flow.attribute_options(of())
+    assert "--seed" not in attribute
+    assert "--blur-sigma" not in attribute
+    assert "--n-baselines" not in attribute
+    other = Workflow(STUDY | {"compute": {"batch_size": 3, "threads": 2}})
+    assert other.attribute_options(of()) == attribute
+    assert "--batch-size 3" in other.compute_options()
+    more = Workflow(STUDY | {"dataset": {"source": "demo", "n_train": 77, "limit": 3}})
+    assert more.index_options(of()) == flow.index_options(of())
+    assert more.train_options(of()) != flow.train_options(of())
