@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from igmask.config import Geometry
 from igmask.decode import fit, read_rgb
@@ -41,6 +40,8 @@ def make(
     if kind == "mean":
         return torch.tensor(mean).to(images).view(-1, 1, 1).expand_as(images).unsqueeze(0)
     if kind == "blur":
+        from torchvision.transforms.v2.functional import gaussian_blur  # slow to import
+
         radius = min(math.ceil(3 * blur_sigma), *(side - 1 for side in images.shape[-2:]))
         return gaussian_blur(images, [2 * radius + 1] * 2, [blur_sigma] * 2).unsqueeze(0)
     if kind == "uniform":

@@ -17,7 +17,6 @@ from urllib.parse import urlparse
 import numpy as np
 import safetensors
 import torch
-import torchvision.models
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -226,25 +225,31 @@ def _build_callable(model: Model) -> nn.Module:
     return network
 
 
+def _torchvision() -> Any:
+    import torchvision.models  # takes as long as torch itself, and most jobs do without it
+
+    return torchvision.models
+
+
 def _build_torchvision(model: Model) -> nn.Module:
     _check_torchvision_name(model.source)
     if model.weights_kind != "torchvision":
         try:
-            return torchvision.models.get_model(model.source, weights=None, **model.arguments)
+            return _torchvision().get_model(model.source, weights=None, **model.arguments)
         except (TypeError, ValueError) as error:
             raise InputError(f"{model.source} with {model.arguments}: {error}") from error
     weights = _torchvision_weights(model)
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
     with _downloading(weights.url, path):
         try:
-            return torchvision.models.get_model(model.source, weights=weights, **model.arguments)
+            return _torchvision().get_model(model.source, weights=weights, **model.arguments)
         except (TypeError, ValueError) as error:
             raise InputError(f"{model.source} with {model.arguments}: {error}") from error
 
 
 def _torchvision_weights(model: Model) -> Any:
     _check_torchvision_name(model.source)
-    known = torchvision.models.get_model_weights(model.source)
+    known = _torchvision().get_model_weights(model.source)
     if model.weights not in known.__members__:
         raise InputError(
             f"{model.source} has no weights {model.weights!r}; torchvision has "
@@ -254,7 +259,7 @@ def _torchvision_weights(model: Model) -> Any:
 
 
 def _check_torchvision_name(name: str) -> None:
-    known = torchvision.models.list_models(module=torchvision.models)
+    known = _torchvision().list_models(module=_torchvision())
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
         raise InputError(

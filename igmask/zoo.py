@@ -4,14 +4,12 @@ The small ones are torchvision's own architectures with fewer channels, for 64×
 processor trains all four within a minute. Every network starts from PyTorch's global generator
 (seed it to repeat one), takes normalised images (N, 3, H, W) and returns logits (N, num_classes),
 in training and evaluation alike. Weights come from training or a state dict, never a download.
+
+torchvision is imported by those who need it: that takes as long again as torch itself.
 """
 
 import torch
 from torch import nn
-from torchvision.models.densenet import DenseNet
-from torchvision.models.googlenet import GoogLeNet
-from torchvision.models.resnet import BasicBlock, ResNet
-from torchvision.models.vgg import VGG, make_layers
 
 
 def cifar_resnet(depth: int = 20, num_classes: int = 10) -> nn.Module:
@@ -81,6 +79,8 @@ class _Shortcut(nn.Module):
 
 def small_vgg(num_classes: int = 10) -> nn.Module:
     """Return VGG with batch norm: five convolutions, two hidden layers of 64 units, no dropout."""
+    from torchvision.models.vgg import VGG, make_layers
+
     # On the meta device the stock classifier, 120 million weights, costs nothing until replaced.
     with torch.device("meta"):
         vgg = VGG(nn.Identity(), init_weights=False)
@@ -93,6 +93,8 @@ def small_vgg(num_classes: int = 10) -> nn.Module:
 
 def small_googlenet(num_classes: int = 10) -> nn.Module:
     """Return GoogLeNet with an eighth of the channels and no auxiliary classifiers."""
+    from torchvision.models.googlenet import GoogLeNet
+
     with torch.device("meta"):
         large = GoogLeNet(num_classes, aux_logits=False, init_weights=False)
     return _narrowed(large, divisor=8)
@@ -100,6 +102,8 @@ def small_googlenet(num_classes: int = 10) -> nn.Module:
 
 def small_resnet(num_classes: int = 10) -> nn.Module:
     """Return ResNet with one basic block a stage (ResNet-10) and a quarter of the channels."""
+    from torchvision.models.resnet import BasicBlock, ResNet
+
     with torch.device("meta"):
         large = ResNet(BasicBlock, [1, 1, 1, 1], num_classes)
     return _narrowed(large, divisor=4)
@@ -107,6 +111,8 @@ def small_resnet(num_classes: int = 10) -> nn.Module:
 
 def small_densenet(num_classes: int = 10) -> nn.Module:
     """Return DenseNet with eleven dense layers that add 8 channels each."""
+    from torchvision.models.densenet import DenseNet
+
     return DenseNet(
         growth_rate=8,
         block_config=(2, 3, 3, 3),

@@ -70,6 +70,8 @@ def test_kernels_know_tensors_only(path):
         ("igmask.prepare", "torch"),
         ("igmask.tables", "torch"),
         ("igmask.cli", "pandas"),
+        ("igmask.attribute", "torchvision"),
+        ("igmask.evaluate", "torchvision"),
     ],
 )
 def test_light_modules_import_nothing_heavy(module, heavy):
