@@ -29,10 +29,9 @@ def setting(*path: str, **changes: Any) -> Callable:
     rules = schema()
     for key in path:
         rules = rules["properties"][key]
-    kinds = {"integer": int, "number": float, "string": str}
-    choices = rules.get("enum")
+    kinds = {"integer": click.IntRange(rules.get("minimum")), "number": float, "string": str}
     attributes: dict[str, Any] = {
-        "type": click.Choice(choices) if choices else kinds[rules["type"]],
+        "type": click.Choice(rules["enum"]) if "enum" in rules else kinds[rules["type"]],
         "default": rules.get("default"),
         "show_default": True,
         "help": f"{rules['description'][0].upper()}{rules['description'][1:]}.",
@@ -130,7 +129,17 @@ def _use_threads(_context: click.Context, _option: click.Parameter, count: int |
         torch.set_num_threads(count)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class InOrder(click.Group):
+    """A group that lists its commands in the order of the study, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names as the commands are defined."""
+        return list(self.commands)
+
+
+@click.group(
+    cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.option("--log", type=File, help="Write progress and errors here, too.")
 @click.version_option(package_name="igmask")
 def app(log: Path | None) -> None:
@@ -308,6 +317,7 @@ def curves(accuracy: Path, **options: Any) -> None:
     "-p", "--p", type=Percent, multiple=True, default=[50.0], show_default=True,
     help="Percentage that is kept or dropped; may be given several times.",
 )  # fmt: skip
+@click.option("--classes", type=File, help="Names of the network's classes, one a line.")
 @fill
 @setting("squares", "score")
 @setting("selection", "by")

@@ -62,7 +62,11 @@ def _folder(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     folders = sorted(entry.name for entry in os.scandir(_existing(root)) if entry.is_dir())
     if not folders:
         raise InputError(f"{root}: no class folders in it")
-    numbers = _class_numbers(dataset) if dataset.classes else {n: i for i, n in enumerate(folders)}
+    numbers = (
+        class_numbers(Path(dataset.classes))
+        if dataset.classes
+        else {n: i for i, n in enumerate(folders)}
+    )
     unknown = [name for name in folders if name not in numbers]
     if unknown:
         raise InputError(f"{root}: the folders {unknown[:5]} are not in {dataset.classes}")
@@ -74,12 +78,12 @@ def _folder(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
                 f"{root / folder}: no images in this class folder; remove it or fill it"
             )
         rows += [(os.path.relpath(file, root), file, numbers[folder]) for file in files]
-    return pd.DataFrame(rows, columns=["name", "path", "label"]), _names(numbers)
+    return pd.DataFrame(rows, columns=["name", "path", "label"]), class_names(numbers)
 
 
 def _csv(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     root, table = _existing(Path(dataset.root or "")), Path(dataset.labels or "")
-    numbers = _class_numbers(dataset) if dataset.classes else {}
+    numbers = class_numbers(Path(dataset.classes)) if dataset.classes else {}
     files = {os.path.relpath(file, root): file for file in _images_below(root)}
     by_stem = {os.path.splitext(name)[0]: name for name in files}
     rows = []
@@ -101,7 +105,7 @@ def _csv(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     twice = records.name[records.name.duplicated()]
     if len(twice):
         raise InputError(f"{table}: {twice.iloc[0]!r} is there twice")
-    return records, _names(numbers)
+    return records, class_names(numbers)
 
 
 def _label(text: str, numbers: dict[str, int], table: Path, line: int) -> int:
@@ -154,14 +158,15 @@ def _from_torchvision(source: Any, record: Any) -> Image.Image:
     return image.convert("RGB")
 
 
-def _class_numbers(dataset: Dataset) -> dict[str, int]:
-    """The index of each class name in `dataset.classes`.
+def class_numbers(path: Path) -> dict[str, int]:
+    """Return {name: index} of the classes that a file lists.
 
     A text file has a class a line, in the order of the indices; a class goes by its whole line or,
     where these differ, by its first word (n01440764 tench). JSON has a list of names, or
     {name: index}, or {index: [name, ...]} as Keras' imagenet_class_index.json.
+
+    raises InputError naming the file if it is none of these
     """
-    path = Path(dataset.classes or "")
     text = _text(path)
     if path.suffix != ".json":
         lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -193,7 +198,8 @@ def _text(path: Path) -> str:
         raise InputError(f"{path}: not UTF-8 text ({error})") from None
 
 
-def _names(numbers: dict[str, int]) -> list[str]:
+def class_names(numbers: dict[str, int]) -> list[str]:
+    """Return the names of classes 0, 1, …; a class without a name goes by its number."""
     by_number = {number: name for name, number in numbers.items()}
     return [by_number.get(i, str(i)) for i in range(max(by_number, default=-1) + 1)]
 

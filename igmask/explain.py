@@ -9,6 +9,7 @@ from torch import Tensor
 
 from igmask import config, models
 from igmask.config import Model, percent
+from igmask.data import class_names, class_numbers
 from igmask.decode import fit, read_rgb
 from igmask.drawing import draw_explanation
 from igmask.errors import InputError
@@ -63,6 +64,7 @@ def explain(
     output: Path,
     *,
     model: Model,
+    classes: Path | None,
     p: tuple[float, ...],
     fill: str,
     score: str,
@@ -74,12 +76,13 @@ def explain(
 ) -> None:
     """Draw an image file, its attribution, and for each p what is kept and what is dropped.
 
-    The predicted class and its probability stand beneath each. Options as in config.yaml.
+    The predicted class and its probability stand beneath each; a file `classes` gives names to the
+    classes of a network of one's own. Options as in config.yaml.
     """
     model = models.complete(model)
     where = models.pick_device(device)
     network = models.load(model, device=where)
-    names = models.class_names(model)
+    names = class_names(class_numbers(classes)) if classes else models.class_names(model)
     try:
         pixels = fit(read_rgb(image_path), models.geometry(model))
     except InputError as error:
