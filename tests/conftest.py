@@ -10,7 +10,7 @@ from torch import nn
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cifar() -> Path:
     """1,000 CIFAR-10 images and two trained networks, where they are at hand."""
     if not SHARED.is_dir():

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,11 +42,11 @@ STUDY = {
 }
 
 
-def snakemake(folder, *arguments, study=None):
+def snakemake(folder, *arguments, study=None, snakefile=ROOT / "Snakefile"):
     """Run Snakemake in a folder, with this configuration written there first."""
     if study is not None:
         (folder / "config.yaml").write_text(yaml.safe_dump(study))
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", snakefile]
     command += ["--directory", folder, "--cores", "2", "--nocolor", *arguments]
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     return subprocess.run(
@@ -189,6 +190,24 @@ def test_the_seed_redraws_the_demo(results):
 
 def test_pictures_of_more_images_compute_nothing(results):
     assert jobs(results, changed(figures={"n_images": 3})) == {"examples": 2}
+
+
+def test_a_caption_computes_nothing(results, tmp_path):
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    snakefile = shutil.copy(ROOT / "Snakefile", tmp_path)
+    for path in (tmp_path / "docs" / "captions").iterdir():
+        path.write_text("Another caption.\n")
+    done = snakemake(results, "--dry-run", study=STUDY, snakefile=snakefile)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_the_report_has_tables_and_figures(results):
+    done = snakemake(results, "--report", "report.html", study=STUDY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = (results / "report.html").read_text()
+    assert "table3.html" in report
+    assert "accuracy-area.png" in report
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,16 @@
 
 import json
 import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
+from igmask import config
 from igmask.workflow import Workflow
+
+ROOT = Path(__file__).resolve().parents[1]
 
 STUDY = {
     "dataset": {"source": "demo", "limit": 3},
@@ -37,6 +42,34 @@ def test_torchvisions_weights_describe_the_input_even_where_a_size_is_given(flow
     assert (model.size, model.resize) == (112, 128)
     assert model.mean == (0.485, 0.456, 0.406)
     assert flow.images(of("tv")) == ["results/demo-first3/images/112-resize128-bilinear/1-of-1.npy"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "config/cifar10.yaml", "config/imagenet.yaml"])
+def test_the_shipped_configurations_are_valid(name, tmp_path, monkeypatch):
+    study = yaml.safe_load((ROOT / name).read_text("utf-8"))
+    files = [study["dataset"].get(key) for key in ("labels", "classes")]
+    files += [m.get("weights") for m in study["models"].values() if ":" in m["source"]]
+    monkeypatch.chdir(tmp_path)
+    for path in filter(None, files):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    if "root" in study["dataset"]:
+        Path(study["dataset"]["root"]).mkdir(parents=True, exist_ok=True)
+    flow = Workflow(study)
+    assert len(flow.conditions) == 9
+    sizes = {flow.geometry(name).size for name in flow.models}
+    expected = {"config.yaml": {64}, "config/cifar10.yaml": {32}}
+    assert sizes == expected.get(name, {224, 299})
+
+
+def test_the_published_experiment_is_the_default_in_every_other_respect():
+    study = yaml.safe_load((ROOT / "config" / "imagenet.yaml").read_text("utf-8"))
+    assert list(study["models"]) == ["vgg16", "inception_v3", "resnet50", "densenet121"]
+    demo = {"dataset": {"source": "demo"}, "models": study["models"]}
+    defaults = config.parse(demo)
+    for group in ("attribution", "squares", "selection", "masking"):
+        given = config.parse(demo | {group: study[group]})
+        assert getattr(given, group) == getattr(defaults, group)
 
 
 def test_conditions_are_modes_times_percents_times_fills(flow):

@@ -1,0 +1,80 @@
+"""The experiment on photographs and a trained network: the figures that are known of it."""
+
+import numpy as np
+import pytest
+
+from igmask import arrays, config
+from igmask.attribute import write_scores
+from igmask.evaluate import evaluate
+from igmask.masks import write_masks
+from igmask.prepare import prepare, write_index
+from igmask.tables import collect
+
+TOP1 = {
+    "original": [80.4],
+    "keep": [56.7, 31.5, 18.8, 13.1],
+    "drop": [18.7, 22.2, 34.0, 51.7],
+}
+AREA = [63.8, 37.3, 21.5, 10.5]
+
+
+@pytest.fixture(scope="module")
+def accuracy(cifar, tmp_path_factory):
+    """Every step for ResNet-20 and the 1,000 images, with defaults everywhere."""
+    model = config.model(
+        {
+            "source": "igmask.zoo:cifar_resnet",
+            "arguments": {"depth": 20},
+            "weights": str(cifar / "weights" / "resnet20-12fca82f.th"),
+            "key": "state_dict",
+            "prefix": "module.",
+            "size": 32,
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+        }
+    )
+    study = config.parse({"dataset": {"source": "demo"}, "models": {"a": config.settings(model)}})
+    folder = tmp_path_factory.mktemp("cifar")
+    images, scores = [folder / "images.npy"], [folder / "scores.npy"]
+    settings = {"source": "folder", "root": str(cifar / "test")}
+    write_index(settings, folder / "index.parquet", seed=0)
+    geometry = config.Geometry(32, None, "bilinear")
+    prepare(folder / "index.parquet", images[0], geometry=geometry)
+    write_scores(
+        images[0],
+        scores[0],
+        model=model,
+        attribution=study.attribution,
+        side=study.squares["side"],
+        seed=study.seed,
+        batch_size=study.compute["batch_size"],
+    )
+    records = [folder / "original.parquet"]
+    evaluate(images, records[0], model=model)
+    for p in study.selection["p"]:
+        masks = folder / f"{p}.npy"
+        write_masks(scores, masks, p=p, by=study.selection["by"], score=study.squares["score"])
+        for mode in study.masking["modes"]:
+            records.append(folder / f"{mode}-{p}.parquet")
+            evaluate(images, records[-1], model=model, masks=masks, mode=mode)
+    return collect(records).accuracy, arrays.read_records(folder / "scores.parquet")[0]
+
+
+@pytest.mark.parametrize("mode", TOP1)
+def test_accuracies_of_resnet20_are_those_known(accuracy, mode):
+    table, _ = accuracy
+    found = table.loc[table["mode"] == mode, "top1"]
+    np.testing.assert_allclose(found, TOP1[mode], atol=0.3001)  # single images may flip
+
+
+def test_areas_are_those_known(accuracy):
+    table, _ = accuracy
+    keep, drop = (table.loc[table["mode"] == mode, "area_kept"] for mode in ("keep", "drop"))
+    np.testing.assert_allclose(keep, AREA, atol=0.1)
+    np.testing.assert_allclose(keep.to_numpy() + drop.to_numpy(), 100, atol=1e-9)
+
+
+def test_completeness_is_what_50_steps_give(accuracy):
+    _, records = accuracy
+    assert records["relative_completeness"].mean() == pytest.approx(0.055, abs=0.01)
+    assert records["relative_completeness"].median() == pytest.approx(0.03, abs=0.005)
