@@ -97,11 +97,10 @@ def evaluate(
 
 def _predict(network: nn.Module, pixels: Tensor, batch: pd.DataFrame) -> pd.DataFrame:
     with torch.no_grad():
-        logits = network(pixels).cpu()
-    bad = ~logits.isfinite().all(dim=1).numpy()
+        probabilities = network(pixels).softmax(dim=1).cpu()
+    bad = probabilities.isnan().any(dim=1).numpy()
     if bad.any():
         raise InputError(f"NaN or infinite outputs for the images {batch['name'][bad].tolist()}")
-    probabilities = logits.softmax(dim=1)
     predicted = probabilities.argmax(dim=1).numpy()
     label = batch["label"].to_numpy()
     original = batch["predicted"].to_numpy() if "predicted" in batch else predicted

@@ -175,13 +175,13 @@ def load_weights(network: nn.Module, path: Path, *, key: str | None, prefix: str
 def n_classes(network: nn.Module, model: Model) -> int:
     """Return the classes of a loaded model, by a forward pass of two black images.
 
-    raises InputError if the output is not finite or not (N, classes)
+    raises InputError if the output has no probabilities or is not (N, classes)
     """
     size = geometry(complete(model)).size
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     with torch.no_grad():
         scores = class_scores(network, torch.zeros(2, 3, size, size, device=device))
-    if not scores.isfinite().all():
+    if scores.softmax(dim=1).isnan().any():
         raise InputError(f"{model.source}: NaN or infinite outputs for a black image")
     return scores.shape[1]
 
