@@ -105,6 +105,7 @@ def write_scores(
     made_by |= {
         "step": "attribute",
         "model": settings(model),
+        "class_names": models.class_names(model) or made_by["classes"],
         "attribution": attribution,
         "side": side,
     }

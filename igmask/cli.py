@@ -21,7 +21,20 @@ from igmask.errors import InputError
 from igmask.progress import log_to, say
 
 File = click.Path(path_type=Path)
-Percent = click.FloatRange(0, 100, min_open=True)
+
+
+class Percentage(click.FloatRange):
+    """A percentage that a selection accepts: in (0, 100], with at most two decimals."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Return the number, or fail as click does."""
+        number = super().convert(value, param, ctx)
+        if number != round(number, 2):  # NaN included
+            self.fail(f"{value} has more than two decimals.", param, ctx)
+        return number
+
+
+Percent = Percentage(0, 100, min_open=True)
 
 
 def setting(*path: str, **changes: Any) -> Callable:
@@ -29,7 +42,11 @@ def setting(*path: str, **changes: Any) -> Callable:
     rules = schema()
     for key in path:
         rules = rules["properties"][key]
-    kinds = {"integer": click.IntRange(rules.get("minimum")), "number": float, "string": str}
+    kinds = {
+        "integer": click.IntRange(rules.get("minimum")),
+        "number": click.FloatRange(rules.get("exclusiveMinimum"), min_open=True),
+        "string": click.STRING,
+    }
     attributes: dict[str, Any] = {
         "type": click.Choice(rules["enum"]) if "enum" in rules else kinds[rules["type"]],
         "default": rules.get("default"),

@@ -238,6 +238,9 @@ def _inconsistencies(study: Study) -> list[str]:
             problems.append(f"  models.{name}.weights: missing; {item.source} would be random")
         if item.train and study.dataset.source != "demo":
             problems.append(f"  models.{name}.train: only the demo dataset has training images")
+        of_file = [key for key in ("sha256", "key", "prefix") if getattr(item, key)]
+        if of_file and item.weights_kind not in ("file", "url"):
+            problems.append(f"  models.{name}.{of_file[0]}: only a weights file or URL can have it")
         if item.train and item.weights:
             problems.append(f"  models.{name}: give either train or weights, not both")
         if item.size is None and item.weights_kind != "torchvision":

@@ -163,7 +163,7 @@ def class_numbers(path: Path) -> dict[str, int]:
 
     A text file has a class a line, in the order of the indices; a class goes by its whole line or,
     where these differ, by its first word (n01440764 tench). JSON has a list of names, or
-    {name: index}, or {index: [name, ...]} as Keras' imagenet_class_index.json.
+    {name: index}, {index: name}, or {index: [name, ...]} as Keras' imagenet_class_index.json.
 
     raises InputError naming the file if it is none of these
     """
@@ -177,11 +177,19 @@ def class_numbers(path: Path) -> dict[str, int]:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON ({error})") from None
-    if isinstance(content, list):
-        return _numbered([str(name) for name in content], path)
-    if all(isinstance(value, int) for value in content.values()):
-        return content
-    return {value[0]: int(key) for key, value in content.items()}
+    match content:
+        case list() if all(isinstance(name, str) for name in content):
+            return _numbered(content, path)
+        case dict() if all(isinstance(index, int) for index in content.values()):
+            numbers = content
+        case dict() if all(key.isdecimal() for key in content):
+            names = [value[0] if isinstance(value, list) else value for value in content.values()]
+            numbers = dict(zip(names, map(int, content), strict=True))
+        case _:
+            raise InputError(f"{path}: expected names, {{name: index}} or {{index: name}}")
+    if len({*numbers.values()}) < len(content):
+        raise InputError(f"{path}: two classes have the same name or the same index")
+    return numbers
 
 
 def _numbered(names: list[str], path: Path) -> dict[str, int]:

@@ -47,15 +47,19 @@ def evaluate(
     masks:       of `write_masks`; None evaluates the original images
     seed:        of the controls
     mode:        `keep` masks everything outside the selection, `drop` masks the selection
-    raises       InputError if masks and images do not belong together
+    raises       InputError if masks and images do not belong together, naming images whose outputs
+                 are NaN, or for an unknown mode or control
     """
+    if mode not in MODES or not set(controls) <= set(CONTROLS):
+        raise InputError(f"unknown mode {mode!r} or control in {controls}")
     images, records, made_by = _read_images(image_paths)
     if records.empty:
         raise InputError("no image of the dataset is usable, so there is nothing to evaluate")
     model = models.complete(model)
     where = models.pick_device(device)
     network = models.load(model, device=where)
-    check_labels(records, models.n_classes(network, model))
+    n_classes = models.n_classes(network, model)
+    check_labels(records, n_classes)
     mean = torch.tensor(model.mean)
 
     condition: dict[str, Any] = {"mode": "original"}
@@ -68,7 +72,8 @@ def evaluate(
         condition = {"mode": mode, "fill": fill, "controls": list(controls), "seed": seed}
         kinds = ("selection", *controls)
     made_by |= condition | {"step": "evaluate", "name": name or model.source}
-    made_by["model"] = settings(model)
+    made_by |= {"model": settings(model), "n_classes": n_classes}
+    made_by["class_names"] = models.class_names(model) or made_by["classes"]
     n_batches = sum(-(-len(shard) // batch_size) for shard in images) * len(kinds)
     batches = (
         (rows, kind, pixels)

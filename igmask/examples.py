@@ -83,7 +83,7 @@ def _read_examples(files: list[Path], n_images: int) -> Examples:
     rows = spread(index["label"].to_numpy(), n_images)
     take = partial(_take, rows=rows, names=index["name"])
     images = take(found["prepare"]).permute(0, 3, 1, 2).float() / 255
-    classes, side = (found["attribute"][0].settings[key] for key in ("classes", "side"))
+    classes, side = (found["attribute"][0].settings[key] for key in ("class_names", "side"))
     tiled = partial(to_pixels, height=images.shape[2], width=images.shape[3], side=side)
     parts = tiled(take(found["attribute"]))
     targets = pd.concat([file.records["target"] for file in found["attribute"]])
@@ -152,8 +152,9 @@ def _condition_column(examples: Examples, file: File) -> Column:
         kept = examples.masks[p] if title == "keep" else ~examples.masks[p]
         images = occlude(images, kept, side=1, fill=settings["fill"], mean=mean)
         title += f" {percent(p)} %\n{100 * records['area_kept'].mean():.0f} % of the area"
+    classes = settings["class_names"]
     captions = [
-        f"{'✓' if record.correct else '✗'} {_class_name(settings['classes'], record.predicted)}\n"
+        f"{'✓' if record.correct else '✗'} {_class_name(classes, record.predicted)}\n"
         f"{100 * record.probability_predicted:.0f} %"
         for record in records.loc[examples.names].itertuples()
     ]

@@ -58,10 +58,15 @@ def complete(model: Model) -> Model:
             "mean": tuple(preset.mean),
             "std": tuple(preset.std),
         }
+    elif ":" not in model.source:
+        _check_torchvision_name(model.source)
     given = {field: getattr(model, field) for field in known}
-    return dataclasses.replace(
+    whole = dataclasses.replace(
         model, **{field: known[field] for field, value in given.items() if value is None}
     )
+    if whole.size and whole.resize and whole.resize < whole.size:
+        raise InputError(f"{model.source}: resize {whole.resize} is less than size {whole.size}")
+    return whole
 
 
 def geometry(model: Model) -> Geometry:
@@ -152,7 +157,8 @@ def load_weights(network: nn.Module, path: Path, *, key: str | None, prefix: str
     weights = {str(name).removeprefix(prefix): value for name, value in checkpoint.items()}
     if not all(isinstance(value, Tensor) for value in weights.values()):
         dicts = [name for name, value in weights.items() if isinstance(value, dict)]
-        raise InputError(f"{path}: not a state dict; set `key`, perhaps to one of {dicts}")
+        advice = f"set `key` to one of {dicts}" if dicts else "is `key` right?"
+        raise InputError(f"{path}: not a state dict; {advice}")
     expected = network.state_dict()
     wrong = [
         f"{name} {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
@@ -164,10 +170,16 @@ def load_weights(network: nn.Module, path: Path, *, key: str | None, prefix: str
     ]
     unexpected = [name for name in weights if name not in expected]
     if missing or unexpected or wrong:
+        advice = ""
+        starts = {name.removesuffix(missing[0]) for name in unexpected if missing}
+        if common := next((start for start in starts if f"{start}{missing[-1]}" in unexpected), ""):
+            advice = f"\n  set `prefix` to {common!r}"
+        elif wrong and not missing and not unexpected:
+            advice = "\n  do the `arguments` say the right number of classes?"
         raise InputError(
             f"{path}: the weights do not fit the network\n"
             f"  missing: {_some(missing)}\n  unexpected: {_some(unexpected)}\n"
-            f"  of another shape: {_some(sorted(wrong))}"
+            f"  of another shape: {_some(sorted(wrong))}{advice}"
         )
     network.load_state_dict(weights, strict=False)
 

@@ -7,19 +7,29 @@ from igmask import arrays, models
 from igmask.attribute import check_labels
 from igmask.baselines import read_baseline
 from igmask.config import BASELINES, Model
+from igmask.progress import say
 
 
 def preflight(index_path: Path, output: Path, *, model: Model, baseline: str = "black") -> None:
-    """Write what a model is found to be: classes and their names, parameters.
+    """Write, for people to read, what a model is found to be: classes, their names, parameters.
 
-    raises InputError if weights do not load or fit, hold NaN, if the output of a trial pass is
-           not finite or not (N, classes), if a label is not one of the classes, or if the
+    raises InputError if weights do not load or fit, hold NaN, if the output of a trial pass has
+           no probabilities or is not (N, classes), if a label is not one of the classes, or if the
            baseline is a file that cannot be used
     """
     records, made_by = arrays.read_records(index_path)
     network = models.load(model)
     n_classes = models.n_classes(network, model)
     check_labels(records, n_classes)
+    dataset = made_by["dataset"]
+    if dataset["source"] == "folder" and not dataset.get("classes"):
+        n_folders = len(made_by["classes"])
+        if n_folders != n_classes:
+            say(
+                f"warning: {n_folders} class folders for a network of {n_classes} classes: they "
+                "are taken for the first ones in alphabetical order; if they are others, "
+                "dataset.classes has to say so"
+            )
     if baseline not in BASELINES:
         read_baseline(baseline, models.geometry(models.complete(model)))
     found = {

@@ -20,9 +20,18 @@ _ORIGINAL = {"vgg16": 71.592, "inception_v3": 77.294, "resnet50": 76.130, "dense
 _MASKED = {("keep", 50.0): "0.2–4", ("drop", 50.0): "16–32"}
 
 
-# What the publication says of its settings; which score and selection it took, it leaves open.
+_INPUT = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "interpolation": "bilinear"}
+_SIZES = {"inception_v3": (299, 342)}  # all others (224, 256): crop, shorter side before
+
+# The publication's settings. Which score it took it leaves open, so any will do.
 _SETTINGS = {"fill": "black", "by": "mass", "side": 3}
-_ATTRIBUTION = {"baseline": "black", "rule": "right", "n_steps": 50}
+_ATTRIBUTION = {
+    "of": "probability",
+    "target": "predicted",
+    "baseline": "black",
+    "rule": "right",
+    "n_steps": 50,
+}
 
 
 def published_top1(made_by: dict[str, Any], *, n_images: int) -> str | None:
@@ -34,6 +43,10 @@ def published_top1(made_by: dict[str, Any], *, n_images: int) -> str | None:
     model, classes = made_by["model"], made_by["classes"]
     if model["source"] not in _ORIGINAL or model["weights"] != "IMAGENET1K_V1":
         return None
+    size, resize = _SIZES.get(model["source"], (224, 256))
+    model_input = _INPUT | {"size": size, "resize": resize}
+    if any(_plain(model[key]) != value for key, value in model_input.items()):
+        return None
     if n_images != N_IMAGES or len(classes) != N_CLASSES:
         return None
     if made_by["mode"] == "original":
@@ -42,3 +55,7 @@ def published_top1(made_by: dict[str, Any], *, n_images: int) -> str | None:
         made_by["attribution"][key] == value for key, value in _ATTRIBUTION.items()
     )
     return _MASKED.get((made_by["mode"], made_by["p"])) if same else None
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

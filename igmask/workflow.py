@@ -18,6 +18,7 @@ from typing import Any
 
 from igmask import config
 from igmask.config import Dataset, Geometry, Model, percent
+from igmask.data import EXTENSIONS
 
 STAGES = {
     "train": 1,
@@ -113,7 +114,7 @@ class Workflow:
     # -- contents: what times of change alone would not tell -----------------------------------
 
     def dataset_contents(self, wildcards: SimpleNamespace) -> str:
-        """Of `labels` and `classes`, and the names of the images in a folder."""
+        """Of `labels` and `classes`, and the names of the images and class folders."""
         dataset = self.study.dataset
         digests = [_digest(Path(path)) for path in (dataset.labels, dataset.classes) if path]
         if dataset.root and dataset.source in ("folder", "csv"):
@@ -121,15 +122,20 @@ class Workflow:
                 os.path.relpath(os.path.join(folder, name), dataset.root)
                 for folder, _, files in os.walk(dataset.root, followlinks=True)
                 for name in files
+                if name.lower().endswith(EXTENSIONS)
             )
+            names += sorted(entry.name for entry in os.scandir(dataset.root) if entry.is_dir())
             digests.append(hashlib.sha256("\n".join(names).encode("utf-8", "replace")).hexdigest())
         return " ".join(digests)
 
     def model_contents(self, wildcards: SimpleNamespace) -> str:
-        """Of a model's weights file, and of its module if that stands in the working directory."""
+        """Of a model's weights file, and of its module or package in the working directory."""
         model = self.models[wildcards.model]
-        module = Path(*model.source.partition(":")[0].split(".")).with_suffix(".py")
-        files = [module] if ":" in model.source and module.is_file() else []
+        files = []
+        if ":" in model.source:
+            module = Path(*model.source.partition(":")[0].split("."))
+            alone = [path for path in [module.with_suffix(".py")] if path.is_file()]
+            files = alone or sorted(module.rglob("*.py"))
         if model.weights_kind == "file" and model.train is None:
             files.append(Path(str(model.weights)))
         return " ".join(_digest(path) for path in files)
@@ -220,8 +226,8 @@ class Workflow:
             # Apart from the folder of a limited dataset, since a limit trains nothing anew.
             place = f"results/{self.study.dataset.name}/weights/{name}.safetensors"
             model = dataclasses.replace(model, weights=place)
-        if model.weights_kind == "torchvision":
-            from igmask.models import complete  # torchvision knows the input; slow to import
+        if ":" not in model.source:
+            from igmask.models import complete  # torchvision knows it; slow to import
 
             return complete(model)
         return dataclasses.replace(

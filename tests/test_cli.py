@@ -115,6 +115,19 @@ def test_mistakes_are_one_message(here, words, message):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("p", ["0", "150", "12.345", "nan", "half"])
+def test_percentages_out_of_range_are_named(p):
+    result = CliRunner().invoke(cli.app, ["mask", "x.npy", "-p", p, "-o", "m.npy"])
+    assert result.exit_code == 2
+    assert "Invalid value for '-p'" in result.output
+
+
+def test_numbers_out_of_range_are_named():
+    words = ["attribute", "x.npy", "--model", '{"source": "a:b"}', "-o", "s.npy"]
+    for more in (["--blur-sigma", "0"], ["--n-steps", "0"], ["--batch-size", "0"]):
+        assert CliRunner().invoke(cli.app, words + more).exit_code == 2
+
+
 def test_an_unknown_option_suggests(here):
     done = igmask("mask", "x.npy", "--scor", "signed", "-o", "m.npy", folder=here)
     assert done.returncode == 2

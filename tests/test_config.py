@@ -82,6 +82,7 @@ def test_settings_make_the_same_model_and_dataset_again():
         ("attribution", {"rule": "trapezoid", "n_steps": 1}, "n_steps of rule 'trapezoid'"),
         ("models/a", {"source": "m:f", "size": 64, "resize": 32}, "resize: 32 is less than"),
         ("models/a/weights", "no/such file.pth", "models.a.weights: there is no file"),
+        ("models/a", {"source": "vgg16", "weights": "IMAGENET1K_V1", "key": "x"}, "a.key: only a"),
         ("models", {}, "models: .*"),
         ("dataset", {"source": "folder"}, "dataset.root: missing"),
         ("dataset", {"source": "folder", "root": "no such"}, "dataset.root: there is no folder"),

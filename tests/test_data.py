@@ -56,7 +56,7 @@ def test_limit_takes_the_first_of_each_class_and_keeps_positions(tree):
     assert whole.loc[records["position"], "name"].tolist() == records["name"].tolist()
 
 
-@pytest.mark.parametrize("kind", ["txt", "list", "keras", "mapping"])
+@pytest.mark.parametrize("kind", ["txt", "list", "keras", "id2label", "mapping"])
 def test_a_class_list_maps_folders_to_the_networks_indices(tree, tmp_path, kind):
     names = ["zero", "a'class", "two", "b class", "c;class"]
     path = tmp_path / ("classes.txt" if kind == "txt" else "classes.json")
@@ -64,6 +64,7 @@ def test_a_class_list_maps_folders_to_the_networks_indices(tree, tmp_path, kind)
         "txt": "\n".join(f"{n.replace(' ', '_')} some words" for n in names),
         "list": json.dumps(names),
         "keras": json.dumps({str(i): [n, "words"] for i, n in enumerate(names)}),
+        "id2label": json.dumps({str(i): n for i, n in enumerate(names)}),
         "mapping": json.dumps({n: i for i, n in enumerate(names)}),
     }[kind]
     path.write_text(content)
@@ -143,6 +144,10 @@ def test_classes_may_begin_with_the_same_word(flat):
         ("c.txt", b"cat\ndog\ncat\n", r"\['cat'\] are there twice"),
         ("c.json", b"{", r"c\.json: not JSON"),
         ("c.txt", b"caf\xe9\n", r"c\.txt: not UTF-8"),
+        ("c.json", b"3", r"c\.json: expected names"),
+        ("c.json", b'{"a": "b"}', r"c\.json: expected names"),
+        ("c.json", b'{"a": 0, "b": 0}', r"c\.json: two classes have the same"),
+        ("c.json", b'{"0": "a", "1": "a"}', r"c\.json: two classes have the same"),
     ],
 )
 def test_bad_class_lists_are_named(flat, name, content, message):

@@ -48,7 +48,7 @@ def study(
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (N, SIZE, SIZE, 3), dtype=np.uint8)
     parts = rng.random((N, 2, *grid(SIZE, SIZE, SIDE)), dtype=np.float32)
-    common = {"classes": list(classes), "model": {"mean": [0.5, 0.4, 0.3]}, "side": SIDE}
+    common = {"class_names": list(classes), "model": {"mean": [0.5, 0.4, 0.3]}, "side": SIDE}
     files = []
     for start, end in pairwise(shards):
         part, records = slice(start, end), INDEX[start:end]

@@ -176,9 +176,19 @@ def test_weights_that_do_not_fit_are_listed(here):
     assert "3.weight (9, 72) instead of (4, 72)" in message
 
 
+def test_a_forgotten_prefix_or_class_count_is_suggested(here):
+    weights = models.build(tiny()).state_dict()
+    torch.save({f"module.{name}": value for name, value in weights.items()}, here / "w.pth")
+    with pytest.raises(InputError, match=r"set `prefix` to 'module\.'"):
+        models.load(tiny(weights="w.pth"))
+    torch.save(weights, here / "w.pth")
+    with pytest.raises(InputError, match="the right number of classes"):
+        models.load(tiny(weights="w.pth", arguments={"classes": 7}))
+
+
 def test_a_forgotten_key_or_a_wrong_one_is_named(here):
     torch.save({"state_dict": models.build(tiny()).state_dict(), "epoch": 3}, here / "w.pth")
-    with pytest.raises(InputError, match=r"set `key`, perhaps to one of \['state_dict'\]"):
+    with pytest.raises(InputError, match=r"set `key` to one of \['state_dict'\]"):
         models.load(tiny(weights="w.pth"))
     with pytest.raises(InputError, match=r"no entry 'model'; it has \['state_dict', 'epoch'\]"):
         models.load(tiny(weights="w.pth", key="model"))
@@ -228,6 +238,10 @@ def test_nan_in_weights_is_named(here):
         ({"source": "my_nets:no_module"}, "returned int"),
         ({"source": "resnet5O"}, r"no classifier 'resnet5O'; did you mean resnet50"),
         ({"source": "fcn_resnet50"}, "no classifier"),
+        (
+            {"source": "resnet50", "weights": "IMAGENET1K_V1", "size": 300, "resize": 100},
+            "less than",
+        ),
         ({"source": "resnet50", "weights": "IMAGENET1K_V9"}, "has no weights 'IMAGENET1K_V9'"),
         ({"source": "resnet18", "arguments": {"colour": 1}}, "colour"),
     ],

@@ -239,6 +239,13 @@ def test_shards_may_be_empty(study, shards):
     assert len(records) == 2 * 14
 
 
+def test_unknown_modes_and_controls_are_named(study):
+    images, _, masks = run(study / "out")
+    for wrong in ({"mode": "kep"}, {"controls": ("shufled",)}):
+        with pytest.raises(InputError, match="unknown mode"):
+            evaluate(images, study / "x.parquet", model=network(), masks=masks, **wrong)
+
+
 def test_outputs_that_are_not_finite_name_the_images(study):
     images, _, masks = run(study / "out")
     broken = config.model({"source": "steps_net:NanOnHalfBlack", "size": SIZE})

@@ -39,6 +39,7 @@ def write(folder, name, mode, p=None, *, fill="black", correct=(1, 0), n=10, ski
         for kind, right in zip(kinds, correct, strict=False)
     ]
     settings = {"step": "evaluate", "name": name, "mode": mode, "model": MODEL, "classes": []}
+    settings |= {"dataset": {"source": "demo"}, "n_classes": 10}
     settings["skipped"] = list(skipped)
     if mode != "original":
         settings |= {
@@ -147,6 +148,18 @@ def test_one_mode_alone_gives_all_tables(tmp_path):
     assert "drop 30 %" in (tmp_path / "table3.md").read_text()
 
 
+def test_fewer_class_folders_than_classes_are_a_footnote(tmp_path):
+    path = write(tmp_path, "a", "original", correct=(9,))
+    records, settings = arrays.read_records(path)
+    settings |= {"dataset": {"source": "folder"}, "classes": ["cat", "dog"], "n_classes": 1000}
+    arrays.write_records(path, records, settings)
+    keep = write(tmp_path, "b", "keep", 50.0)
+    write_tables([path, keep], output=tmp_path)
+    text = (tmp_path / "table1.md").read_text()
+    assert "a has 1000 classes, and the dataset 2 class folders" in text
+    assert "b has" not in text
+
+
 def test_skipped_images_are_a_footnote(tmp_path):
     skipped = [["a <b>.jpg", "not an image"]]
     paths = [write(tmp_path, "a", "original", correct=(9,), skipped=skipped)]
@@ -158,14 +171,30 @@ def test_skipped_images_are_a_footnote(tmp_path):
 
 def made_by(name="resnet50", mode="original", p=None, **changes):
     settings = {
-        "model": {"source": name, "weights": "IMAGENET1K_V1"},
+        "model": {
+            "source": name,
+            "weights": "IMAGENET1K_V1",
+            "size": 299 if name == "inception_v3" else 224,
+            "resize": 342 if name == "inception_v3" else 256,
+            "interpolation": "bilinear",
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+        },
+        "dataset": {"source": "csv"},
+        "n_classes": 1000,
         "classes": [str(i) for i in range(1000)],
         "mode": mode,
         "p": p,
         "fill": "black",
         "by": "mass",
         "side": 3,
-        "attribution": {"baseline": "black", "rule": "right", "n_steps": 50},
+        "attribution": {
+            "of": "probability",
+            "target": "predicted",
+            "baseline": "black",
+            "rule": "right",
+            "n_steps": 50,
+        },
     }
     return settings | changes
 
@@ -189,8 +218,11 @@ def test_published_values_stand_beside_the_same_experiment_only():
         {"by": "count"},
         {"side": 1},
         {"classes": ["cat"]},
-        {"model": {"source": "resnet50", "weights": "IMAGENET1K_V2"}},
-        {"attribution": {"baseline": "white", "rule": "right", "n_steps": 50}},
+        {"model": keep["model"] | {"weights": "IMAGENET1K_V2"}},
+        {"model": keep["model"] | {"size": 64, "resize": 73}},
+        {"model": keep["model"] | {"mean": (0.0, 0.0, 0.0)}},
+        {"attribution": keep["attribution"] | {"baseline": "white"}},
+        {"attribution": keep["attribution"] | {"of": "logit"}},
     ):
         assert published_top1(keep | changes, n_images=N_IMAGES) is None
 
@@ -202,7 +234,6 @@ def test_published_values_reach_the_tables(tmp_path):
     arrays.write_records(tmp_path / "a.parquet", records, settings)
     keep = pd.concat([records.assign(mask=kind) for kind in ("selection", "random")])
     settings |= made_by("vgg16", "keep", 50.0) | {"score": "positive"}
-    settings["attribution"] |= {"target": "predicted", "of": "probability"}
     settings["completeness"] = {"mean": 0.1, "median": 0.1, "max": 1.0, "n_without_change": 0}
     arrays.write_records(tmp_path / "b.parquet", keep, settings)
     write_tables([tmp_path / "a.parquet", tmp_path / "b.parquet"], output=tmp_path)

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from igmask import config
+from igmask import config, workflow
+from igmask.errors import InputError
 from igmask.workflow import Workflow
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,6 +77,45 @@ def test_conditions_are_modes_times_percents_times_fills(flow):
     assert flow.conditions[0] == "original"
     assert len(flow.conditions) == 1 + 2 * 4
     assert flow.mask_of(of(condition="keep-12.5-image-mean")).endswith("/masks/12.5.npy")
+
+
+def test_names_torchvision_does_not_have_are_found_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("w.pth").touch()
+    models = {"a": {"source": "resnt18", "weights": "w.pth", "size": 64}}
+    with pytest.raises(InputError, match="no classifier 'resnt18'; did you mean resnet18"):
+        Workflow(STUDY | {"models": models})
+
+
+def test_contents_are_those_of_images_weights_and_modules(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("photos/cat/a.jpg", "nets/__init__.py", "w.pth"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    study = {
+        "dataset": {"source": "folder", "root": "photos"},
+        "models": {"a": {"source": "nets:build", "size": 8, "weights": "w.pth"}},
+    }
+
+    def contents():
+        workflow._digest.cache_clear()
+        flow = Workflow(study)
+        return flow.dataset_contents(of("a")), flow.model_contents(of("a"))
+
+    before = contents()
+    Path("photos/.DS_Store").touch()
+    Path("photos/cat/notes.txt").touch()
+    assert contents() == before
+    Path("photos/cat/b.jpg").touch()
+    assert contents()[0] != before[0]
+    Path("photos/cat/b.jpg").unlink()
+    Path("photos/dog").mkdir()
+    assert contents()[0] != before[0]
+    Path("nets/__init__.py").write_text("build = 3")
+    after = contents()
+    assert after[1] != before[1]
+    Path("w.pth").write_text("other")
+    assert contents()[1] != after[1]
 
 
 def test_options_name_every_setting_in_one_quoted_string():
