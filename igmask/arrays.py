@@ -103,6 +103,21 @@ def read_records(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     return table.to_pandas(), settings
 
 
+def read_shards(
+    paths: list[Path],
+) -> tuple[list[np.ndarray], pd.DataFrame, dict[str, Any]]:
+    """Return (arrays, all their records, settings) of the shards at `paths`, in that order.
+
+    The settings are those that the shards share, with the skipped images of all.
+    """
+    shards = [read_array(path) for path in paths]
+    read = [read_records(records_of(path)) for path in paths]
+    settings = {key: value for key, value in read[0][1].items() if key != "shard"}
+    settings["skipped"] = [image for _, shard in read for image in shard["skipped"]]
+    records = pd.concat([records for records, _ in read], ignore_index=True)
+    return shards, records, settings
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, UTF-8."""
     with replacing(path) as temporary:

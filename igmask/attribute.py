@@ -9,7 +9,7 @@ import torch
 
 from igmask import arrays, baselines, models
 from igmask.config import Model, settings
-from igmask.errors import InputError
+from igmask.errors import InputError, refuse
 from igmask.ig import integrated_gradients
 from igmask.kernels import grid, square_parts
 from igmask.progress import progress
@@ -71,7 +71,7 @@ def write_scores(
                     attribution["baseline"],
                     pixels,
                     mean=model.mean or (0, 0, 0),
-                    geometry=models.geometry(model),
+                    geometry=model.geometry,
                     positions=batch["position"].to_numpy(),
                     seed=seed,
                     n_baselines=attribution["n_baselines"],
@@ -85,7 +85,8 @@ def write_scores(
             )
             n_live = min(_GROUP, len(images) - start)
             parts = square_parts(result.values, side=side).cpu()[:n_live]
-            _check_finite(parts, batch["name"])
+            bad = ~parts.isfinite().flatten(1).all(dim=1)
+            refuse("attributions of", batch["name"][:n_live], bad.tolist())
             scores.append(parts.numpy())
             change = (result.output - result.baseline_output).double().abs()
             found = (
@@ -129,10 +130,3 @@ def check_labels(records: pd.DataFrame, n_classes: int) -> None:
             f"{len(wrong)} labels are outside the model's classes 0 … {n_classes - 1}, the first "
             f"that of {first['name']!r}: {first['label']}; check dataset.classes and the model"
         )
-
-
-def _check_finite(parts: torch.Tensor, names: pd.Series) -> None:
-    bad = ~parts.isfinite().flatten(1).all(dim=1)
-    if bad.any():
-        named = [name for name, is_bad in zip(names, bad.tolist(), strict=False) if is_bad]
-        raise InputError(f"NaN or infinite attributions of the images {named}")

@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import jsonschema
 from igmask import quadrature
 from igmask.errors import InputError
 
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 BASELINES = ("black", "white", "mean", "blur", "uniform")
 
 
@@ -81,6 +82,13 @@ class Model:
     mean: tuple[float, float, float] | None
     std: tuple[float, float, float] | None
     train: Train | None
+
+    @property
+    def geometry(self) -> Geometry:
+        """How images are cut for it; raises InputError if that is not known."""
+        if self.size is None:
+            raise InputError(f"{self.source}: the size of its input is not known; set `size`")
+        return Geometry(self.size, self.resize, self.interpolation or "bilinear")
 
     @property
     def weights_kind(self) -> str:
@@ -167,6 +175,16 @@ def given_settings(item: Dataset | Model) -> dict[str, Any]:
     defaults = {key: value.get("default") for key, value in rules["properties"].items()}
     plain = json.loads(json.dumps(settings(item)))
     return {key: value for key, value in plain.items() if value != defaults[key]}
+
+
+def with_plain_input(model: Model) -> Model:
+    """Return the model with what is not said of its input filled in: bilinear, not normalised."""
+    return replace(
+        model,
+        interpolation=model.interpolation or "bilinear",
+        mean=model.mean or (0.0, 0.0, 0.0),
+        std=model.std or (1.0, 1.0, 1.0),
+    )
 
 
 def percent(p: float) -> str:

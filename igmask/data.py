@@ -13,12 +13,10 @@ import pandas as pd
 from PIL import Image
 
 from igmask import demo
-from igmask.config import Dataset
+from igmask.config import EXTENSIONS, Dataset
 from igmask.decode import read_rgb
 from igmask.errors import InputError
 from igmask.progress import progress
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 def index(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
@@ -36,6 +34,20 @@ def index(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     if dataset.limit is not None:
         records = records[records.groupby("label").cumcount() < dataset.limit]
     return records.reset_index(drop=True), classes
+
+
+def unnamed_classes(made_by: dict[str, Any], n_classes: int) -> str | None:
+    """Return what to say of a network's classes where class folders do not name all of them.
+
+    made_by: settings of the dataset's records, such as `write_index` makes
+    """
+    dataset, n_folders = made_by["dataset"], len(made_by["classes"])
+    if dataset["source"] != "folder" or dataset.get("classes") or n_folders == n_classes:
+        return None
+    return (
+        f"has {n_classes} classes, and the dataset {n_folders} class folders, which were taken for "
+        "the first ones in alphabetical order; if they are others, dataset.classes has to say so"
+    )
 
 
 def opener(dataset: Dataset, *, seed: int) -> Callable[[Any], Image.Image]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from igmask import arrays, models
 from igmask.attribute import check_labels, full_batch
 from igmask.config import Model, settings
-from igmask.errors import InputError
+from igmask.errors import InputError, refuse
 from igmask.kernels import occlude, unpack
 from igmask.masks import area, random_like
 from igmask.progress import progress
@@ -52,7 +52,7 @@ def evaluate(
     """
     if mode not in MODES or not set(controls) <= set(CONTROLS):
         raise InputError(f"unknown mode {mode!r} or control in {controls}")
-    images, records, made_by = _read_images(image_paths)
+    images, records, made_by = arrays.read_shards(image_paths)
     if records.empty:
         raise InputError("no image of the dataset is usable, so there is nothing to evaluate")
     model = models.complete(model)
@@ -103,9 +103,7 @@ def evaluate(
 def _predict(network: nn.Module, pixels: Tensor, batch: pd.DataFrame) -> pd.DataFrame:
     with torch.no_grad():
         probabilities = network(pixels).softmax(dim=1).cpu()
-    bad = probabilities.isnan().any(dim=1).numpy()
-    if bad.any():
-        raise InputError(f"NaN or infinite outputs for the images {batch['name'][bad].tolist()}")
+    refuse("outputs for", batch["name"], probabilities.isnan().any(dim=1).tolist())
     predicted = probabilities.argmax(dim=1).numpy()
     label = batch["label"].to_numpy()
     original = batch["predicted"].to_numpy() if "predicted" in batch else predicted
@@ -133,17 +131,6 @@ def _batches(
             rows = full_batch(start, len(shard), size)
             yield offset + rows, models.pixels(shard[rows], device)
         offset += len(shard)
-
-
-def _read_images(paths: list[Path]) -> tuple[list[np.ndarray], pd.DataFrame, dict]:
-    read = [arrays.read_records(arrays.records_of(path)) for path in paths]
-    made_by = read[0][1] | {"skipped": [item for _, s in read for item in s["skipped"]]}
-    del made_by["shard"]
-    return (
-        [arrays.read_array(path) for path in paths],
-        pd.concat([records for records, _ in read], ignore_index=True),
-        made_by,
-    )
 
 
 def _read_masks(path: Path, images: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame, dict]:

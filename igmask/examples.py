@@ -89,8 +89,8 @@ def _read_examples(files: list[Path], n_images: int) -> Examples:
     targets = pd.concat([file.records["target"] for file in found["attribute"]])
     return Examples(
         names=index["name"].iloc[rows],
-        labels=[_class_name(classes, label) for label in index["label"].iloc[rows]],
-        targets=[_class_name(classes, target) for target in targets.iloc[rows]],
+        labels=[class_name(classes, label) for label in index["label"].iloc[rows]],
+        targets=[class_name(classes, target) for target in targets.iloc[rows]],
         images=images,
         attribution=parts[:, 0] - parts[:, 1],
         masks={
@@ -154,7 +154,7 @@ def _condition_column(examples: Examples, file: File) -> Column:
         title += f" {percent(p)} %\n{100 * records['area_kept'].mean():.0f} % of the area"
     classes = settings["class_names"]
     captions = [
-        f"{'✓' if record.correct else '✗'} {_class_name(classes, record.predicted)}\n"
+        f"{'✓' if record.correct else '✗'} {class_name(classes, record.predicted)}\n"
         f"{100 * record.probability_predicted:.0f} %"
         for record in records.loc[examples.names].itertuples()
     ]
@@ -187,5 +187,6 @@ def _pictures(images: Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).numpy()
 
 
-def _class_name(classes: list[str], label: int) -> str:
+def class_name(classes: list[str], label: int) -> str:
+    """Return the name of a class, or its number where it has none."""
     return classes[label] if label < len(classes) else f"class {label}"

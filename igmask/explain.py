@@ -13,6 +13,7 @@ from igmask.data import class_names, class_numbers
 from igmask.decode import fit, read_rgb
 from igmask.drawing import draw_explanation
 from igmask.errors import InputError
+from igmask.examples import class_name
 from igmask.ig import integrated_gradients
 from igmask.kernels import occlude, select, square_parts, square_scores
 
@@ -84,7 +85,7 @@ def explain(
     network = models.load(model, device=where)
     names = class_names(class_numbers(classes)) if classes else models.class_names(model)
     try:
-        pixels = fit(read_rgb(image_path), models.geometry(model))
+        pixels = fit(read_rgb(image_path), model.geometry)
     except InputError as error:
         message = str(error)
         prefix = "" if str(image_path) in message else f"{image_path}: "
@@ -111,5 +112,4 @@ def explain(
 def _prediction(network: Callable[[Tensor], Tensor], image: Tensor, names: list[str]) -> str:
     with torch.no_grad():
         probability, index = network(image).softmax(dim=1).max(dim=1)
-    name = names[int(index)] if int(index) < len(names) else f"class {int(index)}"
-    return f"{name}\n{100 * float(probability):.0f} %"
+    return f"{class_name(names, int(index))}\n{100 * float(probability):.0f} %"

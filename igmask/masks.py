@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from igmask import arrays
 from igmask.config import percent
-from igmask.errors import InputError
+from igmask.errors import InputError, refuse
 from igmask.kernels import pack, score_parts, select
 from igmask.progress import progress
 
@@ -55,31 +54,24 @@ def write_masks(score_paths: list[Path], output: Path, *, p: float, by: str, sco
 
     p, by, score: see `kernels.select` and `kernels.score_parts`
     """
-    shards = [arrays.read_array(path) for path in score_paths]
-    read = [arrays.read_records(arrays.records_of(path)) for path in score_paths]
-    grid = shards[0].shape[2:]
-    counts = []
-    with arrays.writing(output, np.uint8, (-(-grid[0] * grid[1] // 8),)) as bits:
-        chunks = [
-            (parts[start : start + _CHUNK], records["name"].iloc[start : start + _CHUNK])
-            for parts, (records, _) in zip(shards, read, strict=True)
-            for start in range(0, len(parts), _CHUNK)
-        ]
-        label = f"mask {percent(p)}"
-        for parts, names in progress(chunks, total=len(chunks), unit="chunks", label=label):
-            scores = score_parts(torch.from_numpy(np.array(parts)), score)
-            _check_finite(scores, names)
-            mask = select(scores, p, by=by)
-            bits.append(pack(mask).numpy())
-            counts.append(mask.flatten(1).sum(dim=1).numpy())
-    records = pd.concat([records for records, _ in read], ignore_index=True)
+    shards, records, made_by = arrays.read_shards(score_paths)
     if records.empty:
         raise InputError("no image of the dataset is usable, so there is nothing to mask")
+    grid = shards[0].shape[2:]
+    chunks = [
+        shard[start : start + _CHUNK] for shard in shards for start in range(0, len(shard), _CHUNK)
+    ]
+    counts: list[int] = []
+    with arrays.writing(output, np.uint8, (-(-grid[0] * grid[1] // 8),)) as bits:
+        for parts in progress(chunks, total=len(chunks), unit="chunks", label=f"mask {percent(p)}"):
+            scores = score_parts(torch.from_numpy(np.array(parts)), score)
+            names = records["name"].iloc[len(counts) : len(counts) + len(parts)]
+            refuse("scores of", names, (~scores.isfinite().flatten(1).all(dim=1)).tolist())
+            mask = select(scores, p, by=by)
+            bits.append(pack(mask).numpy())
+            counts += mask.flatten(1).sum(dim=1).tolist()
     error = records["relative_completeness"]
-    records = records[["name", "label", "position", "predicted"]].assign(
-        n_selected=np.concatenate(counts)
-    )
-    made_by = {k: v for k, v in read[0][1].items() if k != "shard"} | {
+    made_by |= {
         "step": "mask",
         "grid": list(grid),
         "p": p,
@@ -91,12 +83,6 @@ def write_masks(score_paths: list[Path], output: Path, *, p: float, by: str, sco
             "max": error.max(),
             "n_without_change": int(error.isna().sum()),
         },
-        "skipped": [item for _, settings in read for item in settings["skipped"]],
     }
-    arrays.write_records(arrays.records_of(output), records, made_by)
-
-
-def _check_finite(scores: Tensor, names: pd.Series) -> None:
-    bad = ~scores.isfinite().flatten(1).all(dim=1).numpy()
-    if bad.any():
-        raise InputError(f"NaN or infinite scores of the images {names[bad].tolist()}")
+    kept = records[["name", "label", "position", "predicted"]].assign(n_selected=counts)
+    arrays.write_records(arrays.records_of(output), kept, made_by)

@@ -8,7 +8,7 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from igmask.config import Geometry, Model
+from igmask.config import Model, with_plain_input
 from igmask.errors import InputError
 from igmask.ig import class_scores
 
@@ -46,34 +46,24 @@ def complete(model: Model) -> Model:
 
     raises InputError for a name torchvision does not have
     """
-    known: dict[str, Any] = {"interpolation": "bilinear", "mean": (0.0,) * 3, "std": (1.0,) * 3}
     if model.weights_kind == "torchvision":
         preset = _torchvision_weights(model).transforms()
-        crop = preset.crop_size[0]
-        known = {
-            "size": crop,
+        size = model.size or preset.crop_size[0]
+        model = dataclasses.replace(
+            model,
+            size=size,
             # A smaller or larger input shows as much of the image.
-            "resize": preset.resize_size[0] * (model.size or crop) // crop,
-            "interpolation": preset.interpolation.value,
-            "mean": tuple(preset.mean),
-            "std": tuple(preset.std),
-        }
+            resize=model.resize or preset.resize_size[0] * size // preset.crop_size[0],
+            interpolation=model.interpolation or preset.interpolation.value,
+            mean=model.mean or tuple(preset.mean),
+            std=model.std or tuple(preset.std),
+        )
     elif ":" not in model.source:
         _check_torchvision_name(model.source)
-    given = {field: getattr(model, field) for field in known}
-    whole = dataclasses.replace(
-        model, **{field: known[field] for field, value in given.items() if value is None}
-    )
+    whole = with_plain_input(model)
     if whole.size and whole.resize and whole.resize < whole.size:
         raise InputError(f"{model.source}: resize {whole.resize} is less than size {whole.size}")
     return whole
-
-
-def geometry(model: Model) -> Geometry:
-    """Return the geometry of a complete model's input."""
-    if model.size is None or model.interpolation is None:
-        raise InputError(f"{model.source}: the size of its input is not known; set `size`")
-    return Geometry(model.size, model.resize, model.interpolation)
 
 
 def load(model: Model, *, device: torch.device | str = "cpu") -> nn.Sequential:
@@ -189,7 +179,7 @@ def n_classes(network: nn.Module, model: Model) -> int:
 
     raises InputError if the output has no probabilities or is not (N, classes)
     """
-    size = geometry(complete(model)).size
+    size = complete(model).geometry.size
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     with torch.no_grad():
         scores = class_scores(network, torch.zeros(2, 3, size, size, device=device))
@@ -245,14 +235,13 @@ def _torchvision() -> Any:
 
 def _build_torchvision(model: Model) -> nn.Module:
     _check_torchvision_name(model.source)
-    if model.weights_kind != "torchvision":
-        try:
-            return _torchvision().get_model(model.source, weights=None, **model.arguments)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{model.source} with {model.arguments}: {error}") from error
-    weights = _torchvision_weights(model)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
-    with _downloading(weights.url, path):
+    weights = None
+    download: AbstractContextManager = nullcontext()
+    if model.weights_kind == "torchvision":
+        weights = _torchvision_weights(model)
+        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
+        download = _downloading(weights.url, path)
+    with download:
         try:
             return _torchvision().get_model(model.source, weights=weights, **model.arguments)
         except (TypeError, ValueError) as error:

@@ -7,6 +7,7 @@ from igmask import arrays, models
 from igmask.attribute import check_labels
 from igmask.baselines import read_baseline
 from igmask.config import BASELINES, Model
+from igmask.data import unnamed_classes
 from igmask.progress import say
 
 
@@ -21,17 +22,10 @@ def preflight(index_path: Path, output: Path, *, model: Model, baseline: str = "
     network = models.load(model)
     n_classes = models.n_classes(network, model)
     check_labels(records, n_classes)
-    dataset = made_by["dataset"]
-    if dataset["source"] == "folder" and not dataset.get("classes"):
-        n_folders = len(made_by["classes"])
-        if n_folders != n_classes:
-            say(
-                f"warning: {n_folders} class folders for a network of {n_classes} classes: they "
-                "are taken for the first ones in alphabetical order; if they are others, "
-                "dataset.classes has to say so"
-            )
+    if note := unnamed_classes(made_by, n_classes):
+        say(f"warning: the network {note}")
     if baseline not in BASELINES:
-        read_baseline(baseline, models.geometry(models.complete(model)))
+        read_baseline(baseline, models.complete(model).geometry)
     found = {
         "n_classes": n_classes,
         "class_names": models.class_names(model) or made_by["classes"],

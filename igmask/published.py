@@ -45,7 +45,7 @@ def published_top1(made_by: dict[str, Any], *, n_images: int) -> str | None:
         return None
     size, resize = _SIZES.get(model["source"], (224, 256))
     model_input = _INPUT | {"size": size, "resize": resize}
-    if any(_plain(model[key]) != value for key, value in model_input.items()):
+    if any(model[key] != value for key, value in model_input.items()):
         return None
     if n_images != N_IMAGES or len(classes) != N_CLASSES:
         return None
@@ -55,7 +55,3 @@ def published_top1(made_by: dict[str, Any], *, n_images: int) -> str | None:
         made_by["attribution"][key] == value for key, value in _ATTRIBUTION.items()
     )
     return _MASKED.get((made_by["mode"], made_by["p"])) if same else None
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -15,6 +15,7 @@ import pandas as pd
 
 from igmask import arrays
 from igmask.config import percent
+from igmask.data import unnamed_classes
 from igmask.published import CITATION, published_top1
 
 COLUMNS = [
@@ -201,15 +202,8 @@ def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[s
                 + (f" ({left_out} images without a change of f left out)" if left_out else "")
             )
     for name, found in made_by.items():
-        dataset = found["dataset"]
-        if dataset["source"] == "folder" and not dataset.get("classes"):
-            n_folders, n_classes = len(found["classes"]), found["n_classes"]
-            if n_folders != n_classes:
-                notes.append(
-                    f"{name} has {n_classes} classes, and the dataset {n_folders} class folders, "
-                    "which were taken for the first ones in alphabetical order; if they are "
-                    "others, dataset.classes has to say so"
-                )
+        if note := unnamed_classes(found, found["n_classes"]):
+            notes.append(f"{name} {note}")
     skipped = {name: reason for found in made_by.values() for name, reason in found["skipped"]}
     if skipped:
         listed = "; ".join(f"{name} ({reason})" for name, reason in sorted(skipped.items()))

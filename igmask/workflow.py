@@ -17,8 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from igmask import config
-from igmask.config import Dataset, Geometry, Model, percent
-from igmask.data import EXTENSIONS
+from igmask.config import EXTENSIONS, Dataset, Model, percent
 
 STAGES = {
     "train": 1,
@@ -29,8 +28,6 @@ STAGES = {
     "mask": 1,
     "evaluate": 1,
 }
-
-ORIGINAL = "original"
 
 
 class Workflow:
@@ -47,7 +44,7 @@ class Workflow:
             for i in range(1, self.study.compute["shards"] + 1)
         ]
         self.percents = [percent(p) for p in self.study.selection["p"]]
-        self.conditions = [ORIGINAL] + [
+        self.conditions = ["original"] + [
             f"{mode}-{p}-{fill}"
             for mode in self.study.masking["modes"]
             for p in self.percents
@@ -64,7 +61,7 @@ class Workflow:
     def images(self, wildcards: SimpleNamespace) -> list[str]:
         """The image arrays of a model: of one shard if the job has one, else of all."""
         shards = [wildcards.shard] if hasattr(wildcards, "shard") else self.shards
-        geometry = self.geometry(wildcards.model).name
+        geometry = self.models[wildcards.model].geometry.name
         return [f"{self.folder}/images/{geometry}/{shard}.npy" for shard in shards]
 
     def scores(self, wildcards: SimpleNamespace) -> list[str]:
@@ -103,13 +100,6 @@ class Workflow:
         return curves + [
             figure.format(model=name) for name in self.models for figure in self.example_figures()
         ]
-
-    def geometry(self, name: str) -> Geometry:
-        """How images are cut for a model."""
-        model = self.models[name]
-        assert model.size is not None
-        assert model.interpolation is not None
-        return Geometry(model.size, model.resize, model.interpolation)
 
     # -- contents: what times of change alone would not tell -----------------------------------
 
@@ -170,7 +160,11 @@ class Workflow:
 
     def prepare_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask prepare`."""
-        geometry = next(g for g in map(self.geometry, self.models) if g.name == wildcards.geometry)
+        geometry = next(
+            model.geometry
+            for model in self.models.values()
+            if model.geometry.name == wildcards.geometry
+        )
         return _options(
             **vars(geometry),
             shard=wildcards.shard,
@@ -230,12 +224,7 @@ class Workflow:
             from igmask.models import complete  # torchvision knows it; slow to import
 
             return complete(model)
-        return dataclasses.replace(
-            model,
-            interpolation=model.interpolation or "bilinear",
-            mean=model.mean or (0.0, 0.0, 0.0),
-            std=model.std or (1.0, 1.0, 1.0),
-        )
+        return config.with_plain_input(model)
 
 
 def code_version(stage: str) -> str:

@@ -41,6 +41,19 @@ STUDY = {
     "compute": {"shards": 2},
 }
 
+# What a model of its own takes, tables and figures included.
+ONE_MODEL = {
+    "train": 1,
+    "preflight": 1,
+    "attribute": 2,
+    "mask": 2,
+    "evaluate": 2,
+    "evaluate_original": 1,
+    "tables": 1,
+    "examples": 1,
+    "curves": 1,
+}
+
 
 def snakemake(folder, *arguments, study=None, snakefile=ROOT / "Snakefile"):
     """Run Snakemake in a folder, with this configuration written there first."""
@@ -128,17 +141,7 @@ def test_a_new_fill_runs_only_what_is_new(results):
 
 def test_a_new_model_runs_only_what_is_new(results):
     found = jobs(results, changed(models={"three": STUDY["models"]["one"]}))
-    assert found == {
-        "train": 1,
-        "preflight": 1,
-        "attribute": 2,
-        "mask": 2,
-        "evaluate": 2,
-        "evaluate_original": 1,
-        "tables": 1,
-        "examples": 1,
-        "curves": 1,
-    }
+    assert found == ONE_MODEL
 
 
 def test_a_limit_trains_nothing_and_leaves_the_full_results(results):
@@ -155,17 +158,7 @@ def test_more_demo_images_train_nothing(results):
 def test_a_models_setting_runs_that_models_jobs_only(results):
     study = copy.deepcopy(STUDY)
     study["models"]["two"]["mean"] = [0.5, 0.5, 0.5]
-    assert jobs(results, study) == {
-        "train": 1,
-        "preflight": 1,
-        "attribute": 2,
-        "mask": 2,
-        "evaluate": 2,
-        "evaluate_original": 1,
-        "tables": 1,
-        "examples": 1,
-        "curves": 1,
-    }
+    assert jobs(results, study) == ONE_MODEL
 
 
 def test_a_score_needs_no_new_attribution(results):

@@ -58,7 +58,7 @@ def test_the_shipped_configurations_are_valid(name, tmp_path, monkeypatch):
         Path(study["dataset"]["root"]).mkdir(parents=True, exist_ok=True)
     flow = Workflow(study)
     assert len(flow.conditions) == 9
-    sizes = {flow.geometry(name).size for name in flow.models}
+    sizes = {model.geometry.size for model in flow.models.values()}
     expected = {"config.yaml": {64}, "config/cifar10.yaml": {32}}
     assert sizes == expected.get(name, {224, 299})
 
