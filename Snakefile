@@ -32,8 +32,9 @@ except InputError as error:
     raise WorkflowError(str(error)) from None
 
 
-# Not in params: a change of device, batch size or threads re-runs nothing.
+# Not in params: a change of device, batch size, threads or engine re-runs nothing.
 COMPUTE = flow.compute_options()
+ENGINE = flow.engine_options()
 
 
 wildcard_constraints:
@@ -133,7 +134,7 @@ rule attribute:
         version=code_version("attribute"),
     shell:
         "igmask --log {log:q} attribute {input.images:q} {params.options}"
-        " {COMPUTE} --output {output[0]:q}"
+        " {ENGINE} {COMPUTE} --output {output[0]:q}"
 
 
 rule mask:

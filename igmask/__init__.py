@@ -12,10 +12,12 @@ The modules, lower ones first; each imports from those above it only:
 
     kernels/      tensors: path, squares, selection, masks, filling
     errors, config, progress     the user's side: bad input, settings, bars
-    arrays, quadrature, decode, demo, zoo, ig
+    quadrature, stem, network, ig    the engine
+    arrays, decode, demo, zoo
     captum, data, models, baselines, masks, published
     train, prepare, preflight, attribute, evaluate    the steps of the study
     drawing, tables, examples, curves, explain        what people look at
+    loader, inspect, bench, bench_page    a DataLoader to disk; the engine seen from outside
     workflow, cli                                     what Snakemake and people call
 """
 
@@ -24,8 +26,10 @@ from typing import Any
 
 # Imported on first use: most of them import torch, and many a command does without it.
 _HOMES = {
+    "Auto": "ig",
     "InputError": "errors",
     "IntegratedGradients": "captum",
+    "attribute_loader": "loader",
     "integrated_gradients": "ig",
     "load_model": "explain",
     "mask_image": "explain",

@@ -10,7 +10,7 @@ import torch
 from igmask import arrays, baselines, models
 from igmask.config import Model, settings
 from igmask.errors import InputError, refuse
-from igmask.ig import integrated_gradients
+from igmask.ig import Auto, NotFinite, integrated_gradients
 from igmask.kernels import grid, square_parts
 from igmask.progress import progress
 
@@ -25,6 +25,7 @@ _COLUMNS = {
     "baseline_output": "float32",
     "completeness": "float64",
     "relative_completeness": "float64",
+    "n_steps": "int64",
 }
 
 
@@ -36,15 +37,18 @@ def write_scores(
     attribution: dict[str, Any],
     side: int,
     seed: int,
-    batch_size: int,
+    batch_size: int | None = None,
+    engine: str = "eager",
     device: str = "auto",
 ) -> None:
     """Write (n, 2, P, Q) float32, the positive and negative parts of each square's attribution.
 
     The records beside it say of each image: the predicted class and the target, f at the image
-    and at the baseline, completeness (Σφ − (f(x) − f(b))) and its size relative to f(x) − f(b).
+    and at the baseline, completeness (Σφ − (f(x) − f(b))), its size relative to f(x) − f(b), and
+    the steps taken.
 
     attribution: the keys of the schema's `attribution`
+    batch_size, engine: see `integrated_gradients`
     raises       InputError naming the images whose attribution is not finite or whose label does
                  not fit the model
     """
@@ -54,6 +58,14 @@ def write_scores(
     where = models.pick_device(device)
     network = models.load(model, device=where)
     check_labels(records, models.n_classes(network, model))
+    n_steps = attribution["n_steps"]
+    if n_steps == "auto":
+        n_steps = Auto(
+            completeness=attribution["tolerance"],
+            agreement=attribution["agreement"],
+            most=attribution["most_steps"],
+            side=side,
+        )
     starts = range(0, len(images), _GROUP)
     parts_shape = (2, *grid(images.shape[1], images.shape[2], side))
     columns: dict[str, list[torch.Tensor]] = {name: [] for name in _COLUMNS}
@@ -64,39 +76,45 @@ def write_scores(
             batch = records.iloc[rows]
             pixels = models.pixels(images[rows], where)
             labels = torch.tensor(batch["label"].to_numpy(), device=where)
-            result = integrated_gradients(
-                network,
+            starts_of_paths = baselines.make(
+                attribution["baseline"],
                 pixels,
-                baselines=baselines.make(
-                    attribution["baseline"],
-                    pixels,
-                    mean=model.mean or (0, 0, 0),
-                    geometry=model.geometry,
-                    positions=batch["position"].to_numpy(),
-                    seed=seed,
-                    n_baselines=attribution["n_baselines"],
-                    blur_sigma=attribution["blur_sigma"],
-                ),
-                target=labels if attribution["target"] == "label" else None,
-                of=attribution["of"],
-                rule=attribution["rule"],
-                n_steps=attribution["n_steps"],
-                batch_size=batch_size,
+                mean=model.mean or (0, 0, 0),
+                geometry=model.geometry,
+                positions=batch["position"].to_numpy(),
+                seed=seed,
+                n_baselines=attribution["n_baselines"],
+                blur_sigma=attribution["blur_sigma"],
             )
+            try:
+                result = integrated_gradients(
+                    network,
+                    pixels,
+                    baselines=starts_of_paths,
+                    target=labels if attribution["target"] == "label" else None,
+                    of=attribution["of"],
+                    rule=attribution["rule"],
+                    n_steps=n_steps,
+                    batch_size=batch_size,
+                    precision=attribution["precision"],
+                    engine=engine,
+                )
+            except NotFinite as error:
+                name = batch["name"].iloc[error.image]
+                raise NotFinite(error.image, error.alpha, error.step, name) from None
             n_live = min(_GROUP, len(images) - start)
             parts = square_parts(result.values, side=side).cpu()[:n_live]
             bad = ~parts.isfinite().flatten(1).all(dim=1)
             refuse("attributions of", batch["name"][:n_live], bad.tolist())
             scores.append(parts.numpy())
-            change = (result.output - result.baseline_output).double().abs()
             found = (
                 result.predicted,
                 result.target,
                 result.output,
                 result.baseline_output,
                 result.completeness,
-                # Without a change of f there is nothing to be relative to.
-                torch.where(change > 0, result.completeness.abs() / change, torch.nan),
+                result.relative_completeness,
+                result.n_steps,
             )
             for name, values in zip(_COLUMNS, found, strict=True):
                 columns[name].append(values[:n_live].cpu())

@@ -6,6 +6,7 @@ options take defaults, choices and help from config.schema.json, each under its 
 
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -37,6 +38,19 @@ class Percentage(click.FloatRange):
 Percent = Percentage(0, 100, min_open=True)
 
 
+class IntegerOr(click.IntRange):
+    """An integer, or one word."""
+
+    def __init__(self, least: int, word: str) -> None:
+        super().__init__(least)
+        self.word = word
+        self.name = f"integer or {word}"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the number or the word, or fail as click does."""
+        return value if value == self.word else super().convert(value, param, ctx)
+
+
 def setting(*path: str, **changes: Any) -> Callable:
     """Return the option of a key of the configuration, such as ("attribution", "n_steps")."""
     rules = schema()
@@ -44,11 +58,18 @@ def setting(*path: str, **changes: Any) -> Callable:
         rules = rules["properties"][key]
     kinds = {
         "integer": click.IntRange(rules.get("minimum")),
-        "number": click.FloatRange(rules.get("exclusiveMinimum"), min_open=True),
+        "number": click.FloatRange(
+            rules.get("exclusiveMinimum"), rules.get("maximum"), min_open=True
+        ),
         "string": click.STRING,
     }
+    kind: Any = rules.get("type")
+    if kind == ["integer", "string"]:
+        kinds["either"], kind = IntegerOr(rules["minimum"], rules["pattern"].strip("^$")), "either"
+    elif isinstance(kind, list):
+        kind = kind[0]  # or null, which is to leave it out
     attributes: dict[str, Any] = {
-        "type": click.Choice(rules["enum"]) if "enum" in rules else kinds[rules["type"]],
+        "type": click.Choice(rules["enum"]) if "enum" in rules else kinds[kind],
         "default": rules.get("default"),
         "show_default": True,
         "help": f"{rules['description'][0].upper()}{rules['description'][1:]}.",
@@ -239,8 +260,13 @@ def prepare(index: Path, size: int, resize: int, interpolation: str, **options: 
 @setting("attribution", "n_baselines")
 @setting("attribution", "rule")
 @setting("attribution", "n_steps")
+@setting("attribution", "tolerance")
+@setting("attribution", "agreement")
+@setting("attribution", "most_steps")
+@setting("attribution", "precision")
 @setting("squares", "side")
 @seed()
+@setting("compute", "engine")
 @compute
 @output()
 def attribute(images: Path, **options: Any) -> None:
@@ -347,6 +373,57 @@ def explain(image: Path, **options: Any) -> None:
     from igmask.explain import explain
 
     explain(image, **options)
+
+
+@app.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--size", type=click.IntRange(1), help="Side of the input, where it is not known.")
+@setting("compute", "device")
+def inspect(model: str, size: int | None, device: str) -> None:
+    """Where the affine stem of MODEL ends, its share of the work, memory an image and a step.
+
+    MODEL is a classifier of torchvision by name, or the settings of a model as in config.yaml.
+    Weights are not needed: a network without them is drawn at random.
+    """
+    import torch
+
+    from igmask import models
+    from igmask.inspect import inspect as inspected
+    from igmask.inspect import report
+
+    plain = not model.lstrip().startswith("{") and not model.endswith((".json", ".yaml", ".yml"))
+    described = config.model({"source": model} if plain else _read_settings(model))
+    side = size or described.size or models.usual_size(described)
+    where = models.pick_device(device)
+    network = models.build(described).eval().to(where)
+    images = torch.rand(2, 3, side, side, device=where)
+    print(report(described.source, inspected(network, images), (3, side, side)))
+
+
+@app.command()
+@click.argument("models", nargs=-1)
+@click.option("--n-images", type=click.IntRange(1), default=4, show_default=True, help="A batch.")
+@click.option("--n-steps", type=click.IntRange(1), default=50, show_default=True, help="Steps m.")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns.")
+@click.option(
+    "--budget", "budget_s", type=float, default=60, show_default=True,
+    help="Seconds for each way and network, after which it runs no more than two turns.",
+)  # fmt: skip
+@setting("compute", "device")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; all by default.")
+@output("benchmarks/results")
+def bench(models: tuple[str, ...], output: Path, **options: Any) -> None:
+    """Attributions by igmask and by Captum, side by side: time, error, memory.
+
+    MODELS are networks of the benchmark; all of them by default.
+    """
+    from igmask import bench as benchmark
+    from igmask.bench_page import write
+
+    result = benchmark.measure(models or benchmark.MODELS, **options)
+    command = shlex.join(["igmask", *sys.argv[1:]])
+    for path in write(result, output, command):
+        say(str(path))
 
 
 def main() -> None:

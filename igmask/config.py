@@ -248,7 +248,10 @@ def _inconsistencies(study: Study) -> list[str]:
         if abs(round(p * 100) - p * 100) > 1e-6
     ]
     try:
-        quadrature.rule(study.attribution["rule"], study.attribution["n_steps"])
+        if study.attribution["n_steps"] == "auto":
+            quadrature.between(study.attribution["rule"], 25)
+        else:
+            quadrature.rule(study.attribution["rule"], study.attribution["n_steps"])
     except ValueError as error:
         problems.append(f"  attribution: {error}")
     for name, item in study.models.items():

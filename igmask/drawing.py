@@ -45,6 +45,7 @@ _LETTERS_PER_INCH = 15
 
 _VERDICTS = {"✓": "#00734F", "✗": "#C04000"}
 HEAT = matplotlib.colormaps["RdBu_r"]
+_BARS = ("#0072B2", "#56B4E9", "#999999")
 
 
 class Column(NamedTuple):
@@ -108,6 +109,24 @@ def write_table(
             )
             bar.set_ticks([-1, 0, 1], labels=["against", "0", "for the class"])
             bar.outline.set_visible(False)
+
+
+def draw_bars(
+    output: Path, groups: dict[str, list[float]], *, labels: list[str], title: str
+) -> None:
+    """Write horizontal bars, a group of them for each label, with a line at 1."""
+    height = 0.8 / max(len(groups), 1)
+    with drawing(output, width=6, height=0.45 * len(labels) + 1, layout="constrained") as figure:
+        axes = figure.subplots()
+        places = np.arange(len(labels))[::-1]
+        for i, (name, values) in enumerate(groups.items()):
+            bars = axes.barh(places - i * height, values, height, label=name, color=_BARS[i])
+            axes.bar_label(bars, fmt="%.2f", padding=2)
+        axes.axvline(1, color="0.4", linewidth=0.8)
+        axes.set_yticks(places - height * (len(groups) - 1) / 2, labels)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(title)
+        axes.legend(loc="lower right")
 
 
 def _draw(axes: Axes, picture: np.ndarray) -> None:

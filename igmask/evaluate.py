@@ -32,7 +32,7 @@ def evaluate(
     fill: str = "black",
     controls: tuple[str, ...] = CONTROLS,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
 ) -> None:
     """Write one record for each image and mask: what the model says of the masked image.
@@ -44,6 +44,7 @@ def evaluate(
 
     image_paths: the shards, in order
     name:        what the tables call the model; its source if None
+    batch_size:  images a forward pass; 64 if None
     masks:       of `write_masks`; None evaluates the original images
     seed:        of the controls
     mode:        `keep` masks everything outside the selection, `drop` masks the selection
@@ -74,6 +75,7 @@ def evaluate(
     made_by |= condition | {"step": "evaluate", "name": name or model.source}
     made_by |= {"model": settings(model), "n_classes": n_classes}
     made_by["class_names"] = models.class_names(model) or made_by["classes"]
+    batch_size = batch_size or 64
     n_batches = sum(-(-len(shard) // batch_size) for shard in images) * len(kinds)
     batches = (
         (rows, kind, pixels)

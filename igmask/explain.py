@@ -73,7 +73,7 @@ def explain(
     side: int,
     n_steps: int,
     device: str,
-    batch_size: int,
+    batch_size: int | None,
 ) -> None:
     """Draw an image file, its attribution, and for each p what is kept and what is dropped.
 

@@ -1,78 +1,206 @@
 """Integrated Gradients (Sundararajan, Taly & Yan 2017): φ = (x − b) · Σ_h w_h ∇f(b + α_h (x − b)).
 
-`path_gradients` runs the queue of (image, step) pairs in batches. `integrated_gradients` is the
-experiment's call: an image classifier, its predicted class, completeness. captum.py has the class
-with Captum's signature.
+`path_gradients` runs the queue of (image, step) pairs in batches behind the network's affine stem.
+`integrated_gradients` is the experiment's call: an image classifier, its predicted class,
+completeness. captum.py has the class with Captum's signature.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from igmask import quadrature
 from igmask.errors import InputError
-from igmask.kernels import accumulate_, path_points
+from igmask.kernels import accumulate_, memory_format_of, path_points, select, square_scores
+from igmask.network import Network, prepare
 
 FUNCTIONS = ("probability", "logit")
-BATCH_SIZE = 64
 
-Gradient = Callable[[tuple[Tensor, ...], Tensor], tuple[Tensor, ...]]
+# Of the outputs of a batch, with the image and the α of each of its rows, what is attributed: (B,).
+Pick = Callable[[Tensor, list[int], list[float]], Tensor]
+
+
+class NotFinite(InputError):
+    """A gradient that is NaN or infinite: of `image`, counted from 0, at `alpha` on its path."""
+
+    def __init__(self, image: int, alpha: float, step: int, name: str | None = None) -> None:
+        name = f"image {image}" if name is None else name
+        super().__init__(
+            f"{name}: NaN or infinite gradient at step {step}, α = {alpha:.4g}; look for a "
+            "logarithm, square root or division at zero in the network, or, in half precision, "
+            "for overflow"
+        )
+        self.image, self.alpha, self.step = image, alpha, step
 
 
 def path_gradients(
-    gradient: Gradient,
-    inputs: tuple[Tensor, ...],
-    baselines: tuple[Tensor, ...],
+    network: Network,
+    images: Tensor,
+    baselines: Tensor,
+    pick: Pick,
     *,
-    rule: str,
-    n_steps: int,
-    batch_size: int = BATCH_SIZE,
-) -> tuple[Tensor, ...]:
-    """Return Σ_h w_h ∇f(b + α_h (x − b)) of every example, one tensor an input.
+    positions: Sequence[float],
+    weights: Sequence[float],
+    batch_size: int | None = None,
+) -> Iterator[Tensor]:
+    """Yield Σ_h w_h ∇f(b + α_h (x − b)) of each image, (1, C, H, W) in float32 at least, in order.
 
-    The queue holds the pairs (example, step) with the steps of an example next to each other; it
-    is cut into batches of nearly the same size, at most `batch_size`. Memory depends neither on
-    the number of steps nor of examples.
+    The queue holds the pairs (image, position) with the positions of an image next to each other,
+    in batches of one size, the last one padded. Memory depends neither on the number of positions
+    nor of images. A batch that does not fit into memory is halved and tried again.
 
-    gradient:  called with the points, one (B, ...) tensor an input, and rows (B,) int64, the
-               example of each; returns the gradients at the points, shaped as the points
-    inputs:    (N, ...) each;  baselines: the same shapes
+    images, baselines: (N, C, H, W)
+    pick:              which number of the outputs to attribute; called batch by batch
+    batch_size:        None: from the free memory
+    raises             NotFinite
     """
-    positions, weights = (torch.tensor(v, dtype=torch.float64) for v in _rule(rule, n_steps))
-    device = inputs[0].device
-    totals = tuple(_sum_like(x) for x in inputs)
-    for pairs in _queue(len(inputs[0]) * n_steps, batch_size):
-        rows = (pairs // n_steps).to(device)
-        alpha, weight = positions[pairs % n_steps].to(device), weights[pairs % n_steps].to(device)
-        points = tuple(
-            path_points(b, x, rows, alpha).requires_grad_()
-            for b, x in zip(baselines, inputs, strict=True)
-        )
-        for total, grad in zip(totals, gradient(points, rows), strict=True):
-            accumulate_(total, grad, rows, weight)
-    return tuple(total.to(x.dtype) for total, x in zip(totals, inputs, strict=True))
-
-
-def _rule(rule: str, n_steps: int) -> tuple[list[float], list[float]]:
-    try:
-        return quadrature.rule(rule, n_steps)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-
-
-def _sum_like(x: Tensor) -> Tensor:
-    """Zeros in the memory format of x, in float32 at least: half precision loses sums of steps."""
-    return torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)).detach()
-
-
-def _queue(n_pairs: int, batch_size: int) -> Iterator[Tensor]:
-    """Yield 0 … n_pairs − 1 in consecutive runs of nearly equal length, at most batch_size."""
-    if batch_size < 1:
+    n_rows = len(positions)
+    n_pairs = len(images) * n_rows
+    if batch_size is not None and batch_size < 1:
         raise InputError(f"the batch size must be at least 1, got {batch_size}")
-    n_batches = -(-n_pairs // batch_size)
-    yield from torch.arange(n_pairs).chunk(n_batches) if n_batches else ()
+    if not n_pairs:
+        return
+    size = batch_size or network.batch_size(images)
+    size = -(-n_pairs // -(-n_pairs // size))  # the same number of batches, evenly filled
+    paths = _Paths(network, images, baselines, n_slots=-(-size // n_rows) + 1)
+    start = 0
+    while start < n_pairs:
+        pairs = [min(pair, n_pairs - 1) for pair in range(start, start + size)]
+        owners = [pair // n_rows for pair in pairs]
+        steps = [pair % n_rows for pair in pairs]
+        live = min(size, n_pairs - start)
+        alphas = [positions[step] for step in steps]
+        weight = [weights[step] if i < live else 0.0 for i, step in enumerate(steps)]
+        paths.open(owners)
+        try:
+            slopes = paths.slopes(owners, alphas, pick)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or size == 1:
+                raise
+            size = _halved(size)
+            continue
+        paths.add(slopes, owners, weight)
+        start += live
+        for image in range(paths.n_done, start // n_rows):
+            total = paths.close(image)
+            if not all(bool(part.isfinite().all()) for part in total):
+                raise _not_finite(network, images, baselines, pick, image, positions, weights)
+            yield paths.to_pixels(image, total)
+
+
+class _Paths:
+    """The paths of the images that the queue is at: end points and sums behind the stem."""
+
+    def __init__(self, network: Network, images: Tensor, baselines: Tensor, n_slots: int) -> None:
+        self._network, self._images, self._baselines = network, images, baselines
+        self._n_slots = n_slots
+        self._n_open, self.n_done = 0, 0
+        self._starts: tuple[Tensor, ...] = ()
+        self._ends: tuple[Tensor, ...] = ()
+        self._totals: tuple[Tensor, ...] = ()
+
+    def open(self, owners: list[int]) -> None:
+        """Send the images that a batch begins, and their baselines, through the stem."""
+        for image in range(self._n_open, owners[-1] + 1):
+            starts = self._network.stem(self._baselines[image : image + 1])
+            ends = self._network.stem(self._images[image : image + 1])
+            if not self._ends:
+                self._starts, self._ends = (tuple(map(self._slots, u)) for u in (starts, ends))
+                self._totals = tuple(
+                    self._slots(u, torch.promote_types(u.dtype, torch.float32)) for u in ends
+                )
+            slot = image % self._n_slots
+            for kept, u in zip(self._starts + self._ends, starts + ends, strict=True):
+                kept[slot] = u[0]
+            for total in self._totals:
+                total[slot] = 0
+            self._n_open = image + 1
+
+    def _slots(self, u: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(
+            (self._n_slots, *u.shape[1:]),
+            dtype=dtype or u.dtype,
+            device=u.device,
+            memory_format=memory_format_of(u),
+        )
+
+    def slopes(self, owners: list[int], alphas: list[float], pick: Pick) -> tuple[Tensor, ...]:
+        """Return the gradient at each point of a batch."""
+        rows = torch.tensor([owner % self._n_slots for owner in owners])
+        positions = torch.tensor(alphas, dtype=torch.float64)
+        points = tuple(
+            path_points(start, end, rows, positions, dtype=self._network.dtype)
+            for start, end in zip(self._starts, self._ends, strict=True)
+        )
+        return self._network.gradients(points, lambda outputs: pick(outputs, owners, alphas))
+
+    def add(self, slopes: tuple[Tensor, ...], owners: list[int], weights: list[float]) -> None:
+        rows = torch.tensor([owner % self._n_slots for owner in owners])
+        weight = torch.tensor(weights, dtype=torch.float64)
+        for total, slope in zip(self._totals, slopes, strict=True):
+            accumulate_(total, slope, rows, weight)
+
+    def close(self, image: int) -> tuple[Tensor, ...]:
+        """Return the sums of an image whose pairs are all done, and free its place."""
+        slot = image % self._n_slots
+        self.n_done = image + 1
+        return tuple(total[slot : slot + 1] for total in self._totals)
+
+    def to_pixels(self, image: int, total: tuple[Tensor, ...]) -> Tensor:
+        """Return the sum sent back through the stem, (1, C, H, W)."""
+        return self._network.stem_transposed(self._images[image : image + 1], total)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on a GPU or here."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _halved(size: int) -> int:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return size // 2
+
+
+def _not_finite(
+    network: Network,
+    images: Tensor,
+    baselines: Tensor,
+    pick: Pick,
+    image: int,
+    positions: Sequence[float],
+    weights: Sequence[float],
+) -> NotFinite:
+    """Find the first step of an image whose gradient is not finite."""
+    paths = _Paths(network, images, baselines, n_slots=1)
+    paths._n_open = image
+    paths.open([image])
+    points = sorted(p for p, weight in zip(positions, weights, strict=True) if weight)
+    for step, alpha in enumerate(points, start=1):
+        slopes = paths.slopes([image], [alpha], pick)
+        if not all(bool(slope.isfinite().all()) for slope in slopes):
+            return NotFinite(image, alpha, step)
+    return NotFinite(image, points[-1], len(points))  # their sum alone overflows
+
+
+@dataclass(frozen=True)
+class Auto:
+    """As many steps as an image needs: doubled from `first` until two tests pass, or to `most`.
+
+    completeness: largest |Σφ − (f(x) − f(b))| relative to |f(x) − f(b)|
+    agreement:    least intersection over union of the masks before and after the last doubling,
+                  of the squares with `side` that hold the top p % of the positive attribution
+    """
+
+    completeness: float = 0.05
+    agreement: float = 0.95
+    first: int = 25
+    most: int = 800
+    p: float = 50
+    side: int = 3
 
 
 @dataclass(frozen=True)
@@ -84,6 +212,7 @@ class Attribution:
     target:      (N,) int64, the class whose output was attributed
     output:      (N,) f at the image
     baseline_output: (N,) f at the baseline, averaged over several baselines
+    n_steps:     (N,) int64, the steps taken on each path
     """
 
     values: Tensor
@@ -91,12 +220,22 @@ class Attribution:
     target: Tensor
     output: Tensor
     baseline_output: Tensor
+    n_steps: Tensor
 
     @property
     def completeness(self) -> Tensor:
         """(N,) float64: Σφ − (f(x) − f(b)), zero for an exact integral."""
-        change = self.output.double() - self.baseline_output.double()
-        return self.values.double().sum(dim=(1, 2, 3)) - change
+        return self.values.double().sum(dim=(1, 2, 3)) - self._change
+
+    @property
+    def relative_completeness(self) -> Tensor:
+        """(N,) float64: its size relative to f(x) − f(b); NaN where f does not change."""
+        error, change = self.completeness.abs(), self._change.abs()
+        return torch.where(change > 0, error / change, torch.nan)
+
+    @property
+    def _change(self) -> Tensor:
+        return self.output.double() - self.baseline_output.double()
 
 
 def integrated_gradients(
@@ -107,8 +246,10 @@ def integrated_gradients(
     target: Tensor | None = None,
     of: str = "probability",
     rule: str = "right",
-    n_steps: int = 50,
-    batch_size: int = BATCH_SIZE,
+    n_steps: int | Auto = 50,
+    batch_size: int | None = None,
+    precision: str = "fp32",
+    engine: str = "eager",
 ) -> Attribution:
     """Return the attribution of a classifier's output to the pixels of its images.
 
@@ -117,65 +258,207 @@ def integrated_gradients(
     baselines: (n_baselines, N, C, H, W), averaged over the first axis; black if None
     target:    (N,) int64 classes; the predicted ones if None
     of:        f, `probability` (softmax of the target class) or `logit`
-    rule, n_steps: see `quadrature.rule`
-    raises     InputError if the model's output is not (N, n_classes) or a target is out of range
+    rule, n_steps: see `quadrature.rule`; with `Auto`, as many as each image needs
+    batch_size: (image, step) pairs of a forward pass; None: from the free memory
+    precision, engine: see `network.prepare`; `fp32` is the images' own, float64 say
+    raises     InputError if the model is in training mode or elsewhere than the images, if its
+               output is not (N, n_classes) or not differentiable, if a target is out of range, if
+               baselines do not fit, and NotFinite for a NaN or infinite gradient
     """
     if of not in FUNCTIONS:
         raise InputError(f"unknown function {of!r}; choose from {', '.join(FUNCTIONS)}")
     if baselines is None:
         baselines = torch.zeros_like(images).unsqueeze(0)
-
-    def f(x: Tensor, classes: Tensor) -> Tensor:
-        scores = class_scores(model, x)
-        if of == "probability":
-            scores = scores.softmax(dim=1)
-        return scores.gather(1, classes.unsqueeze(1)).squeeze(1)
-
-    with torch.no_grad():
-        logits = class_scores(model, images)
-        predicted = logits.argmax(dim=1)
-        classes = predicted if target is None else target.to(predicted)
-        if ((classes < 0) | (classes >= logits.shape[1])).any():
-            raise InputError(
-                f"targets {classes.min()} … {classes.max()} do not fit a model of "
-                f"{logits.shape[1]} classes"
-            )
-        f_image = f(images, classes)
-        f_baseline = torch.stack([f(b, classes) for b in baselines]).mean(dim=0)
-
-    def gradient(points: tuple[Tensor, ...], rows: Tensor) -> tuple[Tensor, ...]:
-        return input_gradients(f(points[0], classes[rows]), points)
-
-    values = torch.zeros_like(images)
-    for baseline in baselines:
-        (slope,) = path_gradients(
-            gradient, (images,), (baseline,), rule=rule, n_steps=n_steps, batch_size=batch_size
+    if baselines.shape[1:] != images.shape or baselines.dtype != images.dtype:
+        raise InputError(
+            f"baselines {tuple(baselines.shape)} of {baselines.dtype} do not fit images "
+            f"{tuple(images.shape)} of {images.dtype}; they need one more axis in front"
         )
-        values += (images - baseline) * slope / len(baselines)
-    return Attribution(values, predicted, classes, f_image, f_baseline)
+    if getattr(model, "training", False):
+        raise InputError("the model is in training mode; call model.eval() first")
+    images, baselines = ordinary(images), ordinary(baselines)
+    with torch.inference_mode(False):
+        network = prepare(model, images, precision=precision, engine=engine)
+        study = _Study(network, images, baselines, target, of, batch_size)
+        if isinstance(n_steps, Auto):
+            return study.until_settled(rule, n_steps)
+        return study.attribute(*checked_rule(rule, n_steps))
+
+
+def ordinary(x: Tensor) -> Tensor:
+    """Return the tensor, detached; a copy if it is one of torch.inference_mode."""
+    with torch.inference_mode(False):
+        return x.clone() if x.is_inference() else x.detach()
+
+
+def checked_rule(rule: str, n_steps: int) -> tuple[list[float], list[float]]:
+    """Return (positions, weights) of a rule, or raise InputError."""
+    return _checked(quadrature.rule, rule, n_steps)
+
+
+T = TypeVar("T")
+
+
+def _checked(ask: Callable[[str, int], T], rule: str, n_steps: int) -> T:
+    try:
+        return ask(rule, n_steps)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+class _Study:
+    """One call of `integrated_gradients`: its images, and what is known of them so far."""
+
+    def __init__(
+        self,
+        network: Network,
+        images: Tensor,
+        baselines: Tensor,
+        target: Tensor | None,
+        of: str,
+        batch_size: int | None,
+    ) -> None:
+        self._network, self._images, self._baselines = network, images, baselines
+        self._of, self._batch_size = of, batch_size
+        shape, device = (len(images),), images.device
+        if target is not None and (target.is_floating_point() or target.shape not in ((), shape)):
+            raise InputError(
+                f"target must be {len(images)} classes, integers of shape {shape}; got "
+                f"{target.dtype} of shape {tuple(target.shape)}"
+            )
+        self._given, self._checked = target is not None, False
+        # −1 until the network has seen the image itself, which comes first on its path.
+        self._classes = (
+            torch.full(shape, -1, device=device)
+            if target is None
+            else target.to(device, torch.int64).expand(shape).clone()
+        )
+        self._predicted = torch.full(shape, -1, device=device)
+        single = torch.promote_types(images.dtype, torch.float32)
+        self._output = torch.zeros(shape, dtype=single, device=device)
+        self._at_baseline = torch.zeros_like(self._output)  # of the baseline under way
+
+    def attribute(self, positions: Sequence[float], weights: Sequence[float]) -> Attribution:
+        """Return the attribution by a quadrature rule; f(x) and f(b) ride in the same batches."""
+        with_ends = _with_ends(positions, weights)
+        values = torch.zeros_like(self._images)
+        baseline_output = torch.zeros_like(self._output)
+        for baseline in self._baselines:
+            values += self._along(baseline, *with_ends) / len(self._baselines)
+            baseline_output += self._at_baseline / len(self._baselines)
+        n_steps = torch.full_like(self._predicted, len(positions))
+        return Attribution(
+            values, self._predicted, self._classes, self._output, baseline_output, n_steps
+        )
+
+    def until_settled(self, rule: str, auto: Auto) -> Attribution:
+        """Return the attribution by as many steps as `auto` asks for, image by image."""
+        _checked(quadrature.between, rule, auto.first)  # before any work
+        found = self.attribute(*checked_rule(rule, auto.first))
+        open_images = torch.arange(len(self._images))
+        while len(open_images):
+            n_steps = int(found.n_steps[open_images[0]])
+            positions, weights, doubled = quadrature.between(rule, n_steps)
+            if doubled > auto.most:
+                break
+            before = found.values[open_images]
+            part = _Study(
+                self._network,
+                self._images[open_images],
+                self._baselines[:, open_images],
+                self._classes[open_images],
+                self._of,
+                self._batch_size,
+            )
+            between = torch.zeros_like(before)
+            try:
+                for baseline in part._baselines:
+                    between += part._along(baseline, positions, weights) / len(part._baselines)
+            except NotFinite as error:
+                image = int(open_images[error.image])
+                raise NotFinite(image, error.alpha, error.step) from None
+            found.values[open_images] = (before + between) / 2
+            found.n_steps[open_images] = doubled
+            agreement = _overlap(before, found.values[open_images], auto)
+            inexact = found.relative_completeness[open_images].nan_to_num(0)
+            settled = (agreement >= auto.agreement) & (inexact <= auto.completeness)
+            open_images = open_images[~settled.cpu()]
+        return found
+
+    def _along(
+        self, baseline: Tensor, positions: Sequence[float], weights: Sequence[float]
+    ) -> Tensor:
+        slopes = path_gradients(
+            self._network,
+            self._images,
+            baseline,
+            self._pick,
+            positions=positions,
+            weights=weights,
+            batch_size=self._batch_size,
+        )
+        values = torch.empty_like(self._images)
+        for i, slope in enumerate(slopes):
+            values[i] = (self._images[i] - baseline[i]) * slope[0]
+        return values
+
+    def _pick(self, logits: Tensor, owners: list[int], alphas: list[float]) -> Tensor:
+        check_class_scores(logits, len(owners))
+        device = logits.device
+        rows = torch.tensor(owners, device=device)
+        at_image = [row for row, alpha in enumerate(alphas) if alpha == 1]
+        if at_image:
+            of_image = torch.tensor(at_image, device=device)
+            self._predicted[rows[of_image]] = logits[of_image].detach().argmax(dim=1)
+            if not self._given:
+                self._classes = self._predicted.clone()
+            elif not self._checked and (
+                int(self._classes.min()) < 0 or int(self._classes.max()) >= logits.shape[1]
+            ):
+                raise InputError(
+                    f"targets {int(self._classes.min())} … {int(self._classes.max())} do not fit "
+                    f"a model of {logits.shape[1]} classes"
+                )
+            self._checked = True
+        scores = logits.softmax(dim=1) if self._of == "probability" else logits
+        picked = scores.gather(1, self._classes[rows].unsqueeze(1)).squeeze(1)
+        value = picked.detach().to(self._output.dtype)
+        if at_image:
+            self._output[rows[of_image]] = value[of_image]
+        at_baseline = [row for row, alpha in enumerate(alphas) if alpha == 0]
+        if at_baseline:
+            of_baseline = torch.tensor(at_baseline, device=device)
+            self._at_baseline[rows[of_baseline]] = value[of_baseline]
+        return picked
+
+
+def _with_ends(
+    positions: Sequence[float], weights: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """The positions with 1 and 0 first, of weight zero where the rule does without them."""
+    rule = dict(zip(positions, weights, strict=True))
+    ordered = {1.0: rule.pop(1.0, 0.0), 0.0: rule.pop(0.0, 0.0)} | rule
+    return list(ordered), list(ordered.values())
+
+
+def _overlap(before: Tensor, after: Tensor, auto: Auto) -> Tensor:
+    """Intersection over union of the masks of two attributions, (N,); 1 where both are empty."""
+    old, new = (select(square_scores(v, side=auto.side), auto.p) for v in (before, after))
+    union = (old | new).sum(dim=(1, 2))
+    return torch.where(union > 0, (old & new).sum(dim=(1, 2)) / union.clamp(min=1), 1.0)
+
+
+def check_class_scores(scores: object, n_images: int) -> None:
+    """Raise InputError if a model's output is not a tensor (N, n_classes)."""
+    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != n_images:
+        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise InputError(
+            f"the model's output must be a tensor [N, classes] = [{n_images}, …], got {shape}"
+        )
 
 
 def class_scores(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Return the model's output, or raise InputError if it is not a tensor (N, n_classes)."""
     scores = model(images)
-    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(images):
-        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise InputError(
-            f"the model's output must be a tensor [N, classes] = [{len(images)}, …], got {shape}"
-        )
+    check_class_scores(scores, len(images))
     return scores
-
-
-def input_gradients(outputs: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return the gradient of every row's output by its own inputs, shaped as the inputs.
-
-    Rows do not mix, so one backward pass of the sum gives them all.
-
-    raises InputError if the outputs do not depend on the inputs differentiably
-    """
-    if not outputs.requires_grad:
-        raise InputError(
-            "the model's output has no gradient with respect to its input; look for detach(), "
-            "no_grad(), or an operation such as argmax or rounding in its forward"
-        )
-    return torch.autograd.grad(outputs.sum(), inputs)

@@ -174,6 +174,15 @@ def load_weights(network: nn.Module, path: Path, *, key: str | None, prefix: str
     network.load_state_dict(weights, strict=False)
 
 
+def usual_size(model: Model) -> int:
+    """Return the side of the input that torchvision's weights of the same network take, or 224."""
+    if ":" in model.source:
+        return 224
+    _check_torchvision_name(model.source)
+    known = list(_torchvision().get_model_weights(model.source))
+    return known[0].transforms().crop_size[0] if known else 224
+
+
 def n_classes(network: nn.Module, model: Model) -> int:
     """Return the classes of a loaded model, by a forward pass of two black images.
 

@@ -34,8 +34,8 @@ def say(line: str, *, terminal: bool = True) -> None:
             file.write(line + "\n")
 
 
-def progress(items: Iterable[T], *, total: int, unit: str, label: str) -> Iterator[T]:
-    """Yield the items, showing how many of `total` are done, the rate and the time left."""
+def progress(items: Iterable[T], *, total: int | None, unit: str, label: str) -> Iterator[T]:
+    """Yield the items, showing how many of `total`, if it is known, are done, and the rate."""
     meter = Meter(total=total, unit=unit, label=label)
     for item in items:
         yield item
@@ -45,7 +45,7 @@ def progress(items: Iterable[T], *, total: int, unit: str, label: str) -> Iterat
 class Meter:
     """Shows how many of `total` are done, the rate and the time left, as `advance` is called."""
 
-    def __init__(self, *, total: int, unit: str, label: str) -> None:
+    def __init__(self, *, total: int | None, unit: str, label: str) -> None:
         self._on_terminal = sys.stderr.isatty()
         options = {"total": total, "unit": f" {unit}", "desc": label, "leave": False}
         self._bar = tqdm(**options, disable=not self._on_terminal)

@@ -47,3 +47,25 @@ def rule(name: str, n_steps: int) -> tuple[list[float], list[float]]:
         return positions.tolist(), weights.tolist()
     first = {"right": 1, "left": 0, "middle": 0.5}[kind]
     return [(h + first) / n_steps for h in range(n_steps)], [1 / n_steps] * n_steps
+
+
+def between(name: str, n_steps: int) -> tuple[list[float], list[float], int]:
+    """Return (positions, weights, m') of the points that refine a rule with m = n_steps positions.
+
+    The rule with m' positions is the mean of the rule with m and of these: right and left double
+    m, trapezoid halves its intervals. The others share no points with their refinements.
+
+    raises ValueError for a rule that cannot be refined so
+    """
+    if name in ("right", "left"):
+        shift = {"right": -0.5, "left": 0.5}[name]
+        positions, weights = rule(name, n_steps)
+        return [alpha + shift / n_steps for alpha in positions], weights, 2 * n_steps
+    if name == "trapezoid":
+        n_intervals = n_steps - 1
+        positions = [(h + 0.5) / n_intervals for h in range(n_intervals)]
+        return positions, [1 / n_intervals] * n_intervals, 2 * n_steps - 1
+    raise ValueError(
+        f"automatic steps refine the rules right, left and trapezoid, not {name!r}: its points are "
+        "not among those of twice as many"
+    )

@@ -24,7 +24,7 @@ STAGES = {
     "index": 1,
     "preflight": 1,
     "prepare": 1,
-    "attribute": 1,
+    "attribute": 2,
     "mask": 1,
     "evaluate": 1,
 }
@@ -174,10 +174,12 @@ class Workflow:
     def attribute_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask attribute`, without what only another baseline would need."""
         attribution, kind = self.study.attribution, self.study.attribution["baseline"]
-        only = {"blur_sigma": "blur", "n_baselines": "uniform"}
+        of_other = {"blur_sigma": kind != "blur", "n_baselines": kind != "uniform"}
+        fixed = attribution["n_steps"] != "auto"
+        of_other |= dict.fromkeys(("tolerance", "agreement", "most_steps"), fixed)
         return _options(
             model=_json(self.models[wildcards.model]),
-            **{key: value for key, value in attribution.items() if only.get(key, kind) == kind},
+            **{key: value for key, value in attribution.items() if not of_other.get(key)},
             side=self.study.squares["side"],
             seed=self.study.seed if kind == "uniform" else None,
         )
@@ -206,9 +208,16 @@ class Workflow:
         )
 
     def compute_options(self) -> str:
-        """Options that change no result, and so are no params: device, batch size, threads."""
+        """Options that change no result, and so are no params: device, batch size, threads.
+
+        The engine, which is none of evaluation's, stands in `engine_options`.
+        """
         compute = self.study.compute
         return _options(**{key: compute[key] for key in ("device", "batch_size", "threads")})
+
+    def engine_options(self) -> str:
+        """Of `igmask attribute`, no params either."""
+        return _options(engine=self.study.compute["engine"])
 
     def example_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask examples`."""

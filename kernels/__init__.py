@@ -11,7 +11,7 @@ This package knows tensors only: nothing of models, files or configuration.
 
 from igmask.kernels.bits import pack, unpack
 from igmask.kernels.occlude import FILLS, fill_values, occlude, to_pixels
-from igmask.kernels.path import accumulate_, path_points
+from igmask.kernels.path import accumulate_, memory_format_of, path_points
 from igmask.kernels.select import SELECTIONS, select
 from igmask.kernels.squares import SCORES, grid, score_parts, square_parts, square_scores
 
@@ -22,6 +22,7 @@ __all__ = [
     "accumulate_",
     "fill_values",
     "grid",
+    "memory_format_of",
     "occlude",
     "pack",
     "path_points",

@@ -1,10 +1,17 @@
 """The class with Captum's signature, against Captum's own in float64."""
 
+import copy
+import inspect
+from concurrent.futures import ThreadPoolExecutor
+
 import captum.attr
 import pytest
 import torch
+from captum._utils.gradient import compute_gradients
+from torch import nn
 
 import igmask
+from igmask.captum import TargetError
 from igmask.errors import InputError
 from igmask.quadrature import CAPTUM_RULES
 
@@ -29,7 +36,9 @@ def test_every_rule_equals_captums(double, network, method, internal_batch_size)
     torch.testing.assert_close(our_delta, their_delta, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("baselines", [None, 0.3, torch.full((1, 3, 9, 9), 0.2)])
+@pytest.mark.parametrize(
+    "baselines", [None, 0.3, torch.full((1, 3, 9, 9), 0.2, dtype=torch.float64)]
+)
 @pytest.mark.parametrize("target", [2, [0, 4, 1], torch.tensor(3), torch.tensor([1])])
 @pytest.mark.parametrize("multiply", [True, False])
 def test_baselines_and_targets_are_captums(double, network, baselines, target, multiply):
@@ -109,3 +118,439 @@ def test_bad_arguments_are_named(network, arguments, message):
     inputs = torch.rand(4, 3, 9, 9, dtype=torch.float64)
     with pytest.raises(InputError, match=message):
         igmask.IntegratedGradients(network).attribute(inputs, **arguments)
+
+
+# -- in the place of Captum's class ------------------------------------------------------------
+
+# Captum's weights are float32: exact for a power of two.
+EXACT = {"n_steps": 8, "method": "riemann_right"}
+
+
+def assert_same(ours, theirs, rtol=1e-11):
+    assert type(ours) is type(theirs)
+    if isinstance(theirs, (tuple, list)):
+        for our, their in zip(ours, theirs, strict=True):
+            assert_same(our, their, rtol)
+    else:
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=1e-15)
+
+
+def test_signatures_are_captums():
+    for name in ("__init__", "attribute", "compute_convergence_delta", "has_convergence_delta"):
+        ours, theirs = (
+            [
+                (p.name, p.default)
+                for p in inspect.signature(getattr(owner, name)).parameters.values()
+            ]
+            for owner in (igmask.IntegratedGradients, captum.attr.IntegratedGradients)
+        )
+        assert ours == theirs
+    assert igmask.IntegratedGradients(torch.sum).multiplies_by_inputs
+    assert not igmask.IntegratedGradients(torch.sum, False).multiplies_by_inputs
+
+
+@pytest.mark.parametrize("kind", ["Layer", "Neuron"])
+@pytest.mark.parametrize("multiply", [True, False])
+@pytest.mark.parametrize("of_input", [True, False])
+def test_captums_layer_and_neuron_attributions_take_our_class(
+    double, network, monkeypatch, kind, multiply, of_input
+):
+    inputs, baselines = torch.rand(2, 3, 3, 9, 9)
+    method = getattr(captum.attr, f"{kind}IntegratedGradients")
+
+    def attributed():
+        if kind == "Layer":
+            return method(network, network[1], multiply_by_inputs=multiply).attribute(
+                inputs, baselines, target=[0, 4, 1], attribute_to_layer_input=of_input, **EXACT
+            )
+        return method(network, network[2], multiply).attribute(
+            inputs, (1, 0, 1), baselines, attribute_to_neuron_input=of_input, **EXACT
+        )
+
+    theirs, used = attributed(), []
+
+    class Ours(igmask.IntegratedGradients):
+        def __init__(self, *arguments):
+            used.append(arguments)
+            super().__init__(*arguments)
+
+    folder = f"captum.attr._core.{kind.lower()}.{kind.lower()}_integrated_gradients"
+    monkeypatch.setattr(f"{folder}.IntegratedGradients", Ours)
+    assert_same(attributed(), theirs)
+    assert used
+
+
+class Parallel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.head(self.left(x).tanh() * self.right(x).sigmoid())
+
+
+@pytest.mark.filterwarnings("ignore:Multiple layers provided:UserWarning")
+def test_captums_attribution_of_several_layers_takes_our_class(double, monkeypatch):
+    network, inputs = Parallel().eval(), torch.rand(3, 4)
+
+    def attributed():
+        method = captum.attr.LayerIntegratedGradients(network, [network.left, network.right])
+        return method.attribute(
+            inputs, target=2, return_convergence_delta=True, internal_batch_size=5, **EXACT
+        )
+
+    theirs = attributed()
+    monkeypatch.setattr(
+        "captum.attr._core.layer.layer_integrated_gradients.IntegratedGradients",
+        igmask.IntegratedGradients,
+    )
+    assert_same(attributed(), theirs)
+
+
+@pytest.mark.parametrize("nt_type", ["smoothgrad", "vargrad"])
+def test_captums_noise_tunnel_takes_our_class(double, network, nt_type):
+    inputs = torch.rand(3, 3, 9, 9)
+
+    def attributed(method):
+        torch.manual_seed(5)
+        return captum.attr.NoiseTunnel(method).attribute(
+            inputs, nt_type, nt_samples=4, stdevs=0.1, target=[0, 1, 2], **EXACT
+        )
+
+    ours = attributed(igmask.IntegratedGradients(network))
+    assert_same(ours, attributed(captum.attr.IntegratedGradients(network)), 1e-9)
+
+
+def test_attribute_can_be_called_past_captums_log(double, network):
+    method, inputs = igmask.IntegratedGradients(network), torch.rand(2, 3, 9, 9)
+    past = method.attribute.__wrapped__(method, inputs, target=1)
+    assert past.equal(method.attribute(inputs, target=1))
+
+
+def weighted(a, b, scale):
+    return (a.square().unsqueeze(2) * b.unsqueeze(1)).sum(2) * scale
+
+
+def test_a_gradient_function_of_ones_own_is_called(double):
+    calls = []
+
+    def gradient_func(forward_fn, inputs, target_ind=None, additional_forward_args=None):
+        calls.append((forward_fn, [len(x) for x in inputs], target_ind, additional_forward_args))
+        return tuple(
+            3 * g
+            for g in compute_gradients(forward_fn, inputs, target_ind, additional_forward_args)
+        )
+
+    inputs, scale = (torch.rand(3, 4), torch.rand(3, 2)), torch.rand(3, 1)
+    arguments = {"target": [0, 3, 1], "additional_forward_args": scale, **EXACT}
+    method = igmask.IntegratedGradients(weighted)
+    plain = method.attribute(inputs, **arguments)
+    method.gradient_func = gradient_func
+    tripled = method.attribute(inputs, internal_batch_size=10, **arguments)
+    assert_same(tripled, tuple(3 * values for values in plain))
+    assert [sizes for _, sizes, _, _ in calls] == [[10, 10], [10, 10], [4, 4]]
+    assert all(f is weighted for f, _, _, _ in calls)
+    # The pairs go image by image.
+    assert [t for _, _, targets, _ in calls for t in targets] == [0] * 8 + [3] * 8 + [1] * 8
+    assert torch.cat([a for _, _, _, (a,) in calls]).equal(scale.repeat_interleave(8, 0))
+
+
+@pytest.mark.parametrize("internal_batch_size", [None, 7])
+def test_attributions_can_be_differentiated_like_captums(double, network, internal_batch_size):
+    def gradient_func(forward_fn, inputs, target_ind=None, additional_forward_args=None):
+        outputs = forward_fn(*inputs)
+        rows = torch.arange(len(outputs))
+        target = torch.as_tensor(target_ind).expand(len(outputs))
+        return torch.autograd.grad(outputs[rows, target].sum(), inputs, create_graph=True)
+
+    x = torch.rand(3, 3, 9, 9)
+    found = []
+    for kind in (igmask.IntegratedGradients, captum.attr.IntegratedGradients):
+        inputs = x.clone().requires_grad_()
+        method = kind(network)
+        method.gradient_func = gradient_func
+        batch = internal_batch_size if kind is igmask.IntegratedGradients else None
+        values = method.attribute(
+            inputs, 0.2, target=torch.tensor([0, 2, 1]), internal_batch_size=batch, **EXACT
+        )
+        (slope,) = torch.autograd.grad(values.square().sum(), inputs)
+        found.append((values.detach(), slope))
+    assert_same(*found)
+    assert found[0][1].abs().max() > 0
+
+
+# -- shapes ------------------------------------------------------------------------------------
+
+
+class Vectors(nn.Module):
+    def __init__(self, *shape):
+        super().__init__()
+        self.first, self.second, self.shape = nn.Linear(7, 9), nn.Linear(9, 6), shape
+
+    def forward(self, x):
+        return self.second(self.first(x).tanh()).view(len(x), *self.shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "target"),
+    [((6,), [5, 0, 2]), ((2, 3), (1, 2)), ((2, 3), [(0, 1), (1, 0), (1, 1)]), ((6,), -1)],
+)
+def test_modules_of_vectors_and_outputs_of_any_shape_are_captums(double, shape, target):
+    model, inputs = Vectors(*shape).eval(), torch.rand(3, 7)
+    theirs = captum.attr.IntegratedGradients(model).attribute(inputs, target=target, **EXACT)
+    ours = igmask.IntegratedGradients(model).attribute(inputs, target=target, **EXACT)
+    assert_same(ours, theirs)
+    (alone,) = igmask.IntegratedGradients(model).attribute((inputs,), target=target, **EXACT)
+    assert_same(alone, theirs)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_module_with_one_number_an_example_needs_no_target(double, shape):
+    model = nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 1), nn.Flatten(0, -1))
+    model.append(nn.Unflatten(0, (-1, *shape)) if shape else nn.Identity())
+    inputs = torch.rand(3, 7)
+    theirs = captum.attr.IntegratedGradients(model.eval()).attribute(inputs, **EXACT)
+    assert_same(igmask.IntegratedGradients(model).attribute(inputs, **EXACT), theirs)
+
+
+@pytest.mark.parametrize("internal_batch_size", [1, 5, 24, 1000])
+@pytest.mark.parametrize("as_function", [False, True])
+def test_the_batch_size_does_not_matter(double, network, internal_batch_size, as_function):
+    method = igmask.IntegratedGradients((lambda x: network(x)) if as_function else network)
+    inputs, arguments = torch.rand(3, 3, 9, 9), {"target": [0, 1, 2], **EXACT}
+    one = method.attribute(inputs, internal_batch_size=internal_batch_size, **arguments)
+    assert_same(one, method.attribute(inputs, **arguments))
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+def test_no_examples_have_no_attributions(double, network, as_function):
+    method = igmask.IntegratedGradients((lambda x: network(x)) if as_function else network)
+    values, delta = method.attribute(
+        torch.zeros(0, 3, 9, 9), target=0, return_convergence_delta=True
+    )
+    assert values.shape == (0, 3, 9, 9)
+    assert delta.shape == (0,)
+    assert values.dtype == delta.dtype == torch.float64
+
+
+def test_convergence_deltas_are_captums(double, network):
+    attributions, start, end = torch.rand(3, 4, 3, 9, 9)
+    for arguments in ((start, end, [0, 1, 2, 3]), (start[:1], end, 2), (0.5, end, 1)):
+        ours, theirs = (
+            kind(network).compute_convergence_delta(attributions, *arguments)
+            for kind in (igmask.IntegratedGradients, captum.attr.IntegratedGradients)
+        )
+        assert_same(ours, theirs)
+
+
+def test_convergence_deltas_of_several_inputs_are_captums(double):
+    inputs, scale = (torch.rand(3, 4), torch.rand(3, 2)), torch.rand(3, 1)
+    ours, theirs = (
+        kind(weighted).compute_convergence_delta(
+            inputs, (0.1, 0), inputs, target=[0, 3, 1], additional_forward_args=scale
+        )
+        for kind in (igmask.IntegratedGradients, captum.attr.IntegratedGradients)
+    )
+    assert_same(ours, theirs)
+
+
+# -- dtypes, layouts, modes --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("as_function", [False, True])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_attributions_keep_dtype_and_layout(network, dtype, as_function, memory_format):
+    model, exact = network.to(dtype), copy.deepcopy(network).to(dtype).double()
+    inputs = torch.rand(3, 3, 9, 9).to(dtype).contiguous(memory_format=memory_format)
+    found, delta = igmask.IntegratedGradients(
+        (lambda x: model(x)) if as_function else model
+    ).attribute(inputs, target=[0, 1, 2], return_convergence_delta=True)
+    assert found.dtype == delta.dtype == dtype
+    assert found.stride() == inputs.stride()
+    expected = igmask.IntegratedGradients(exact).attribute(inputs.double(), target=[0, 1, 2])
+    # The network's own rounding, a few layers of it.
+    assert (found.double() - expected).norm() < 3 * torch.finfo(dtype).eps * expected.norm()
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+@pytest.mark.parametrize("method", ["riemann_right", "gausslegendre"])
+def test_weights_in_bfloat16_are_exact(as_function, method):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).bfloat16().eval()
+    with torch.no_grad():
+        model[1].weight.copy_(2.0 ** torch.randint(-3, 4, (4, 12)))
+    inputs = torch.rand(2, 3, 2, 2).bfloat16()
+    found = igmask.IntegratedGradients((lambda x: model(x)) if as_function else model).attribute(
+        inputs, target=[1, 2], n_steps=300, method=method
+    )
+    assert found.equal(inputs * model[1].weight[[1, 2]].view_as(inputs))
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+@pytest.mark.parametrize("inside", [False, True])
+def test_inference_mode_changes_nothing(double, network, as_function, inside):
+    method = igmask.IntegratedGradients((lambda x: network(x)) if as_function else network)
+    x, b = torch.rand(2, 3, 3, 9, 9)
+    arguments = {"target": torch.tensor([0, 1, 2]), "return_convergence_delta": True}
+    expected = method.attribute(x, b, **arguments)
+    with torch.inference_mode():
+        inputs = x * 1 if inside else x
+        baselines = b * 1 if inside else b
+        assert inputs.is_inference() == inside
+        assert_same(method.attribute(inputs, baselines, **arguments), expected)
+    with torch.no_grad():
+        assert_same(method.attribute(inputs, baselines, **arguments), expected)
+
+
+def test_inference_mode_changes_nothing_for_additional_arguments(double):
+    inputs, scale = (torch.rand(3, 4), torch.rand(3, 2)), torch.rand(3, 1)
+    method = igmask.IntegratedGradients(weighted)
+    expected = method.attribute(inputs, target=1, additional_forward_args=scale)
+    with torch.inference_mode():
+        again = tuple(x * 1 for x in inputs)
+        found = method.attribute(again, target=1, additional_forward_args=scale * 1)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+def test_autocast_is_the_networks_own_affair(network, as_function):
+    model = network.float()
+    method = igmask.IntegratedGradients((lambda x: model(x)) if as_function else model)
+    inputs = torch.rand(3, 3, 9, 9)
+    exact = method.attribute(inputs, target=[0, 1, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = method.attribute(inputs, target=[0, 1, 2])
+    assert found.dtype == torch.float32
+    assert 0 < (found - exact).norm() < 0.02 * exact.norm()
+    assert method.attribute(inputs, target=[0, 1, 2]).equal(exact)
+
+
+def test_flags_gradients_and_hooks_are_left_alone(network):
+    model = network.float()
+    model[0].weight.requires_grad_(False)
+    model[4].bias.grad = torch.ones(5)
+    inputs = torch.rand(2, 3, 9, 9, requires_grad=True)
+    hooks = [dict(module._forward_hooks) for module in model.modules()]
+    values = igmask.IntegratedGradients(model).attribute(inputs, target=0, n_steps=2)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert [name for name, flag in flags.items() if not flag] == ["0.weight"]
+    assert model[4].bias.grad.equal(torch.ones(5))
+    assert model[4].weight.grad is None
+    assert inputs.requires_grad
+    assert inputs.grad is None
+    assert not values.requires_grad
+    assert [dict(module._forward_hooks) for module in model.modules()] == hooks
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+@pytest.mark.parametrize("delta", [False, True])
+@pytest.mark.parametrize("n_baselines", [4, 1])
+def test_a_model_that_begins_in_place_leaves_its_inputs_alone(
+    double, as_function, delta, n_baselines
+):
+    rest = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Tanh()).eval()
+    model = nn.Sequential(nn.ReLU(inplace=True), rest).eval()
+    inputs, baselines = torch.randn(2, 4, 3, 2, 2)
+    baselines = baselines[:n_baselines]
+    before = inputs.clone(), baselines.clone()
+    arguments = {"target": 1, "return_convergence_delta": delta, **EXACT}
+    found = igmask.IntegratedGradients((lambda x: model(x)) if as_function else model).attribute(
+        inputs, baselines, **arguments
+    )
+    assert inputs.equal(before[0])
+    assert baselines.equal(before[1])
+    expected = captum.attr.IntegratedGradients(nn.Sequential(nn.ReLU(), rest)).attribute(
+        inputs, baselines, **arguments
+    )
+    assert_same(found, expected)
+
+
+def test_runs_are_the_same_to_the_bit(network):
+    inputs, arguments = torch.rand(3, 3, 9, 9), {"target": [0, 1, 2], "internal_batch_size": 11}
+    first, second, fresh = (
+        igmask.IntegratedGradients(model).attribute(inputs, **arguments)
+        for model in (network.float(), network, copy.deepcopy(network))
+    )
+    assert first.equal(second)
+    assert first.equal(fresh)
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+def test_threads_may_share_an_instance(double, network, as_function):
+    method = igmask.IntegratedGradients((lambda x: network(x)) if as_function else network)
+    inputs = torch.rand(6, 3, 3, 9, 9)
+
+    def work(k):
+        return method.attribute(inputs[k], target=k % 5, return_convergence_delta=True, n_steps=9)
+
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(work, range(6)))
+    for k, found in enumerate(together):
+        for one, other in zip(found, work(k), strict=True):
+            assert one.equal(other)
+
+
+# -- refused -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        None,
+        (0, 1),
+        (),
+        [0, 1],
+        [0, 1, 2, 3, 4],
+        torch.tensor([0, 1]),
+        torch.tensor([0, 1, 2, 3, 4]),
+        torch.tensor([[0], [1], [2], [3]]),
+    ],
+    ids=lambda target: f"{type(target).__name__} {getattr(target, 'shape', target)}",
+)
+@pytest.mark.parametrize("as_function", [False, True])
+def test_targets_that_captum_refuses_are_refused_by_the_same_error(
+    double, network, target, as_function
+):
+    f = (lambda x: network(x)) if as_function else network
+    inputs = torch.rand(4, 3, 9, 9)
+    with pytest.raises(AssertionError):
+        captum.attr.IntegratedGradients(f).attribute(inputs, target=target, n_steps=3)
+    with pytest.raises(TargetError) as error:
+        igmask.IntegratedGradients(f).attribute(inputs, target=target, n_steps=3)
+    assert isinstance(error.value, AssertionError)
+    assert isinstance(error.value, InputError)
+
+
+@pytest.mark.parametrize("target", [[(0, 1)] * 4, [0, (1, 2), 0, 0], 5, [0, 1, 2, 5], -6])
+def test_targets_that_do_not_fit_the_output_are_refused(double, network, target):
+    for f in (network, lambda x: network(x)):
+        with pytest.raises(TargetError):
+            igmask.IntegratedGradients(f).attribute(
+                torch.rand(4, 3, 9, 9), target=target, n_steps=3
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_a_baseline_of_another_dtype_is_refused(network, dtype):
+    inputs = torch.rand(4, 3, 9, 9, dtype=torch.float64)
+    baselines = torch.zeros(4, 3, 9, 9, dtype=dtype)
+    for f in (network, lambda x: network(x)):
+        with pytest.raises(InputError, match=str(dtype)):
+            igmask.IntegratedGradients(f).attribute(inputs, baselines, target=0)
+
+
+@pytest.mark.parametrize("inputs", [torch.ones(2, 3, dtype=torch.int64), [0.5, 1.0]])
+def test_inputs_that_are_not_floating_point_tensors_are_refused(inputs):
+    with pytest.raises(InputError, match="floating-point tensors"):
+        igmask.IntegratedGradients(lambda x: x.sum(1)).attribute(inputs)
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+def test_an_internal_batch_size_of_zero_is_refused(double, network, as_function):
+    f = (lambda x: network(x)) if as_function else network
+    with pytest.raises(InputError, match="batch size must be at least 1"):
+        igmask.IntegratedGradients(f).attribute(
+            torch.rand(2, 3, 9, 9), target=0, internal_batch_size=0
+        )

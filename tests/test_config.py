@@ -33,6 +33,10 @@ def test_defaults_are_the_experiment_as_published():
         "n_baselines": 10,
         "rule": "right",
         "n_steps": 50,
+        "tolerance": 0.05,
+        "agreement": 0.95,
+        "most_steps": 800,
+        "precision": "fp32",
     }
     assert study.squares == {"side": 3, "score": "positive"}
     assert study.selection == {"by": "mass", "p": [90, 70, 50, 30]}
@@ -64,7 +68,7 @@ def test_settings_make_the_same_model_and_dataset_again():
         ("models/a/wights", "x", "models.a.wights: unknown key; did you mean 'weights'"),
         ("attribution/n_step", 5, "attribution.n_step: unknown key; did you mean 'n_steps'"),
         ("attribution/n_steps", 0, "attribution.n_steps: 0 is less than the minimum"),
-        ("attribution/n_steps", "50", "attribution.n_steps: '50' is not of type 'integer'"),
+        ("attribution/n_steps", "50", "attribution.n_steps: '50' does not match '\\^auto\\$'"),
         ("attribution/rule", "simpson", "attribution.rule: 'simpson' is not one of"),
         ("attribution/baseline", "nosuch.png", "attribution.baseline: there is no file"),
         ("selection/p", [50, 0], "selection.p.1: 0 is less than or equal to the minimum"),
@@ -90,12 +94,23 @@ def test_settings_make_the_same_model_and_dataset_again():
         ("dataset", {"source": "torchvision", "root": "."}, "dataset.class: missing"),
         ("dataset/limit", 0, "dataset.limit: 0 is less"),
         ("seed", -1, "seed: -1 is less"),
+        ("attribution/tolerance", 0, "attribution.tolerance: 0 is less"),
+        ("attribution/precision", "fp8", "attribution.precision: 'fp8' is not one of"),
+        ("compute/engine", "fast", "compute.engine: 'fast' is not one of"),
         ("compute/device", "tpu", "compute.device: 'tpu' does not match"),
     ],
 )
 def test_every_mistake_is_named(path, value, message):
     with pytest.raises(InputError, match=message):
         config.parse(changed(path, value))
+
+
+def test_automatic_steps_need_a_rule_that_can_be_refined():
+    settings = changed("attribution/n_steps", "auto")
+    assert config.parse(settings).attribution["n_steps"] == "auto"
+    settings["attribution"]["rule"] = "middle"
+    with pytest.raises(InputError, match="not 'middle'"):
+        config.parse(settings)
 
 
 def test_all_mistakes_are_named_at_once():

@@ -13,12 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Each module imports from modules on lower floors only.
 FLOORS = [
-    {"kernels", "errors", "quadrature"},
-    {"config", "progress", "demo", "zoo"},
+    {"kernels", "errors", "quadrature", "stem"},
+    {"config", "progress", "demo", "zoo", "network"},
     {"arrays", "decode", "ig", "published"},
     {"captum", "data", "models", "baselines", "masks", "drawing"},
-    {"train", "prepare", "attribute", "tables", "examples", "curves"},
-    {"preflight", "evaluate", "explain"},
+    {"train", "prepare", "attribute", "tables", "examples", "curves", "loader", "inspect", "bench"},
+    {"preflight", "evaluate", "explain", "bench_page"},
     {"workflow"},
     {"cli"},
 ]

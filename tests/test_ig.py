@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from igmask.errors import InputError
-from igmask.ig import integrated_gradients
+from igmask.ig import Auto, NotFinite, integrated_gradients
 from igmask.quadrature import RULES
 
 
@@ -108,6 +108,26 @@ def test_in_place_operations_leave_the_images_alone():
     assert images.equal(before)
 
 
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("as_function", [False, True])
+def test_a_network_that_begins_in_place_leaves_the_images_alone(batch_size, as_function):
+    images, baselines = torch.randn(2, 2, 3, 9, 9).double()
+    before = images.clone(), baselines.clone()
+    rest = nn.Sequential(nn.Flatten(), nn.Linear(243, 3)).double().eval()
+    network = nn.Sequential(nn.ReLU(inplace=True), rest).eval()
+    arguments = {"baselines": baselines[None], "n_steps": 3}
+    expected = integrated_gradients(nn.Sequential(nn.ReLU(), rest).eval(), images, **arguments)
+    found = integrated_gradients(
+        (lambda x: network(x)) if as_function else network,
+        images,
+        batch_size=batch_size,
+        **arguments,
+    )
+    assert images.equal(before[0])
+    assert baselines.equal(before[1])
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-11, atol=1e-15)
+
+
 @pytest.mark.parametrize("output", [torch.zeros(2, 3, 1), torch.zeros(3), (torch.zeros(2, 3),)])
 def test_output_of_another_shape_is_an_error(output):
     with pytest.raises(InputError, match=r"\[N, classes\]"):
@@ -133,3 +153,211 @@ def test_unknown_options_are_named(network):
         integrated_gradients(network, images, rule="simpson")
     with pytest.raises(InputError, match="batch size"):
         integrated_gradients(network, images, batch_size=0)
+
+
+def roots(x):
+    """Two classes; the gradient at zero is NaN."""
+    total = x.abs().sqrt().flatten(1).sum(1, keepdim=True)
+    return torch.cat((total, -total), dim=1)
+
+
+def test_a_gradient_that_is_not_finite_names_image_and_alpha():
+    images, baselines = torch.ones(3, 1, 2, 2), torch.full((1, 3, 1, 2, 2), 0.5)
+    images[2, 0, 1, 1] = -0.5  # zero at α = ½
+    with pytest.raises(NotFinite, match=r"image 2.*step 2, α = 0.5; look for a log") as error:
+        integrated_gradients(roots, images, baselines=baselines, n_steps=4, batch_size=3)
+    assert (error.value.image, error.value.alpha) == (2, 0.5)
+    assert isinstance(error.value, InputError)
+
+
+def test_steps_of_weight_zero_may_have_any_gradient():
+    images = torch.rand(2, 1, 3, 3, dtype=torch.float64)
+    found = integrated_gradients(roots, images, of="logit", n_steps=4)  # from black
+    factor = sum((h / 4) ** -0.5 for h in (1, 2, 3, 4)) / 8
+    torch.testing.assert_close(found.values, factor * images.sqrt(), rtol=1e-12, atol=0)
+    assert found.baseline_output.equal(torch.zeros(2, dtype=torch.float64))
+    with pytest.raises(NotFinite, match=r"image 0.*step 1, α = 0;"):
+        integrated_gradients(roots, images, of="logit", rule="left", n_steps=4)
+
+
+def test_a_model_in_training_mode_is_an_error(network):
+    images = torch.rand(1, 3, 9, 9, dtype=torch.float64)
+    with pytest.raises(InputError, match=r"training mode; call model.eval\(\) first"):
+        integrated_gradients(network.train(), images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"baselines": torch.zeros(1, 2, 3, 9, 9)},
+            "float32 do not fit images .* of torch.float64",
+        ),
+        ({"baselines": torch.zeros(2, 3, 9, 9).double()}, "one more axis in front"),
+        ({"baselines": torch.zeros(1, 1, 3, 9, 9).double()}, r"\(1, 1, 3, 9, 9\)"),
+        ({"target": torch.tensor([0.0, 1.0])}, "target must be 2 classes, integers"),
+        ({"target": torch.tensor([0, 1, 2])}, r"got torch.int64 of shape \(3,\)"),
+        ({"target": torch.tensor([[0], [1]])}, r"got torch.int64 of shape \(2, 1\)"),
+        ({"target": torch.tensor([0, -1])}, "-1 … 0"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(network, arguments, message):
+    images = torch.rand(2, 3, 9, 9, dtype=torch.float64)
+    with pytest.raises(InputError, match=message):
+        integrated_gradients(network, images, **arguments)
+
+
+def test_one_target_serves_all_images(network):
+    images = torch.rand(2, 3, 9, 9, dtype=torch.float64)
+    one = integrated_gradients(network, images, target=torch.tensor(3, dtype=torch.int32))
+    assert one.values.equal(
+        integrated_gradients(network, images, target=torch.tensor([3, 3])).values
+    )
+    assert one.predicted.equal(network(images).argmax(1))
+    assert one.target.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_outputs_are_those_at_the_image_and_the_baseline(network, rule):
+    images, baseline = torch.rand(2, 4, 3, 9, 9, dtype=torch.float64)
+    found = integrated_gradients(
+        network, images, baselines=baseline[None], rule=rule, n_steps=3, batch_size=5
+    )
+    logits, at_baseline = network(images), network(baseline)
+    rows = torch.arange(4)
+    assert found.predicted.equal(logits.argmax(1))
+    for output, expected in (
+        (found.output, logits.softmax(1)[rows, found.target]),
+        (found.baseline_output, at_baseline.softmax(1)[rows, found.target]),
+    ):
+        torch.testing.assert_close(output, expected, rtol=1e-13, atol=0)
+    assert found.n_steps.tolist() == [3] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outputs_are_exact_where_the_network_does_not_mind_its_batch(dtype):
+    def f(x):
+        return x.flatten(1)[:, ::3].exp()  # number by number
+
+    images, baseline = torch.rand(2, 3, 2, 5, 5, dtype=dtype)
+    found = integrated_gradients(f, images, baselines=baseline[None], of="logit", n_steps=3)
+    rows = torch.arange(3)
+    assert found.output.equal(f(images)[rows, found.target])
+    assert found.baseline_output.equal(f(baseline)[rows, found.target])
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("as_function", [False, True])
+def test_values_are_laid_out_like_the_images(network, memory_format, as_function):
+    images = torch.rand(3, 3, 9, 9, dtype=torch.float64)
+    model = (lambda x: network(x)) if as_function else network
+    expected = integrated_gradients(network, images, n_steps=3).values
+    laid_out = images.contiguous(memory_format=memory_format)
+    found = integrated_gradients(model, laid_out, n_steps=3).values
+    assert found.is_contiguous(memory_format=memory_format)
+    assert found.stride() == laid_out.stride()
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("n_steps", [3, Auto(first=2)])
+def test_no_images_have_no_attributions(network, n_steps):
+    images = torch.zeros(0, 3, 9, 9, dtype=torch.float64)
+    for model in (network, lambda x: network(x)):
+        found = integrated_gradients(model, images, n_steps=n_steps)
+        assert found.values.shape == images.shape
+        assert len(found.predicted) == len(found.n_steps) == len(found.completeness) == 0
+
+
+# -- as many steps as an image needs -----------------------------------------------------------
+
+
+def steep(x):
+    """Two classes; steep where the mean crosses ½."""
+    level = x.flatten(1).mean(1, keepdim=True)
+    weights = torch.linspace(1, 2, x[0].numel(), dtype=x.dtype)
+    total = (x.flatten(1) * weights).mean(1, keepdim=True) + (60 * (level - 0.5)).sigmoid()
+    return torch.cat((total, -total), dim=1)
+
+
+@pytest.fixture
+def easy_and_hard():
+    images = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(2)).double()
+    return torch.stack((images[0] * 0.4, images[1] + 0.3))
+
+
+def test_a_linear_model_settles_with_one_doubling():
+    weight = torch.randn(4, 3 * 6 * 6, dtype=torch.float64)
+    images = torch.rand(3, 3, 6, 6, dtype=torch.float64)
+    target = torch.tensor([1, 0, 3])
+    for rule, n_steps in (("right", 8), ("left", 8), ("trapezoid", 7)):
+        found = integrated_gradients(
+            lambda x: x.flatten(1) @ weight.T,
+            images,
+            target=target,
+            of="logit",
+            rule=rule,
+            n_steps=Auto(first=4),
+        )
+        assert found.n_steps.tolist() == [n_steps] * 3
+        expected = weight[target].view(images.shape) * images
+        torch.testing.assert_close(found.values, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_hard_image_takes_more_steps(easy_and_hard):
+    found = integrated_gradients(steep, easy_and_hard, of="logit", n_steps=Auto(first=3))
+    assert found.n_steps[0] == 6
+    assert 6 < found.n_steps[1] < 800
+    assert found.relative_completeness.max() <= 0.05
+
+
+@pytest.mark.parametrize(("most", "n_steps"), [(3, 4), (8, 8), (20, 16), (32, 32)])
+def test_steps_are_capped(easy_and_hard, most, n_steps):
+    auto = Auto(completeness=1e-15, first=4, most=most)
+    found = integrated_gradients(steep, easy_and_hard[1:], of="logit", n_steps=auto)
+    assert found.n_steps.tolist() == [n_steps]
+
+
+@pytest.mark.parametrize("rule", ["right", "left", "trapezoid"])
+@pytest.mark.parametrize("target", [None, torch.tensor([1, 0, 0])])
+def test_the_steps_recorded_are_those_of_the_rule(easy_and_hard, rule, target):
+    images = torch.cat((easy_and_hard[1:], easy_and_hard))
+    images[0] += 0.1 * torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(7))
+    baselines = torch.stack((images * 0, images * 0.3))
+    auto = Auto(completeness=0.02, first=4, most=100)
+    arguments = {"of": "logit", "rule": rule}
+    found = integrated_gradients(
+        steep, images, baselines=baselines, target=target, n_steps=auto, batch_size=7, **arguments
+    )
+    assert len(set(found.n_steps.tolist())) > 1
+    for i, n_steps in enumerate(found.n_steps.tolist()):
+        own = slice(i, i + 1)
+        expected = integrated_gradients(
+            steep,
+            images[own],
+            baselines=baselines[:, own],
+            target=None if target is None else target[own],
+            n_steps=n_steps,
+            **arguments,
+        )
+        assert (found.values[own] - expected.values).norm() < 1e-12 * expected.values.norm()
+        for name in ("predicted", "target", "output", "baseline_output", "n_steps"):
+            torch.testing.assert_close(
+                getattr(found, name)[own], getattr(expected, name), rtol=1e-13, atol=1e-15
+            )
+
+
+@pytest.mark.parametrize("rule", ["middle", "gauss-legendre"])
+def test_rules_that_share_no_points_with_their_refinements_are_refused(network, rule):
+    images = torch.rand(1, 3, 9, 9, dtype=torch.float64)
+    with pytest.raises(InputError, match=f"right, left and trapezoid, not '{rule}'"):
+        integrated_gradients(network, images, rule=rule, n_steps=Auto())
+
+
+def test_a_gradient_that_is_not_finite_late_names_the_image_too():
+    images, baselines = torch.ones(3, 1, 3, 3), torch.ones(1, 3, 1, 3, 3)
+    images[2], baselines[0, 2] = 7, -1  # zero at α = 1/8, when the others have settled
+    with pytest.raises(NotFinite) as error:
+        integrated_gradients(
+            roots, images, baselines=baselines, of="logit", n_steps=Auto(first=2, completeness=0)
+        )
+    assert (error.value.image, error.value.alpha) == (2, 0.125)

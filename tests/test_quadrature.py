@@ -4,7 +4,7 @@ import pytest
 import torch
 from captum.attr._utils.approximation_methods import approximation_parameters
 
-from igmask.quadrature import CAPTUM_RULES, RULES, rule
+from igmask.quadrature import CAPTUM_RULES, RULES, between, rule
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -67,3 +67,21 @@ def test_unknown_rule_names_the_known_ones():
 def test_too_few_steps(name, n_steps):
     with pytest.raises(ValueError, match="n_steps"):
         rule(name, n_steps)
+
+
+@pytest.mark.parametrize("name", ["right", "left", "trapezoid"])
+@pytest.mark.parametrize("n_steps", [2, 3, 25])
+def test_a_rule_and_the_points_between_are_the_refined_rule(name, n_steps):
+    positions, weights, n_refined = between(name, n_steps)
+    assert n_refined == 2 * n_steps - (name == "trapezoid")
+    halves = [*zip(*rule(name, n_steps), strict=True), *zip(positions, weights, strict=True)]
+    together = sorted((alpha, weight / 2) for alpha, weight in halves)
+    assert sum(together, ()) == pytest.approx(
+        sum(zip(*rule(name, n_refined), strict=True), ()), abs=1e-14
+    )
+
+
+@pytest.mark.parametrize("name", ["middle", "gauss-legendre", "riemann_trapezoid", "simpson"])
+def test_other_rules_cannot_be_refined(name):
+    with pytest.raises(ValueError, match=f"not '{name}'"):
+        between(name, 4)

@@ -278,7 +278,7 @@ def test_labels_outside_the_model_are_named_before_any_work(study):
 
 def test_attributions_that_are_not_finite_name_the_images(study):
     model = config.model({"source": "steps_net:Broken", "size": SIZE})
-    with pytest.raises(InputError, match=r"NaN or infinite attributions of the images \['cat/00"):
+    with pytest.raises(InputError, match=r"cat/00\.png: NaN or infinite gradient at step 1, α"):
         run(study / "out", model=model)
     assert not list((study / "out").glob("scores*"))
 

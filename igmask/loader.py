@@ -1,0 +1,109 @@
+"""Integrated Gradients of a whole DataLoader, batch by batch to disk, and on from where it was."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from igmask import arrays
+from igmask.errors import InputError
+from igmask.ig import Auto, integrated_gradients
+from igmask.progress import progress
+
+
+def attribute_loader(
+    model: nn.Module,
+    loader: Iterable[Any],
+    folder: Path | str,
+    *,
+    target: str = "predicted",
+    n_steps: int | Auto = 50,
+    **options: Any,
+) -> list[Path]:
+    """Write the attributions of every batch of a DataLoader; return their files, in order.
+
+    A batch becomes `00000.npy`, (n, C, H, W) float32, and beside it `00000.parquet`: a record an
+    image with predicted, target, output, baseline_output, completeness and n_steps, and the label
+    if the loader gives one. Batches that are there already are checked, not computed again, so
+    that a run that was cut short goes on; the loader must give the same batches every time.
+
+    model:   logits (N, n_classes) from images, in evaluation mode; images are moved to its device
+    loader:  of images (N, C, H, W), or of (images, labels, …)
+    target:  `predicted`, or `label`: the class whose output is attributed
+    options: others of `integrated_gradients`
+    raises   InputError if the folder holds results of another model, other options or other images
+    """
+    folder = Path(folder)
+    if target not in ("predicted", "label"):
+        raise InputError(f"unknown target {target!r}; choose from predicted, label")
+    steps = dataclasses.asdict(n_steps) if isinstance(n_steps, Auto) else n_steps
+    made_by = {"target": target, "n_steps": steps, "model": _digest(*model.state_dict().values())}
+    made_by |= {key: _plain(value) for key, value in options.items()}
+    device = next((p.device for p in (*model.parameters(), *model.buffers())), None)
+    paths = []
+    total = len(loader) if isinstance(loader, Sized) else None
+    for i, batch in enumerate(progress(loader, total=total, unit="batches", label="attribute")):
+        images, *rest = batch if isinstance(batch, list | tuple) else (batch,)
+        labels = rest[0] if rest and isinstance(rest[0], Tensor) else None
+        if target == "label" and labels is None:
+            raise InputError("target label: the loader gives images without labels")
+        path = folder / f"{i:05}.npy"
+        paths.append(path)
+        of_batch = made_by | {"images": _digest(images)}
+        if _is_done(path, of_batch):
+            continue
+        result = integrated_gradients(
+            model,
+            images.to(device),
+            target=labels if target == "label" else None,
+            n_steps=n_steps,
+            **options,
+        )
+        columns = ("predicted", "target", "output", "baseline_output", "completeness", "n_steps")
+        records = pd.DataFrame({name: _numbers(getattr(result, name)) for name in columns})
+        if labels is not None:
+            records["label"] = _numbers(labels)
+        with arrays.writing(path, np.float32, tuple(images.shape[1:])) as array:
+            array.append(_numbers(result.values))
+        arrays.write_records(arrays.records_of(path), records, of_batch)  # last: now it is whole
+    return paths
+
+
+def _is_done(path: Path, made_by: dict[str, Any]) -> bool:
+    records = arrays.records_of(path)
+    if not records.is_file() or not path.is_file():
+        return False
+    _, found = arrays.read_records(records)
+    arrays.read_array(path)
+    changed = sorted(key for key in found | made_by if found.get(key) != made_by.get(key))
+    if changed:
+        advice = " (is the loader shuffled?)" if changed == ["images"] else ""
+        raise InputError(
+            f"{path} is of other {' and '.join(changed)}{advice}; choose another folder, or remove "
+            "this one"
+        )
+    return True
+
+
+def _plain(value: Any) -> Any:
+    return _digest(value) if isinstance(value, Tensor) else value
+
+
+def _digest(*tensors: Tensor) -> str:
+    found = hashlib.sha256()
+    for tensor in tensors:
+        whole = tensor.detach().cpu().contiguous().reshape(-1)
+        found.update(whole.view(torch.uint8).numpy().tobytes() if whole.numel() else b"")
+    return found.hexdigest()
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    """The values as NumPy has them; it knows no bfloat16."""
+    values = values.detach().cpu()
+    return (values.float() if values.is_floating_point() else values).numpy()

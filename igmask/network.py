@@ -1,0 +1,350 @@
+"""A network made ready for many gradients: split at its stem, in a precision, run by an engine.
+
+Everything Integrated Gradients ask of a network: the stem and its transpose, the gradient at a
+batch of points behind it, how many points a batch may have.
+"""
+
+import copy
+import ctypes
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from igmask import stem
+from igmask.errors import InputError
+
+# fp32: IEEE single precision; tf32: the same with 10 bits of mantissa in products, on a GPU; bf16,
+# fp16: what is behind the stem in 16 bits, its sums in 32.
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+ENGINES = ("eager", "compile", "cudagraph")
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_CPU_BYTES = 2**30  # for a batch: larger ones gain nothing
+_MOST = {"cpu": 64, "cuda": 256}  # points in a batch; more gain nothing
+_FIRST_SCALE = 2.0**12  # of fp16's gradients, which would else vanish
+
+
+class Network:
+    """A network behind one door; see `prepare`."""
+
+    def __init__(
+        self,
+        model: Callable[..., Tensor],
+        example: Tensor,
+        *,
+        precision: str | None = None,
+        engine: str = "eager",
+        split: stem.Split | None = None,
+    ) -> None:
+        self.split = split or stem.split(model, example)
+        self.precision = precision
+        self.dtype = _DTYPES.get(precision or "")
+        trunk: Any = self.split.trunk
+        if self.dtype is not None:
+            trunk = copy.deepcopy(trunk).to(self.dtype)
+        self._trunk: Any = trunk
+        self._run = self._with_engine(engine)
+        self._scale = _FIRST_SCALE if precision == "fp16" else 1.0
+        self._bytes: int | None = None
+
+    def _with_engine(self, engine: str) -> Callable[..., Any]:
+        if engine == "eager":
+            return self._trunk
+
+        def trunk(*points: Tensor) -> Tensor:
+            return self._trunk(*(point.clone() for point in points))  # it may work in place
+
+        if engine == "cudagraph":
+            return _Graphed(trunk)
+        return torch.compile(trunk, dynamic=False)
+
+    def stem(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return where images (N, C, H, W) are behind the stem, detached: (N, ...) each."""
+        with torch.no_grad(), self._running(), _no_autocast(x):
+            return tuple(u.detach() for u in self.split.stem(x))
+
+    def stem_transposed(self, x: Tensor, slopes: tuple[Tensor, ...]) -> Tensor:
+        """Return Aᵀ applied to gradients behind the stem: shaped as the images x."""
+        if self.split.why_not:
+            return slopes[0]
+        with torch.enable_grad(), self._running(), _no_autocast(x):
+            x = x.detach().requires_grad_()
+            ends = [(u, s.to(u.dtype)) for u, s in zip(self.split.stem(x), slopes, strict=True)]
+            ends = [(u, s) for u, s in ends if u.requires_grad]
+            outputs, gradients = zip(*ends, strict=True)
+            return torch.autograd.grad(outputs, x, gradients)[0]
+
+    def gradients(
+        self, points: tuple[Tensor, ...], pick: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Return the gradient of each row's picked output at its point; points may be overwritten.
+
+        Rows do not mix, so one backward pass of the sum gives them all.
+
+        points: (B, ...) each;  pick: outputs of the network → (B,)
+        """
+
+        def f(*at: Tensor) -> Tensor:
+            outputs = self._run(*at)
+            if self.dtype is not None and isinstance(outputs, Tensor):
+                outputs = outputs.float()
+            return self._scale * pick(outputs) if self._scale > 1 else pick(outputs)
+
+        with self._running():
+            if self._scale == 1:
+                return input_gradients(f, points)
+            slopes = input_gradients(f, tuple(point.clone() for point in points))
+            if all(bool(slope.isfinite().all()) for slope in slopes):
+                return tuple(slope.float() / self._scale for slope in slopes)
+        self._scale = max(self._scale / 16, 1.0)
+        return self.gradients(points, pick)
+
+    def bytes_per_point(self, image: Tensor) -> int:
+        """Return the memory of one (image, step) pair: its points and what backward will need."""
+        if self._bytes is None:
+            points = tuple(u.to(self.dtype or u.dtype, copy=True) for u in self.stem(image[:1]))
+            kept = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in points}
+            known = isinstance(self._trunk, nn.Module)
+            weights = (*self._trunk.parameters(), *self._trunk.buffers()) if known else ()
+            own = {weight.untyped_storage().data_ptr() for weight in weights}
+
+            def keep(saved: Tensor) -> Tensor:
+                storage = saved.untyped_storage()
+                if storage.data_ptr() not in own:
+                    kept[storage.data_ptr()] = storage.nbytes()
+                return saved
+
+            with torch.enable_grad(), self._running(), saved_tensors_hooks(keep, lambda t: t):
+                alive = self._trunk(*map(_node, points))  # so that no storage is given out twice
+            self._bytes = sum(kept.values()) * 3 // 2  # and what backward holds for a while
+            del alive
+        return self._bytes
+
+    def batch_size(self, images: Tensor) -> int:
+        """Return how many points of images (N, C, H, W) a batch should have, from free memory."""
+        device = images.device
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            budget = free * 6 // 10
+        else:
+            budget = min(_CPU_BYTES, psutil.virtual_memory().available // 4)
+        fitting = budget // self.bytes_per_point(images)
+        return max(1, min(fitting, _MOST.get(device.type, 64)))
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        with stem.running(), _products(self.precision):
+            yield
+
+
+class _Graphed:
+    """A function of tensors of which CUDA replays a recording, one for each shape."""
+
+    def __init__(self, f: Callable[..., Tensor]) -> None:
+        self._f = f
+        self._recordings: dict[Any, Any] = {}
+
+    def __call__(self, *points: Tensor) -> Tensor:
+        key = tuple((point.shape, point.dtype) for point in points)
+        if key not in self._recordings:
+            sample = tuple(point.detach().clone().requires_grad_() for point in points)
+            self._recordings[key] = torch.cuda.make_graphed_callables(self._f, sample)
+        return self._recordings[key](*points)
+
+
+def prepare(
+    model: Callable[..., Tensor],
+    example: Tensor,
+    *,
+    precision: str | None = None,
+    engine: str = "eager",
+) -> Network:
+    """Return the model made ready; made once for each model, and anew when the model has changed.
+
+    model:     (N, ...) → outputs; as a module, in evaluation mode and on the example's device
+    example:   (n, ...) images
+    precision: of `PRECISIONS`; None leaves the model and PyTorch's settings as they are
+    engine:    of `ENGINES`: how what is behind the stem runs
+    raises     InputError for a precision or engine unknown or not to be had on the device, for a
+               model on another device, or one with layers in training mode
+    """
+    for kind, name, known in (("precision", precision, PRECISIONS), ("engine", engine, ENGINES)):
+        if name is not None and name not in known:
+            raise InputError(f"unknown {kind} {name!r}; choose from {', '.join(known)}")
+        if name in ("tf32", "cudagraph") and example.device.type != "cuda":
+            raise InputError(f"{kind} {name} needs a GPU, and the images are on the CPU")
+    if example.device.type == "cpu":
+        _keep_freed_memory()
+    if not isinstance(model, nn.Module):
+        if precision in _DTYPES:
+            raise InputError(f"precision {precision} needs a torch.nn.Module, not a function")
+        return Network(model, example, precision=precision, engine=engine)
+    check_model(model, example)
+    key = (_fingerprint(model), example.shape[1:], example.dtype, example.device, precision, engine)
+    with _lock:
+        ready = _ready.setdefault(model, {})
+        made = ready.get(key)
+    if isinstance(made, Network):
+        return made
+    split = None if made is None else stem.whole(model, made)
+    network = Network(model, example, precision=precision, engine=engine, split=split)
+    with _lock:
+        if len(ready) > 3:
+            ready.clear()  # a model that changes all the time
+        ready[key] = network.split.why_not or network
+    return network
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let malloc use freed memory again instead of giving it back to the system.
+
+    Fresh pages for the activations of every batch cost a fifth of the time of VGG-16.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return  # not the GNU C library: another allocator, with habits of its own
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+
+
+_lock = threading.Lock()
+# Of a model without a stem only why: its Network would keep it alive.
+_ready: WeakKeyDictionary[nn.Module, dict[Any, Network | str]] = WeakKeyDictionary()
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """What the model is: a changed one is made ready anew."""
+    values: list[Any] = [torch.is_autocast_enabled(), torch.get_default_dtype()]
+    for module in model.modules():
+        values.append(stem.is_hooked(module))
+        for name, value in vars(module).items():
+            if isinstance(value, dict):
+                # torch's own, such as _parameters, are looked at below
+                items = [] if name.startswith("_") else value.items()
+                values += [(name, str(key), _sign(item)) for key, item in items]
+            else:
+                values.append((name, _sign(value)))
+    tensors = [*model.parameters(), *model.buffers()]
+    for tensor in tensors:
+        version = None if tensor.is_inference() else tensor._version
+        values.append((id(tensor), version, tensor.dtype, tensor.device))
+    sums = [t.detach().double().sum() for t in tensors if t.device.type != "meta"]
+    if sums:  # `.data` changes without a new version
+        values += torch.stack([s.to(sums[0].device) for s in sums]).tolist()
+    return repr(values)
+
+
+def _sign(value: Any) -> Any:
+    """A plain value itself; of anything else, which one it is."""
+    plain = (int, float, bool, str, tuple, type(None))
+    return value if isinstance(value, plain) else id(value)
+
+
+# What a network's own forward may ask `training` for is not known; these layers surely do.
+_TRAINED_DIFFERENTLY = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RReLU)
+
+
+def check_model(model: nn.Module, example: Tensor) -> None:
+    """Raise InputError if layers are in training mode, or the model is not where its input is."""
+    training = [
+        f"{name or 'the network'} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if module.training and isinstance(module, _TRAINED_DIFFERENTLY)
+    ]
+    if training:
+        raise InputError(
+            f"the model is in training mode: {', '.join(training[:3])}"
+            f"{' and others' if len(training) > 3 else ''}; call model.eval() first"
+        )
+    places = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if places and example.device not in places:
+        raise InputError(
+            f"the model is on {', '.join(map(str, places))} and its input on {example.device}; "
+            "move one of them with .to(device)"
+        )
+
+
+def input_gradients(f: Callable[..., Tensor], points: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the gradient of the sum of f(*points) by each of them; zero where f leaves one out.
+
+    f may change its arguments in place.
+
+    raises InputError if f does not depend on the points differentiably, saying what cuts it
+    """
+    with torch.enable_grad():
+        nodes = tuple(map(_node, points))
+        edges = [get_gradient_edge(node) for node in nodes]
+        outputs = f(*nodes)
+        slopes: tuple[Tensor | None, ...] = (None,) * len(points)
+        if outputs.requires_grad:
+            slopes = torch.autograd.grad(outputs.sum(), edges, allow_unused=True)
+    if all(slope is None for slope in slopes):
+        raise InputError(
+            f"the model's output has no gradient with respect to its input: {_what_cuts(f, points)}"
+        )
+    return tuple(
+        torch.zeros_like(point) if slope is None else slope
+        for point, slope in zip(points, slopes, strict=True)
+    )
+
+
+def _node(point: Tensor) -> Tensor:
+    """The point as a node of the graph that is no leaf, so that it may be changed in place."""
+    return point.add_(torch.zeros((), dtype=point.dtype, device=point.device, requires_grad=True))
+
+
+def _what_cuts(f: Callable[..., Tensor], points: tuple[Tensor, ...]) -> str:
+    cuts: list[str] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            asked = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+            result = function(*args, **(kwargs or {}))
+            if asked and isinstance(result, Tensor) and not result.requires_grad:
+                under = "" if torch.is_grad_enabled() else " under no_grad()"
+                cuts.append(f"{resolve_name(function) or function}{under}")
+            return result
+
+    with torch.enable_grad():
+        nodes = tuple(_node(point.detach().clone()) for point in points)
+        with Watch():
+            f(*nodes)
+    names = ", ".join(dict.fromkeys(cuts))
+    return f"it is cut by {names}" if names else "the output does not depend on it"
+
+
+def _no_autocast(x: Tensor) -> Any:
+    """The stem stays in its own precision: its result is the end point of every step."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+@contextmanager
+def _products(precision: str | None) -> Iterator[None]:
+    """Let a GPU multiply float32 as the precision says, not as PyTorch is set."""
+    if precision not in ("fp32", "tf32") or not torch.cuda.is_available():
+        yield
+        return
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value

@@ -1,0 +1,394 @@
+"""A network → its affine stem and the rest, so that the stem runs once an image, not once a step.
+
+With f = g ∘ A and A affine, A(b + α (x − b)) = A(b) + α (A(x) − A(b)): the path runs behind the
+stem, and the gradient goes back through the stem once, Aᵀ Σ_h w_h ∇g. Exact.
+
+The stem is found in the graph of the network (torch.fx), never by its name. What cannot be traced
+is left whole, with the identity as stem.
+"""
+
+import copy
+import logging
+import math
+import operator
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+log = logging.getLogger(__name__)
+
+# The end points may be several tensors, where several branches leave the affine part.
+Stem = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A network in two parts: network(x) = trunk(*stem(x)), with `stem` affine in x.
+
+    ends:     name of the last layer of the stem, a branch; empty for the identity
+    begins:   names of what follows them
+    n_folded: batch norms folded into the layer before
+    why_not:  why there is no stem, empty if there is one
+    """
+
+    stem: Stem
+    trunk: Callable[..., Tensor]
+    ends: tuple[str, ...] = ()
+    begins: tuple[str, ...] = ()
+    n_folded: int = 0
+    why_not: str = ""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The whole network."""
+        return self.trunk(*self.stem(x))
+
+
+def split(network: Callable[..., Tensor], example: Tensor) -> Split:
+    """Return the network's longest affine stem and the trunk behind it.
+
+    Both share the network's weights, or copies of them in another memory format; its flags, hooks
+    and gradients are not touched. They are used only if, on the example, they say what the network
+    says, output and input gradient; a network with hooks, and what is no module, stays whole.
+
+    network: (N, ...) → outputs;  example: (n, ...) images, one or two are enough
+    """
+    if not isinstance(network, nn.Module):
+        return whole(network, "it is a function, not a torch.nn.Module")
+    found = _split(network, example[:2])
+    if found.why_not:
+        log.debug("%s has no affine stem: %s", type(network).__name__, found.why_not)
+    return found
+
+
+def whole(network: Callable[..., Tensor], why: str) -> Split:
+    """Return the network as its own trunk, with the identity as stem."""
+    return Split(lambda x: (x,), network, begins=("the network",), why_not=why)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling the module does more than its forward says."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks) or hasattr(module, "parametrizations")
+
+
+def _split(network: nn.Module, example: Tensor) -> Split:
+    everywhere = torch.nn.modules.module
+    if any(map(is_hooked, network.modules())) or everywhere._global_forward_hooks:
+        return whole(network, "it has hooks or parametrizations")
+    try:
+        with tracing():
+            graph, constants = _trace(network)
+    except Exception as error:  # whatever a model's own code may raise at a symbolic input
+        return whole(network, f"torch.fx cannot trace it ({type(error).__name__}: {error})")
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    if any(node.users for node in inputs[1:]):
+        return whole(network, "it has several inputs")
+    found = _cut(network, graph, constants, inputs[0], example)
+    difference = _difference(network, found, example)
+    if not difference < _TOLERANCE:
+        return whole(network, f"its trace computes something else (by {difference:.1g})")
+    return found
+
+
+def _trace(network: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
+    """The graph, and the tensors made in the forward pass, which torch.fx leaves on the network."""
+    before = set(vars(network))
+    try:
+        graph = fx.Tracer().trace(network)
+    finally:
+        constants = {name: vars(network).pop(name) for name in set(vars(network)) - before}
+    return graph, constants
+
+
+_TOLERANCE = 0.02  # a wrong trace is far off; rounding flips single ReLUs
+
+
+def _difference(network: nn.Module, found: Split, example: Tensor) -> float:
+    """Largest relative difference, of outputs and of input gradients, on the example."""
+    results = []
+    for f in (network, found):
+        x = example.detach().clone().requires_grad_()
+        with torch.enable_grad(), running():
+            outputs = f(x * 1)
+            if not isinstance(outputs, Tensor) or not outputs.requires_grad:
+                return math.inf  # if it is the network's own output, it will be refused
+            weights = torch.linspace(1, 2, outputs.numel(), device=x.device).view(outputs.shape)
+            (slope,) = torch.autograd.grad(
+                (outputs * weights).sum(), x, allow_unused=True, materialize_grads=True
+            )
+        results.append((outputs.detach().double(), slope.double()))
+    differences = [
+        float((a - b).norm() / b.norm().clamp(min=1e-300))
+        for a, b in zip(results[1], results[0], strict=True)
+        if bool(b.isfinite().all())
+    ]
+    return max(differences, default=0.0)
+
+
+# -- what is affine ----------------------------------------------------------------------------
+
+# Layers that are affine in their only input; of the others only some settings are.
+_AFFINE_LAYERS = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.ZeroPad2d,
+    nn.ConstantPad1d, nn.ConstantPad2d, nn.ReflectionPad1d, nn.ReflectionPad2d,
+    nn.ReplicationPad1d, nn.ReplicationPad2d, nn.PixelShuffle, nn.PixelUnshuffle,
+    nn.ChannelShuffle, nn.Unfold, nn.Upsample,
+)  # fmt: skip
+_AFFINE_IN_EVALUATION = (
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
+    nn.Dropout3d, nn.AlphaDropout,
+)  # fmt: skip
+
+# Linear in all of their tensors together: affine if each is affine or constant.
+_LINEAR = {
+    "reshape", "view", "permute", "transpose", "flatten", "unflatten", "unsqueeze", "squeeze",
+    "contiguous", "clone", "to", "expand", "repeat", "movedim", "moveaxis", "swapaxes", "flip",
+    "roll", "add", "sub", "subtract", "neg", "negative", "pos", "sum", "mean", "cat", "concat",
+    "concatenate", "stack", "chunk", "split", "tensor_split", "unbind", "narrow", "select",
+    "float", "double", "avg_pool2d", "adaptive_avg_pool2d", "pixel_shuffle",
+    "pixel_unshuffle", "unfold", "t",
+}  # fmt: skip
+# Linear in the first if the others are constant; `mul` and `matmul` in either.
+_LINEAR_IN_FIRST = {
+    "div", "truediv", "true_divide", "conv1d", "conv2d", "conv3d", "linear", "getitem",
+    "index_select", "interpolate",
+}  # fmt: skip
+_LINEAR_IN_ONE = {"mul", "multiply", "matmul", "bmm"}
+_TUPLES = {"chunk", "split", "tensor_split", "unbind"}
+_SHAPES = {"size", "dim", "numel", "shape", "ndim", "dtype", "device", "ndimension"}
+
+
+def _is_affine(node: fx.Node, network: nn.Module, affine: set[fx.Node]) -> bool:
+    """Whether a node that depends on the input is affine in it, given the nodes that are."""
+    operands = [n for n in node.all_input_nodes if n in affine]
+    if node.op == "call_module":
+        layer = network.get_submodule(str(node.target))
+        if isinstance(layer, _AFFINE_IN_EVALUATION):
+            running = getattr(layer, "running_mean", layer) is not None
+            return not layer.training and running
+        return type(layer) in _AFFINE_LAYERS
+    name = str(node.target)
+    if node.op == "call_function":
+        # In-place operators have names of their own (iadd) and are not affine here: they would
+        # change what others read.
+        name = getattr(node.target, "__name__", "")
+        if getattr(node.target, "__module__", "") not in _HOMES or node.kwargs.get("out"):
+            return False
+    if name == "pad":
+        return _argument(node, 2, "mode", "constant") == "constant"
+    if name == "dropout":
+        return _argument(node, 2, "training", True) is False
+    given = [*node.args, *node.kwargs.values()]
+    if any(isinstance(v, torch.dtype) and not v.is_floating_point for v in given):
+        return False
+    if name in _LINEAR:
+        return True
+    if name in _LINEAR_IN_FIRST:
+        whole = node.kwargs.get("rounding_mode") is None
+        return whole and operands == [_argument(node, 0, "input", None)]
+    return name in _LINEAR_IN_ONE and len([v for v in given if v in operands]) == 1
+
+
+def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
+_HOMES = {
+    module.__name__ for module in (operator, torch, F)
+} | {"_operator", "torch._C._nn", "torch._tensor", "builtins", "torch.functional"}  # fmt: skip
+
+
+def _is_shape(node: fx.Node) -> bool:
+    """Whether a node asks for a property of a tensor rather than for its numbers."""
+    if node.op == "call_method":
+        return node.target in _SHAPES
+    return node.target is getattr and node.args[1] in _SHAPES
+
+
+def _cut(
+    network: nn.Module,
+    graph: fx.Graph,
+    constants: dict[str, Any],
+    image: fx.Node,
+    example: Tensor,
+) -> Split:
+    depends, affine = {image}, {image}
+    for node in graph.nodes:
+        operands = node.all_input_nodes
+        if node is image or not any(n in depends for n in operands) or _is_shape(node):
+            continue
+        depends.add(node)
+        of_input = [n for n in operands if n in depends]
+        of_affine = node.op != "output" and all(n in affine for n in of_input)
+        if of_affine and _is_affine(node, network, affine):
+            affine.add(node)
+
+    def needed(ends: list[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
+        """The nodes that compute `ends`, back to the nodes in `stop`."""
+        found, todo = set(), list(ends)
+        while todo:
+            node = todo.pop()
+            if node not in found:
+                found.add(node)
+                todo += [] if node in stop else node.all_input_nodes
+        return found
+
+    (output,) = [node for node in graph.nodes if node.op == "output"]
+    behind = needed([output], affine)
+    frontier = [node for node in graph.nodes if node in behind and node in affine]
+    if any(str(node.target).rpartition(".")[2] in _TUPLES for node in frontier):
+        return whole(network, "its affine part ends in several values of one operation")
+    if frontier == [image]:
+        return whole(network, "its first operation is not affine")
+    n_folded = 0
+    parts: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            layer = network.get_submodule(str(node.target))
+            parts.setdefault(str(node.target), frozen(layer))
+        elif node.op == "get_attr":
+            name = str(node.target)
+            value = constants[name] if name in constants else operator.attrgetter(name)(network)
+            parts[str(node.target)] = value.detach() if isinstance(value, Tensor) else value
+
+    stem, trunk = fx.Graph(), fx.Graph()
+    in_stem: dict[fx.Node, fx.Node] = {}
+    wanted = needed(frontier, {image})
+    for node in graph.nodes:
+        if node in wanted:
+            in_stem[node] = stem.node_copy(node, in_stem.__getitem__)
+    stem.output(tuple(in_stem[node] for node in frontier))
+    in_trunk = {node: trunk.placeholder(f"u{i}") for i, node in enumerate(frontier)}
+    for node in graph.nodes:
+        if node in behind and node not in in_trunk:
+            in_trunk[node] = trunk.node_copy(node, in_trunk.__getitem__)
+    n_folded = sum(_fold_batch_norms(part, parts) for part in (stem, trunk))
+    if example.device.type == "cpu" and example.dtype == torch.float32:
+        # oneDNN's layout: measured faster for every network of the benchmark
+        for part in parts.values():
+            if isinstance(part, nn.Module):
+                _channels_last(part)
+    first = [user for node in frontier for user in node.users if user in behind]
+    found = Split(
+        fx.GraphModule(_used(parts, stem), stem),
+        fx.GraphModule(_used(parts, trunk), trunk),
+        tuple(_label(node, network) for node in frontier),
+        tuple(dict.fromkeys(_label(node, network) for node in first)),
+        n_folded,
+    )
+    with running():
+        ends = found.stem(example)
+    if any(u.shape[:1] != example.shape[:1] for u in ends):
+        return whole(network, "its first axis is not that of the images")
+    return found
+
+
+def _label(node: fx.Node, network: nn.Module) -> str:
+    """What a person calls a node: the layer's name and kind, or the operation's."""
+    if node.op == "call_module":
+        kind = type(network.get_submodule(str(node.target))).__name__
+        return f"{node.target} ({kind})"
+    return "the output" if node.op == "output" else node.name
+
+
+def _used(parts: dict[str, Any], graph: fx.Graph) -> dict[str, Any]:
+    names = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
+    return {name: parts[name] for name in names}
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """Return the module over again, with the same weights, that asks for none of their gradients.
+
+    So no activations are kept for the weights' sake, and the module's own flags stay as they are.
+    """
+    twin = copy.copy(module)
+    twin.__dict__ = dict(module.__dict__)
+    twin._parameters = {  # plain tensors: they ask for no gradient
+        name: value if value is None else value.detach()  # type: ignore[misc]
+        for name, value in module._parameters.items()
+    }
+    twin._modules = {
+        name: child if child is None else frozen(child) for name, child in module._modules.items()
+    }
+    return twin
+
+
+def _channels_last(module: nn.Module) -> None:
+    for part in module.modules():
+        for name, value in part._parameters.items():
+            if value is not None and value.ndim == 4:
+                last = value.detach().contiguous(memory_format=torch.channels_last)
+                part._parameters[name] = last  # type: ignore[assignment]
+
+
+def _fold_batch_norms(graph: fx.Graph, parts: dict[str, Any]) -> int:
+    """Fold each batch norm into the convolution before it; return how many."""
+    n_folded = 0
+    for node in list(graph.nodes):
+        before = node.args[0] if node.args else None
+        if node.op != "call_module" or not isinstance(before, fx.Node):
+            continue
+        norm = parts[str(node.target)]
+        if before.op != "call_module" or len(before.users) > 1 or norm.training:
+            continue
+        layer = parts[str(before.target)]
+        if _FOLDS.get(type(layer)) is type(norm) and norm.running_mean is not None:
+            name = f"folded_{node.name}"
+            parts[name] = frozen(fuse_conv_bn_eval(layer, norm))
+            before.target = name
+            node.replace_all_uses_with(before)
+            graph.erase_node(node)
+            n_folded += 1
+    return n_folded
+
+
+_FOLDS = {
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.Conv3d: nn.BatchNorm3d,
+}
+
+
+# -- threads -----------------------------------------------------------------------------------
+
+# While torch.fx traces, it changes what calling any module means, in every thread.
+_gate = threading.Condition()
+_runs: Counter[int] = Counter()
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """Run networks here; waits while another thread traces one."""
+    me = threading.get_ident()
+    with _gate:
+        _runs[me] += 1
+    try:
+        yield
+    finally:
+        with _gate:
+            _runs[me] -= 1
+            _gate.notify_all()
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Trace here; waits until no other thread runs a network of ours, and holds them off."""
+    me = threading.get_ident()
+    with _gate:
+        _gate.wait_for(lambda: not any(n for thread, n in _runs.items() if thread != me))
+        yield
