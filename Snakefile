@@ -2,6 +2,7 @@
 #
 #   snakemake --cores all                                       the demo (config.yaml)
 #   snakemake --cores all --configfile config/cifar10.yaml
+#   snakemake --cores 1 benchmarks                              igmask against Captum
 #
 # Everything is written below results/ of the working directory.
 
@@ -245,3 +246,13 @@ rule curves:
         "results/logs/curves.log",
     shell:
         "igmask --log {log:q} curves {input:q} --output results/figures"
+
+
+# Not part of the study: `snakemake --cores 1 benchmarks`. Nothing else should run meanwhile.
+rule benchmarks:
+    log:
+        "benchmarks/results/bench.log",
+    params:
+        device=flow.study.compute["device"],
+    shell:
+        "igmask --log {log:q} bench --device {params.device:q} --output benchmarks/results"

@@ -241,10 +241,21 @@ def _fingerprint(model: nn.Module) -> str:
     for tensor in tensors:
         version = None if tensor.is_inference() else tensor._version
         values.append((id(tensor), version, tensor.dtype, tensor.device))
-    sums = [t.detach().double().sum() for t in tensors if t.device.type != "meta"]
+    sums = [_sum(t.detach()) for t in tensors if t.device.type != "meta" and t.numel()]
     if sums:  # `.data` changes without a new version
         values += torch.stack([s.to(sums[0].device) for s in sums]).tolist()
     return repr(values)
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    """A sum in which every place has a weight of its own, without a copy of the tensor."""
+    table = tensor.reshape(len(tensor) if tensor.ndim else 1, -1)
+    table = table if table.is_floating_point() else table.float()
+    rows, columns = (
+        torch.arange(1, n + 1, device=table.device).mul(step).cos().to(table.dtype)
+        for n, step in zip(table.shape, (1.0, 2**0.5), strict=True)
+    )
+    return torch.dot(table @ columns, rows).double()
 
 
 def _sign(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import shutil
 import threading
 import time
 import weakref
@@ -121,7 +122,7 @@ def replace_activation(model):
 
 
 def add_hook(model):
-    model.network[2].register_forward_hook(lambda module, inputs, output: output * 2)
+    model.network[1].register_forward_hook(lambda module, inputs, output: output * 2)
 
 
 def add_backward_hook(model):
@@ -142,8 +143,9 @@ def parametrise(model):
 
 
 CHANGES = (
-    change_in_place, change_data_in_place, change_data, permute_data, load, change_statistics, replace_layer,
-    replace_activation, add_hook, add_backward_hook, change_attribute, change_option, parametrise,
+    change_in_place, change_data_in_place, change_data, permute_data, load, change_statistics,
+    replace_layer, replace_activation, add_hook, add_backward_hook, change_attribute,
+    change_option, parametrise,
 )  # fmt: skip
 
 
@@ -545,3 +547,12 @@ def test_a_thread_may_trace_while_another_attributes(images, work):
         assert slow.begun.wait(timeout=10)
         assert work(model, images).equal(expected)
         tracing.result(timeout=10)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_and_eager_agree(images):
+    model, images = classifier(dtype=torch.float32), images.float()
+    eager = integrated_gradients(model, images, n_steps=4).values
+    compiled = integrated_gradients(model, images, n_steps=4, engine="compile").values
+    assert (compiled - eager).norm() < 1e-5 * eager.norm()

@@ -309,3 +309,24 @@ def test_the_label_can_be_the_target(study):
     records, _ = arrays.read_records(study / "out" / "scores-1-of-1.parquet")
     assert records["target"].tolist() == records["label"].tolist()
     assert records["target"].tolist() != records["predicted"].tolist()
+
+
+def test_automatic_steps_are_recorded_for_each_image(study):
+    auto = ATTRIBUTION | {"n_steps": "auto", "tolerance": 0.02, "most_steps": 200}
+    _, scores, _ = run(study / "auto", attribution=auto)
+    records, made_by = arrays.read_records(arrays.records_of(scores[0]))
+    assert made_by["attribution"]["n_steps"] == "auto"
+    assert set(records["n_steps"]) <= {50, 100, 200}
+    fewer = records[records["n_steps"] < 200]
+    assert len(fewer)
+    assert (fewer["relative_completeness"] <= 0.02).all()
+
+
+def test_half_precision_is_close_to_single(study):
+    found = []
+    for precision in ("fp32", "bf16"):
+        attribution = ATTRIBUTION | {"precision": precision}
+        _, scores, _ = run(study / precision, attribution=attribution)
+        found.append(arrays.read_array(scores[0])[:, 0])
+    assert not np.array_equal(*found)
+    assert np.linalg.norm(found[1] - found[0]) < 0.1 * np.linalg.norm(found[0])

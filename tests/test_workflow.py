@@ -142,3 +142,16 @@ def test_options_leave_out_what_a_job_does_not_depend_on(flow):
     more = Workflow(STUDY | {"dataset": {"source": "demo", "n_train": 77, "limit": 3}})
     assert more.index_options(of()) == flow.index_options(of())
     assert more.train_options(of()) != flow.train_options(of())
+
+
+def test_automatic_steps_bring_their_tests_along(flow):
+    attribute = flow.attribute_options(of())
+    assert "--tolerance" not in attribute
+    assert "--most-steps" not in attribute
+    auto = Workflow(STUDY | {"attribution": {"n_steps": "auto", "most_steps": 100}})
+    words = shlex.split(auto.attribute_options(of()))
+    assert words[words.index("--n-steps") + 1] == "auto"
+    assert words[words.index("--most-steps") + 1] == "100"
+    compiled = Workflow(STUDY | {"compute": {"engine": "compile"}})
+    assert compiled.attribute_options(of()) == attribute
+    assert compiled.engine_options() == "--engine compile"
