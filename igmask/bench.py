@@ -140,7 +140,11 @@ def measure(
     except ImportError:
         raise InputError("Captum is not installed: pip install -e '.[bench]'") from None
     where = str(pick_device(device))
-    threads = threads or torch.get_num_threads()
+    # Not PyTorch's number: Snakemake limits that to the threads of a rule.
+    mine = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    threads = threads or len(mine)
     rows = []
     for name in models:
         setting = Setting(name, n_images, n_steps, where, threads)
@@ -294,10 +298,10 @@ class _Run:
         seconds, found = self._timed(lambda: self._attribute(n_images, n_steps))
         return {"seconds": seconds, "n_pairs": n_images * n_steps} | found
 
-    def memory(self, n_steps: int) -> int:
+    def memory(self, n_steps: int) -> int | None:
         """Return the bytes that one image needs beyond network and image, at the peak.
 
-        igmask and Captum in batches of the same size.
+        igmask and Captum in batches of the same size. None where the system does not count them.
         """
         n_images, self._batch_size = 1, _MEMORY_BATCH
         if self._cuda:
@@ -305,6 +309,8 @@ class _Run:
             before = torch.cuda.memory_allocated()
             self._attribute(n_images, n_steps)
             return torch.cuda.max_memory_allocated() - before
+        if platform.system() != "Linux":
+            return None
         before = _restart_peak()
         self._attribute(n_images, n_steps)
         return _status_bytes("VmHWM") - before
@@ -383,7 +389,7 @@ def _status_bytes(name: str) -> int:
     for line in Path("/proc/self/status").read_text("utf-8").splitlines():
         if line.startswith(name):
             return 1024 * int(line.split()[1])
-    raise InputError(f"memory is measured on Linux: /proc/self/status has no {name}")
+    raise RuntimeError(f"/proc/self/status has no {name}")
 
 
 def _machine(device: str, threads: int) -> dict[str, Any]:

@@ -255,7 +255,8 @@ def _sum(tensor: Tensor) -> Tensor:
         torch.arange(1, n + 1, device=table.device).mul(step).cos().to(table.dtype)
         for n, step in zip(table.shape, (1.0, 2**0.5), strict=True)
     )
-    return torch.dot(table @ columns, rows).double()
+    with _no_autocast(tensor):
+        return torch.dot(table @ columns, rows).double()
 
 
 def _sign(value: Any) -> Any:
