@@ -37,7 +37,7 @@ from igmask.progress import Meter, say
 FOUR = ("vgg16", "inception_v3", "resnet50", "densenet121")
 MODELS = ("resnet20", "resnet56", "mobilenet_v3_large", *FOUR, "vit_b_16")
 _CIFAR = {"resnet20": 20, "resnet56": 56}
-_GRID = {"cpu": (4, 8, 16, 64), "cuda": (16, 64, 200)}  # Captum's internal_batch_size
+_GRID = {"cpu": (4, 8, 16, 32), "cuda": (16, 64, 200)}  # Captum's internal_batch_size
 _P = (50, 90)
 _MEMORY_STEPS, _MEMORY_BATCH = (10, 100), 8  # of one image
 
@@ -46,7 +46,8 @@ _MEMORY_STEPS, _MEMORY_BATCH = (10, 100), 8  # of one image
 class Contestant:
     """A way to compute the same attributions.
 
-    like:  how close it is to what is compared: `igmask`, `captum`, `captum tuned` or `bare`
+    like:  what it is compared as: `igmask`, `igmask bf16`, `captum`, `captum tuned`, `bare`, or
+           the `reference`
     turns: most turns it takes
     """
 
@@ -60,7 +61,8 @@ CONTESTANTS = (
     Contestant("igmask", "igmask"),
     Contestant("captum right", "captum", {"method": "riemann_right"}),
     Contestant("captum gauss-legendre", "captum", {"method": "gausslegendre"}, turns=1),
-    # Captum given what igmask does for itself: channels-last, malloc that keeps freed memory.
+    # Captum given what igmask does for itself: frozen weights, channels-last, malloc that keeps
+    # freed memory.
     Contestant("captum right, tuned", "captum tuned", {"method": "riemann_right"}),
     # m forward passes and input gradients of the whole network in its best form, nothing else.
     Contestant("bare passes", "bare"),
@@ -101,12 +103,10 @@ def build(setting: Setting) -> tuple[nn.Module, Tensor, Tensor]:
         if not bool(parameter.any()) and parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.02)
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-        norm.train()
     images = torch.rand(setting.n_images, 3, size, size)
     network.eval().to(device)
     for norm in norms:
+        norm.momentum = 1.0
         norm.train()
     with torch.no_grad():
         network(torch.rand(8, 3, size, size, device=device))
@@ -126,8 +126,8 @@ def measure(
     device: str,
     threads: int | None,
     contestants: tuple[Contestant, ...] = CONTESTANTS,
-) -> dict[str, Any]:
-    """Return what was measured: the machine, and a row for each model and contestant.
+) -> Iterator[dict[str, Any]]:
+    """Yield what was measured so far, after each model: the machine, and a row a contestant.
 
     repeats:  turns of each contestant, fewer if they take longer than budget_s, but two at least
     raises    InputError for an unknown model, or if Captum is not installed
@@ -149,7 +149,7 @@ def measure(
     for name in models:
         setting = Setting(name, n_images, n_steps, where, threads)
         rows += _measure_model(setting, repeats, budget_s, contestants)
-    return {"machine": _machine(where, threads), "rows": rows}
+        yield {"machine": _machine(where, threads), "rows": rows}
 
 
 def _measure_model(
@@ -160,6 +160,8 @@ def _measure_model(
         reference = ask("run", 1)
     with contextlib.ExitStack() as stack:
         asks = {c.name: stack.enter_context(_worker(setting, c)) for c in contestants}
+        for ask in asks.values():
+            ask("ready")  # nobody is timed while others still start
         batches: dict[str, int] = {}
         for contestant in contestants:  # rules differ in nothing that a batch size would notice
             known = batches.get("captum right") if contestant.like == "captum" else None
@@ -227,16 +229,18 @@ def _worker(setting: Setting, contestant: Contestant) -> Iterator[Callable[..., 
     there.close()
 
     def ask(*question: Any) -> Any:
-        here.send(question)
-        answer = here.recv()
+        try:
+            here.send(question)
+            answer = here.recv()
+        except (EOFError, BrokenPipeError):
+            died = f"{contestant.name} on {setting.model}: its process died"
+            raise RuntimeError(died) from None
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     try:
         yield ask
-    except EOFError:
-        raise RuntimeError(f"{contestant.name} on {setting.model}: its process died") from None
     finally:
         here.close()
         process.join(timeout=10)
@@ -264,6 +268,7 @@ class _Run:
         self._network, self._images, self._targets = build(setting)
         self._cuda = setting.device.startswith("cuda")
         if contestant.like == "captum tuned":
+            self._network = self._network.requires_grad_(False)
             self._network = self._network.to(memory_format=torch.channels_last)
             self._images = self._images.contiguous(memory_format=torch.channels_last)
             prepare(self._network, self._images)  # for its malloc
@@ -271,10 +276,17 @@ class _Run:
             self._network, self._images = self._network.double(), self._images.double()
         self._batch_size: int | None = None
 
+    def ready(self) -> None:
+        """Take the first call, with all that it imports, traces and allocates, out of the times."""
+        self._batch_size = self._setting.n_images
+        self._attribute(self._setting.n_images, min(2, self._setting.n_steps))
+        self._batch_size = None
+
     def tune(self, known: int | None) -> int | None:
         """Find the best batch size of Captum, unless it is known; igmask finds its own."""
         if known is not None:
             self._batch_size = known
+            self._attribute(self._setting.n_images, min(2, self._setting.n_steps))
             return known
         if not self._contestant.like.startswith("captum"):
             network = prepare(self._network, self._images, precision=self._precision)
@@ -282,7 +294,7 @@ class _Run:
             return self._batch_size
         most = self._setting.n_images * self._setting.n_steps
         grid = [b for b in _GRID["cuda" if self._cuda else "cpu"] if b <= most]
-        few = min(self._setting.n_steps, max(6, 64 // self._setting.n_images))
+        few = min(self._setting.n_steps, max(4, max(grid or [0]) // self._setting.n_images))
         times = {}
         for batch_size in grid or [most]:
             self._batch_size = batch_size
@@ -296,7 +308,7 @@ class _Run:
         if self._contestant.like == "bare":
             n_steps = min(n_steps, 10)  # they are all alike
         seconds, found = self._timed(lambda: self._attribute(n_images, n_steps))
-        return {"seconds": seconds, "n_pairs": n_images * n_steps} | found
+        return {"seconds": seconds, "n_pairs": n_images * n_steps} | found  # a pass may count more
 
     def memory(self, n_steps: int) -> int | None:
         """Return the bytes that one image needs beyond network and image, at the peak.
@@ -363,11 +375,12 @@ class _Run:
         size = self._batch_size or 8
         n_pairs = len(images) * n_steps
         size = -(-n_pairs // -(-n_pairs // size))
-        rows = torch.arange(size) % len(images)
+        rows = torch.arange(size, device=images.device) % len(images)
         picked = targets[rows].unsqueeze(1)
-        for _ in range(-(-n_pairs // size)):
+        n_batches = -(-n_pairs // size)
+        for _ in range(n_batches):
             input_gradients(lambda x: split(x).gather(1, picked).squeeze(1), (images[rows],))
-        return {}
+        return {"n_pairs": n_batches * size}
 
 
 def _found(values: Tensor, relative: Tensor) -> dict[str, Any]:

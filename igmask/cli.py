@@ -402,12 +402,24 @@ def inspect(model: str, size: int | None, device: str) -> None:
 
 @app.command()
 @click.argument("models", nargs=-1)
-@click.option("--n-images", type=click.IntRange(1), default=4, show_default=True, help="A batch.")
-@click.option("--n-steps", type=click.IntRange(1), default=50, show_default=True, help="Steps m.")
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns.")
 @click.option(
-    "--budget", "budget_s", type=float, default=60, show_default=True,
-    help="Seconds for each way and network, after which it runs no more than two turns.",
+    "--n-images",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Images attributed together.",
+)
+@click.option("--n-steps", type=click.IntRange(1), default=50, show_default=True, help="Steps m.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Times each way is run; the median counts.",
+)
+@click.option(
+    "--budget", "budget_s", type=click.FloatRange(0), default=60, show_default=True,
+    help="Seconds after which a way takes no more turns of a network, but two at least.",
 )  # fmt: skip
 @setting("compute", "device")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; all by default.")
@@ -415,14 +427,18 @@ def inspect(model: str, size: int | None, device: str) -> None:
 def bench(models: tuple[str, ...], output: Path, **options: Any) -> None:
     """Attributions by igmask and by Captum, side by side: time, error, memory.
 
-    MODELS are networks of the benchmark; all of them by default.
+    MODELS: resnet20 and resnet56 (of CIFAR-10's size), mobilenet_v3_large, vgg16, inception_v3,
+    resnet50, densenet121, vit_b_16; all of them by default. Needs Captum (pip install -e
+    '.[bench]'), and a machine with nothing else to do.
     """
     from igmask import bench as benchmark
     from igmask.bench_page import write
 
-    result = benchmark.measure(models or benchmark.MODELS, **options)
     command = shlex.join(["igmask", *sys.argv[1:]])
-    for path in write(result, output, command):
+    paths: list[Path] = []
+    for result in benchmark.measure(models or benchmark.MODELS, **options):
+        paths = write(result, output, command)  # after each network, so that none is lost
+    for path in paths:
         say(str(path))
 
 

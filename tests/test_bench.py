@@ -12,7 +12,7 @@ from igmask.errors import InputError
 @pytest.fixture(scope="module")
 def result():
     kept = ("igmask", "captum right")
-    return bench.measure(
+    (found,) = bench.measure(
         ("resnet20",),
         n_images=2,
         n_steps=4,
@@ -22,6 +22,7 @@ def result():
         threads=1,
         contestants=tuple(c for c in bench.CONTESTANTS if c.name in kept),
     )
+    return found
 
 
 def test_both_compute_the_same_attributions(result):
@@ -47,6 +48,7 @@ def row(contestant, like, ms, model="resnet50"):
         "ms_per_step": ms,
         "ms_fastest": ms,
         "ms_slowest": ms,
+        "n_runs": 1,
         "batch_size": 8,
     }
 
@@ -78,12 +80,14 @@ def test_pages_are_written_beside_each_other(result, tmp_path):
 
 def test_an_unknown_network_is_named():
     with pytest.raises(InputError, match="'resnet51'"):
-        bench.measure(
-            ("resnet51",),
-            n_images=1,
-            n_steps=1,
-            repeats=1,
-            budget_s=1,
-            device="cpu",
-            threads=1,
+        next(
+            bench.measure(
+                ("resnet51",),
+                n_images=1,
+                n_steps=1,
+                repeats=1,
+                budget_s=1,
+                device="cpu",
+                threads=1,
+            )
         )
