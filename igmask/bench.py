@@ -37,7 +37,7 @@ from igmask.progress import Meter, say
 FOUR = ("vgg16", "inception_v3", "resnet50", "densenet121")
 MODELS = ("resnet20", "resnet56", "mobilenet_v3_large", *FOUR, "vit_b_16")
 _CIFAR = {"resnet20": 20, "resnet56": 56}
-_GRID = {"cpu": (4, 8, 16, 32), "cuda": (16, 64, 200)}  # Captum's internal_batch_size
+_GRID = {"cpu": (4, 8, 16), "cuda": (16, 64, 200)}  # Captum's internal_batch_size
 _P = (50, 90)
 _MEMORY_STEPS, _MEMORY_BATCH = (10, 100), 8  # of one image
 
@@ -125,16 +125,19 @@ def measure(
     budget_s: float,
     device: str,
     threads: int | None,
-    contestants: tuple[Contestant, ...] = CONTESTANTS,
+    skip: tuple[str, ...] = (),
 ) -> Iterator[dict[str, Any]]:
     """Yield what was measured so far, after each model: the machine, and a row a contestant.
 
     repeats:  turns of each contestant, fewer if they take longer than budget_s, but two at least
-    raises    InputError for an unknown model, or if Captum is not installed
+    skip:     names of contestants to leave out; `memory` for its peaks, in processes of their own
+    raises    InputError for an unknown model or contestant, or if Captum is not installed
     """
-    unknown = sorted(set(models) - set(MODELS))
-    if unknown:
-        raise InputError(f"unknown models {unknown}; choose from {', '.join(MODELS)}")
+    names = [contestant.name for contestant in CONTESTANTS[1:]] + ["memory"]
+    for kind, given, known in (("models", models, MODELS), ("contestants", skip, names)):
+        if unknown := sorted(set(given) - set(known)):
+            raise InputError(f"unknown {kind} {unknown}; choose from {', '.join(known)}")
+    contestants = tuple(c for c in CONTESTANTS if c.name not in skip)
     try:
         version("captum")
     except ImportError:
@@ -148,12 +151,17 @@ def measure(
     rows = []
     for name in models:
         setting = Setting(name, n_images, n_steps, where, threads)
-        rows += _measure_model(setting, repeats, budget_s, contestants)
+        steps = () if "memory" in skip else _MEMORY_STEPS
+        rows += _measure_model(setting, repeats, budget_s, contestants, steps)
         yield {"machine": _machine(where, threads), "rows": rows}
 
 
 def _measure_model(
-    setting: Setting, repeats: int, budget_s: float, contestants: tuple[Contestant, ...]
+    setting: Setting,
+    repeats: int,
+    budget_s: float,
+    contestants: tuple[Contestant, ...],
+    memory_steps: tuple[int, ...],
 ) -> list[dict[str, Any]]:
     say(f"{setting.model}: reference in float64")
     with _worker(setting, Contestant("float64", "reference")) as ask:
@@ -180,7 +188,7 @@ def _measure_model(
         row = _row(setting, contestant, runs[contestant.name], reference)
         row["batch_size"] = batches[contestant.name]
         if contestant.name in ("igmask", "captum right"):
-            for n_steps in _MEMORY_STEPS:
+            for n_steps in memory_steps:
                 with _worker(setting, contestant) as ask:
                     row[f"peak_bytes_{n_steps}_steps"] = ask("memory", n_steps)
         rows.append(row)

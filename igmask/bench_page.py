@@ -33,7 +33,23 @@ def summary(rows: list[Row]) -> list[Row]:
     return table
 
 
-def to_markdown(result: dict[str, Any], command: str) -> str:
+def _kept(path: Path, result: dict[str, Any]) -> list[Row]:
+    """The rows at `path` of other networks, if they are of the same machine and setting."""
+    if not path.is_file():
+        return []
+    before = json.loads(path.read_text("utf-8"))
+    setting = [_setting(found) for found in (before, result)]
+    measured = {row["model"] for row in result["rows"]}
+    rows = [row for row in before["rows"] if row["model"] not in measured]
+    return rows if setting[0] == setting[1] else []
+
+
+def _setting(result: dict[str, Any]) -> Row:
+    machine = {key: value for key, value in result["machine"].items() if key != "date"}
+    return machine | {key: result["rows"][0][key] for key in ("n_images", "n_steps")}
+
+
+def to_markdown(result: dict[str, Any]) -> str:
     """Return the result as a page: the speed-ups, then every row."""
     machine = result["machine"]
     versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items())
@@ -45,7 +61,7 @@ def to_markdown(result: dict[str, Any], command: str) -> str:
         f"{setting['n_images']} images, m = {setting['n_steps']}, random weights; "
         "medians of runs that took turns, in ms an (image, step) pair.",
         "",
-        f"    {command}",
+        *(f"    {command}" for command in dict.fromkeys(row["command"] for row in result["rows"])),
         "",
         "| network | igmask | Captum takes | Captum tuned takes | igmask / bare passes |",
         "|---|---|---|---|---|",
@@ -61,7 +77,7 @@ def to_markdown(result: dict[str, Any], command: str) -> str:
         lines += ["", f"Geometric mean of the four: {statistics.geometric_mean(four):.2f} times."]
     lines += [
         "",
-        "*Captum*: the network as it is, the best `internal_batch_size` of 4, 8, 16, 32 (GPU: 16, "
+        "*Captum*: the network as it is, the best `internal_batch_size` of 4, 8, 16 (GPU: 16, "
         "64, 200), the faster of its rules, with its convergence delta; igmask returns that too. "
         "*Tuned*: the network also in channels-last, its weights frozen, and malloc told to keep "
         "freed memory, as igmask does itself. First calls, igmask's trace among them, are not "
@@ -100,12 +116,17 @@ def _mib(value: int | None) -> str:
 
 
 def write(result: dict[str, Any], folder: Path, command: str) -> list[Path]:
-    """Write attribution-cpu (or -cuda) as .json, .md and .png; return their paths."""
+    """Write attribution-cpu (or -cuda) as .json, .md and .png; return their paths.
+
+    Networks that were measured there before, on the same machine in the same setting, stay.
+    """
     stem = folder / f"attribution-{result['machine']['kind']}"
     paths = [stem.with_suffix(suffix) for suffix in (".json", ".md", ".png")]
-    full = result | {"command": command, "summary": summary(result["rows"])}
+    rows = [row | {"command": command} for row in result["rows"]]
+    result = result | {"rows": _kept(paths[0], result) + rows}
+    full = result | {"summary": summary(result["rows"])}
     write_text(paths[0], json.dumps(full, indent=1) + "\n")
-    write_text(paths[1], to_markdown(result, command))
+    write_text(paths[1], to_markdown(result))
     bars = {
         "Captum": [row["speedup"] for row in full["summary"]],
         "Captum tuned": [row["speedup_over_tuned"] for row in full["summary"]],

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from igmask.errors import InputError
-from igmask.ig import checked_rule, is_out_of_memory, ordinary, path_gradients
+from igmask.ig import (
+    NotFinite,
+    checked_rule,
+    halved,
+    is_out_of_memory,
+    ordinary,
+    path_gradients,
+)
 from igmask.network import check_model, input_gradients, prepare
 from igmask.stem import running
 
@@ -166,7 +173,9 @@ class IntegratedGradients:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or size == 1:
                     raise
-                size //= 2
+                slopes = ()
+            if not slopes:
+                size = halved(size)
                 continue
             weight = weights[pairs % n_steps]
             for i, (slope, dtype) in enumerate(zip(slopes, wide, strict=True)):
@@ -176,6 +185,11 @@ class IntegratedGradients:
                     if part.requires_grad
                     else totals[i].index_add_(0, rows, part)
                 )
+            broken = [not bool(slope.isfinite().all()) for slope in slopes]
+            if any(broken):
+                slope = slopes[broken.index(True)].flatten(1)
+                row = int((~slope.isfinite()).any(dim=1).nonzero()[0])
+                raise NotFinite(int(rows[row]), float(alpha[row]), int(pairs[row] % n_steps) + 1)
             start += len(pairs)
         return tuple(totals)
 
@@ -261,7 +275,8 @@ def _along_rows(values: Tensor, x: Tensor) -> Tensor:
 
 def _of_rows(extra: tuple[Any, ...], rows: Tensor, n_examples: int) -> tuple[Any, ...]:
     return tuple(
-        a[rows] if isinstance(a, Tensor) and a.ndim and len(a) == n_examples else a for a in extra
+        a[rows.to(a.device)] if isinstance(a, Tensor) and a.ndim and len(a) == n_examples else a
+        for a in extra
     )
 
 
@@ -333,10 +348,13 @@ def pick_target(output: Tensor, target: Any, rows: Sequence[int]) -> Tensor:
             f"target {places[0]} does not name one number in an output of shape "
             f"{tuple(output.shape)}"
         )
+    # Here, since a GPU would not survive it. Captum takes −1 for the last from an int alone.
+    least = -1 if isinstance(target, int | tuple) else 0
+    sizes = output.shape[1:]
+    for place in places:
+        if not all(least * n <= t < n for t, n in zip(place, sizes, strict=True)):
+            raise TargetError(
+                f"target {place} is out of range for an output of shape {tuple(output.shape)}"
+            )
     index = torch.tensor(places, device=output.device).unbind(1)
-    try:
-        return output[(torch.arange(len(rows), device=output.device), *index)]
-    except IndexError:
-        raise TargetError(
-            f"a target is out of range for an output of shape {tuple(output.shape)}"
-        ) from None
+    return output[(torch.arange(len(rows), device=output.device), *index)]

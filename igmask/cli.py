@@ -421,11 +421,14 @@ def inspect(model: str, size: int | None, device: str) -> None:
     "--budget", "budget_s", type=click.FloatRange(0), default=60, show_default=True,
     help="Seconds after which a way takes no more turns of a network, but two at least.",
 )  # fmt: skip
+@click.option("--skip", multiple=True, help="What to leave out: 'igmask bf16', memory, …")
 @setting("compute", "device")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; all by default.")
 @output("benchmarks/results")
 def bench(models: tuple[str, ...], output: Path, **options: Any) -> None:
     """Attributions by igmask and by Captum, side by side: time, error, memory.
+
+    Results of the same machine and settings in the folder stay beside the new ones.
 
     MODELS: resnet20 and resnet56 (of CIFAR-10's size), mobilenet_v3_large, vgg16, inception_v3,
     resnet50, densenet121, vit_b_16; all of them by default. Needs Captum (pip install -e

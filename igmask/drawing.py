@@ -126,7 +126,8 @@ def draw_bars(
         axes.set_yticks(places - height * (len(groups) - 1) / 2, labels)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(title)
-        figure.legend(loc="outside lower center", ncols=len(groups))
+        if groups:
+            figure.legend(loc="outside lower center", ncols=len(groups))
 
 
 def _draw(axes: Axes, picture: np.ndarray) -> None:

@@ -64,7 +64,8 @@ def path_gradients(
     if not n_pairs:
         return
     size = batch_size or network.batch_size(images)
-    size = -(-n_pairs // -(-n_pairs // size))  # the same number of batches, evenly filled
+    if network.engine == "eager":  # for the others each shape costs
+        size = -(-n_pairs // -(-n_pairs // size))  # the same number of batches, evenly filled
     paths = _Paths(network, images, baselines, n_slots=-(-size // n_rows) + 1)
     start = 0
     while start < n_pairs:
@@ -74,13 +75,15 @@ def path_gradients(
         live = min(size, n_pairs - start)
         alphas = [positions[step] for step in steps]
         weight = [weights[step] if i < live else 0.0 for i, step in enumerate(steps)]
-        paths.open(owners)
         try:
+            paths.open(owners)
             slopes = paths.slopes(owners, alphas, pick)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or size == 1:
                 raise
-            size = _halved(size)
+            slopes = ()
+        if not slopes:  # out of the block, whose traceback holds on to the batch
+            size = halved(size)
             continue
         paths.add(slopes, owners, weight)
         start += live
@@ -159,7 +162,8 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _halved(size: int) -> int:
+def halved(size: int) -> int:
+    """Return half the size, memory that PyTorch keeps for itself given back."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return size // 2
@@ -269,6 +273,17 @@ def integrated_gradients(
         raise InputError(f"unknown function {of!r}; choose from {', '.join(FUNCTIONS)}")
     if baselines is None:
         baselines = torch.zeros_like(images).unsqueeze(0)
+    if not isinstance(n_steps, int | Auto):
+        raise InputError(f"n_steps must be an integer or igmask.Auto(), got {n_steps!r}")
+    if isinstance(n_steps, Auto) and n_steps.most < 2 * n_steps.first:
+        raise InputError(f"{n_steps} leaves no room for one doubling")
+    if images.ndim != 4 or not images.is_floating_point():
+        raise InputError(
+            f"images must be (N, C, H, W) floating point, got {tuple(images.shape)} of "
+            f"{images.dtype}"
+        )
+    if not len(baselines):
+        raise InputError("there is no baseline")
     if baselines.shape[1:] != images.shape or baselines.dtype != images.dtype:
         raise InputError(
             f"baselines {tuple(baselines.shape)} of {baselines.dtype} do not fit images "
@@ -321,7 +336,8 @@ class _Study:
         self._network, self._images, self._baselines = network, images, baselines
         self._of, self._batch_size = of, batch_size
         shape, device = (len(images),), images.device
-        if target is not None and (target.is_floating_point() or target.shape not in ((), shape)):
+        no_class = target is not None and (target.is_floating_point() or target.dtype == torch.bool)
+        if target is not None and (no_class or target.shape not in ((), shape)):
             raise InputError(
                 f"target must be {len(images)} classes, integers of shape {shape}; got "
                 f"{target.dtype} of shape {tuple(target.shape)}"

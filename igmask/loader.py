@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from igmask import arrays
 from igmask.errors import InputError
-from igmask.ig import Auto, integrated_gradients
+from igmask.ig import Auto, NotFinite, integrated_gradients
 from igmask.progress import progress
 
 
@@ -43,11 +43,17 @@ def attribute_loader(
     if target not in ("predicted", "label"):
         raise InputError(f"unknown target {target!r}; choose from predicted, label")
     steps = dataclasses.asdict(n_steps) if isinstance(n_steps, Auto) else n_steps
-    made_by = {"target": target, "n_steps": steps, "model": _digest(*model.state_dict().values())}
-    made_by |= {key: _plain(value) for key, value in options.items()}
+    weights = [value for value in model.state_dict().values() if isinstance(value, Tensor)]
+    made_by = {"target": target, "n_steps": steps, "model": _digest(repr(model), *weights)}
+    # What changes no result may differ from run to run.
+    kept = {key: value for key, value in options.items() if key not in ("batch_size", "engine")}
+    made_by |= {key: _plain(value) for key, value in kept.items()}
     device = next((p.device for p in (*model.parameters(), *model.buffers())), None)
     paths = []
-    total = len(loader) if isinstance(loader, Sized) else None
+    try:
+        total = len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader of a stream has a length, but does not know it
+        total = None
     for i, batch in enumerate(progress(loader, total=total, unit="batches", label="attribute")):
         images, *rest = batch if isinstance(batch, list | tuple) else (batch,)
         labels = rest[0] if rest and isinstance(rest[0], Tensor) else None
@@ -55,16 +61,20 @@ def attribute_loader(
             raise InputError("target label: the loader gives images without labels")
         path = folder / f"{i:05}.npy"
         paths.append(path)
-        of_batch = made_by | {"images": _digest(images)}
+        of_batch = made_by | {"images": _digest(images, *([] if labels is None else [labels]))}
         if _is_done(path, of_batch):
             continue
-        result = integrated_gradients(
-            model,
-            images.to(device),
-            target=labels if target == "label" else None,
-            n_steps=n_steps,
-            **options,
-        )
+        try:
+            result = integrated_gradients(
+                model,
+                images.to(device),
+                target=labels if target == "label" else None,
+                n_steps=n_steps,
+                **options,
+            )
+        except NotFinite as error:
+            name = f"batch {i}, image {error.image}"
+            raise NotFinite(error.image, error.alpha, error.step, name) from None
         columns = ("predicted", "target", "output", "baseline_output", "completeness", "n_steps")
         records = pd.DataFrame({name: _numbers(getattr(result, name)) for name in columns})
         if labels is not None:
@@ -95,10 +105,14 @@ def _plain(value: Any) -> Any:
     return _digest(value) if isinstance(value, Tensor) else value
 
 
-def _digest(*tensors: Tensor) -> str:
+def _digest(*values: Tensor | str) -> str:
     found = hashlib.sha256()
-    for tensor in tensors:
-        whole = tensor.detach().cpu().contiguous().reshape(-1)
+    for value in values:
+        if isinstance(value, str):
+            found.update(value.encode())
+            continue
+        whole = value.detach().cpu().contiguous().reshape(-1)
+        found.update(f"{tuple(value.shape)} {value.dtype}".encode())
         found.update(whole.view(torch.uint8).numpy().tobytes() if whole.numel() else b"")
     return found.hexdigest()
 

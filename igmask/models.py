@@ -275,7 +275,7 @@ def _check_torchvision_name(name: str) -> None:
         raise InputError(
             f"torchvision has no classifier {name!r}"
             + (f"; did you mean {', '.join(close)}?" if close else "")
-            + " Networks of your own are given as module:callable"
+            + ". Networks of your own are given as module:callable"
         )
 
 

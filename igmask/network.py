@@ -30,7 +30,7 @@ ENGINES = ("eager", "compile", "cudagraph")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CPU_BYTES = 2**30  # for a batch: larger ones gain nothing
 _MOST = {"cpu": 64, "cuda": 256}  # points in a batch; more gain nothing
-_FIRST_SCALE = 2.0**12  # of fp16's gradients, which would else vanish
+_SCALES = (2.0**12, 2.0**8, 2.0**4, 1.0)  # of fp16's gradients, which would else vanish
 
 
 class Network:
@@ -46,14 +46,14 @@ class Network:
         split: stem.Split | None = None,
     ) -> None:
         self.split = split or stem.split(model, example)
-        self.precision = precision
+        self.precision, self.engine = precision, engine
+        self._alone = threading.Lock()
         self.dtype = _DTYPES.get(precision or "")
         trunk: Any = self.split.trunk
         if self.dtype is not None:
             trunk = copy.deepcopy(trunk).to(self.dtype)
         self._trunk: Any = trunk
         self._run = self._with_engine(engine)
-        self._scale = _FIRST_SCALE if precision == "fp16" else 1.0
         self._bytes: int | None = None
 
     def _with_engine(self, engine: str) -> Callable[..., Any]:
@@ -75,7 +75,7 @@ class Network:
     def stem_transposed(self, x: Tensor, slopes: tuple[Tensor, ...]) -> Tensor:
         """Return Aᵀ applied to gradients behind the stem: shaped as the images x."""
         if self.split.why_not:
-            return slopes[0]
+            return slopes[0].clone()
         with torch.enable_grad(), self._running(), _no_autocast(x):
             x = x.detach().requires_grad_()
             ends = [(u, s.to(u.dtype)) for u, s in zip(self.split.stem(x), slopes, strict=True)]
@@ -97,16 +97,25 @@ class Network:
             outputs = self._run(*at)
             if self.dtype is not None and isinstance(outputs, Tensor):
                 outputs = outputs.float()
-            return self._scale * pick(outputs) if self._scale > 1 else pick(outputs)
+            return pick(outputs)
 
+        if self.engine == "cudagraph":  # its recording has one place for results
+            with self._alone, self._running():
+                return tuple(slope.clone() for slope in self._scaled(f, points))
         with self._running():
-            if self._scale == 1:
-                return input_gradients(f, points)
-            slopes = input_gradients(f, tuple(point.clone() for point in points))
+            return self._scaled(f, points)
+
+    def _scaled(self, f: Callable[..., Tensor], points: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The gradients of f, for fp16 by way of the largest power of two that overflows none."""
+        if self.dtype is not torch.float16:
+            return input_gradients(f, points)
+        for scale in _SCALES:
+            slopes = input_gradients(
+                lambda *at, scale=scale: scale * f(*at), tuple(p.clone() for p in points)
+            )
             if all(bool(slope.isfinite().all()) for slope in slopes):
-                return tuple(slope.float() / self._scale for slope in slopes)
-        self._scale = max(self._scale / 16, 1.0)
-        return self.gradients(points, pick)
+                break
+        return tuple(slope.float() / scale for slope in slopes)
 
     def bytes_per_point(self, image: Tensor) -> int:
         """Return the memory of one (image, step) pair: its points and what backward will need."""
@@ -121,7 +130,7 @@ class Network:
                 storage = saved.untyped_storage()
                 if storage.data_ptr() not in own:
                     kept[storage.data_ptr()] = storage.nbytes()
-                return saved
+                return saved.detach()  # itself would be a cycle with its node, never freed
 
             with torch.enable_grad(), self._running(), saved_tensors_hooks(keep, lambda t: t):
                 alive = self._trunk(*map(_node, points))  # so that no storage is given out twice
@@ -190,6 +199,9 @@ def prepare(
             raise InputError(f"precision {precision} needs a torch.nn.Module, not a function")
         return Network(model, example, precision=precision, engine=engine)
     check_model(model, example)
+    if not len(example):  # nothing to compare a split on
+        split = stem.whole(model, "there is no image")
+        return Network(model, example, precision=precision, engine=engine, split=split)
     key = (_fingerprint(model), example.shape[1:], example.dtype, example.device, precision, engine)
     with _lock:
         ready = _ready.setdefault(model, {})
@@ -229,13 +241,9 @@ def _fingerprint(model: nn.Module) -> str:
     """What the model is: a changed one is made ready anew."""
     values: list[Any] = [torch.is_autocast_enabled(), torch.get_default_dtype()]
     for module in model.modules():
-        values.append(stem.is_hooked(module))
+        values += [type(module), stem.is_hooked(module)]
         for name, value in vars(module).items():
-            if isinstance(value, dict):
-                # torch's own, such as _parameters, are looked at below
-                items = [] if name.startswith("_") else value.items()
-                values += [(name, str(key), _sign(item)) for key, item in items]
-            else:
+            if not (isinstance(value, dict) and name.startswith("_")):  # torch's own: see below
                 values.append((name, _sign(value)))
     tensors = [*model.parameters(), *model.buffers()]
     for tensor in tensors:
@@ -249,6 +257,9 @@ def _fingerprint(model: nn.Module) -> str:
 
 def _sum(tensor: Tensor) -> Tensor:
     """A sum in which every place has a weight of its own, without a copy of the tensor."""
+    if tensor.layout is not torch.strided:
+        return torch.zeros((), dtype=torch.float64, device=tensor.device)
+    tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     table = tensor.reshape(len(tensor) if tensor.ndim else 1, -1)
     table = table if table.is_floating_point() else table.float()
     rows, columns = (
@@ -259,14 +270,24 @@ def _sum(tensor: Tensor) -> Tensor:
         return torch.dot(table @ columns, rows).double()
 
 
-def _sign(value: Any) -> Any:
-    """A plain value itself; of anything else, which one it is."""
-    plain = (int, float, bool, str, tuple, type(None))
-    return value if isinstance(value, plain) else id(value)
+def _sign(value: Any, depth: int = 4) -> Any:
+    """A plain value itself, a container's contents; of anything else, which one it is."""
+    if isinstance(value, int | float | bool | str | None):
+        return value
+    if isinstance(value, Tensor):
+        return id(value), None if value.is_inference() else value._version
+    if isinstance(value, list | tuple | set | frozenset) and depth:
+        return type(value), *(_sign(item, depth - 1) for item in value)
+    if isinstance(value, dict) and depth:
+        return tuple((str(key), _sign(item, depth - 1)) for key, item in value.items())
+    if hasattr(value, "__dict__") and depth and not isinstance(value, nn.Module | type):
+        return id(value), _sign(vars(value), depth - 1)
+    return id(value)
 
 
 # What a network's own forward may ask `training` for is not known; these layers surely do.
 _TRAINED_DIFFERENTLY = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RReLU)
+_DROPPING = ("StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d")  # of torchvision, timm
 
 
 def check_model(model: nn.Module, example: Tensor) -> None:
@@ -274,7 +295,8 @@ def check_model(model: nn.Module, example: Tensor) -> None:
     training = [
         f"{name or 'the network'} ({type(module).__name__})"
         for name, module in model.named_modules()
-        if module.training and isinstance(module, _TRAINED_DIFFERENTLY)
+        if module.training
+        and (isinstance(module, _TRAINED_DIFFERENTLY) or type(module).__name__ in _DROPPING)
     ]
     if training:
         raise InputError(
@@ -345,18 +367,35 @@ def _no_autocast(x: Tensor) -> Any:
     return torch.autocast(x.device.type, enabled=False)
 
 
+_products_set = threading.Condition()
+_products_users = {"fp32": 0, "tf32": 0}
+_products_before: list[str] = []
+
+
 @contextmanager
 def _products(precision: str | None) -> Iterator[None]:
-    """Let a GPU multiply float32 as the precision says, not as PyTorch is set."""
-    if precision not in ("fp32", "tf32") or not torch.cuda.is_available():
+    """Let a GPU multiply float32 as the precision says, not as PyTorch is set.
+
+    The setting is the process's: threads of one precision share it, those of the other wait.
+    """
+    if precision not in _products_users or not torch.cuda.is_available():
         yield
         return
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    other = "tf32" if precision == "fp32" else "fp32"
+    with _products_set:
+        _products_set.wait_for(lambda: not _products_users[other])
+        if not _products_users[precision]:
+            _products_before[:] = [backend.fp32_precision for backend in backends]
+            for backend in backends:
+                backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        _products_users[precision] += 1
     try:
         yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
+        with _products_set:
+            _products_users[precision] -= 1
+            if not _products_users[precision]:
+                for backend, value in zip(backends, _products_before, strict=True):
+                    backend.fp32_precision = value
+            _products_set.notify_all()

@@ -554,3 +554,25 @@ def test_an_internal_batch_size_of_zero_is_refused(double, network, as_function)
         igmask.IntegratedGradients(f).attribute(
             torch.rand(2, 3, 9, 9), target=0, internal_batch_size=0
         )
+
+
+def test_gradients_that_are_not_finite_name_example_and_step_on_the_general_way():
+    inputs = torch.rand(3, 4, dtype=torch.float64) + 1
+    inputs[1] = 0
+    method = igmask.IntegratedGradients(lambda x: (x.sqrt() + x).sum(1))
+    with pytest.raises(InputError, match=r"image 1: NaN or infinite gradient at step 1, α = 0.2"):
+        method.attribute(inputs, n_steps=5, method="riemann_right")
+
+
+@pytest.mark.parametrize("target", [torch.tensor([-1, 0]), [0, -1], -6, 5])
+def test_targets_out_of_range_are_refused_before_a_gpu_sees_them(network, target):
+    inputs = torch.rand(2, 3, 9, 9, dtype=torch.float64)
+    with pytest.raises(TargetError, match="out of range"):
+        igmask.IntegratedGradients(network).attribute(inputs, target=target, n_steps=2)
+
+
+def test_the_last_class_may_be_counted_from_the_end(double, network):
+    inputs = torch.rand(2, 3, 9, 9)
+    found = igmask.IntegratedGradients(network).attribute(inputs, target=-1, n_steps=4)
+    expected = igmask.IntegratedGradients(network).attribute(inputs, target=4, n_steps=4)
+    assert found.equal(expected)

@@ -69,9 +69,45 @@ def test_other_results_in_the_folder_are_named(network, data, tmp_path):
     others = DataLoader(TensorDataset(data.tensors[0].flip(0)), batch_size=7)
     with pytest.raises(InputError, match="is the loader shuffled"):
         igmask.attribute_loader(network, others, tmp_path, n_steps=4)
+    labels = DataLoader(TensorDataset(data.tensors[0], data.tensors[1].flip(0)), batch_size=7)
+    with pytest.raises(InputError, match="of other images"):
+        igmask.attribute_loader(network, labels, tmp_path, n_steps=4)
+    other = torch.nn.Sequential(network[0], torch.nn.ReLU(), *network[2:])  # the same weights
+    with pytest.raises(InputError, match="of other model"):
+        igmask.attribute_loader(other, loader, tmp_path, n_steps=4)
     with torch.no_grad():
         network[0].bias += 1
     with pytest.raises(InputError, match="of other model"):
         igmask.attribute_loader(network, loader, tmp_path, n_steps=4)
     with pytest.raises(InputError, match="'best'"):
         igmask.attribute_loader(network, loader, tmp_path, target="best")
+
+
+def test_a_smaller_batch_may_go_on_where_a_larger_one_failed(network, data, tmp_path):
+    loader = DataLoader(data, batch_size=7)
+    igmask.attribute_loader(network, loader, tmp_path, n_steps=4, batch_size=64)
+    igmask.attribute_loader(network, loader, tmp_path, n_steps=4, batch_size=2)
+
+
+def test_a_stream_has_no_length(network, data, tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(data.tensors[0])
+
+    paths = igmask.attribute_loader(
+        network, DataLoader(Stream(), batch_size=4), tmp_path, n_steps=2
+    )
+    assert [len(arrays.read_array(path)) for path in paths] == [4, 3]
+
+
+def test_gradients_that_are_not_finite_name_batch_and_image(tmp_path):
+    class Root(torch.nn.Module):
+        def forward(self, x):
+            return x.sqrt().mean((2, 3)) * x.mean()
+
+    images = torch.ones(3, 2, 4, 4)
+    images[2] = 0
+    with pytest.raises(InputError, match="batch 1, image 0: NaN"):
+        igmask.attribute_loader(
+            Root().eval(), DataLoader(images, batch_size=2), tmp_path, of="logit"
+        )

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 import igmask
 from igmask import network as network_module
@@ -334,7 +335,7 @@ def test_gradients_that_would_vanish_in_fp16_are_kept_by_the_loss_scale(images, 
     exact = integrated_gradients(model, images, **arguments).values
     scaled = integrated_gradients(model, images, precision="fp16", **arguments).values
     assert (scaled - exact).norm() < 0.01 * exact.norm()
-    monkeypatch.setattr(network_module, "_FIRST_SCALE", 1.0)
+    monkeypatch.setattr(network_module, "_SCALES", (1.0,))
     unscaled = integrated_gradients(
         copy.deepcopy(model), images, precision="fp16", **arguments
     ).values
@@ -556,3 +557,59 @@ def test_compiled_and_eager_agree(images):
     eager = integrated_gradients(model, images, n_steps=4).values
     compiled = integrated_gradients(model, images, n_steps=4, engine="compile").values
     assert (compiled - eager).norm() < 1e-5 * eager.norm()
+
+
+def test_the_scale_of_fp16_is_each_batchs_own(images):
+    model, images = classifier(dtype=torch.float32), images.float()
+    arguments = {"n_steps": 4, "of": "logit", "precision": "fp16"}
+    expected = integrated_gradients(model, images, **arguments).values
+    network = prepare(model, images, precision="fp16")
+    points = tuple(u.half() for u in network.stem(images))
+    slopes = network.gradients(points, lambda outputs: 1e3 * outputs[:, 0])  # overflows at first
+    assert all(bool(slope.isfinite().all()) for slope in slopes)
+    assert integrated_gradients(model, images, **arguments).values.equal(expected)
+
+
+class Listed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(243, 5)
+        self.scales, self.options = [1.0], SimpleNamespace(slope=0.1)
+
+    def forward(self, x):
+        negative = self.linear(x.flatten(1)) - 9
+        return self.scales[0] * nn.functional.leaky_relu(negative, self.options.slope)
+
+
+@pytest.mark.parametrize("change", ["list", "object"])
+def test_a_change_inside_an_attribute_is_noticed(images, change):
+    model = Listed().double().eval()
+    before = integrated_gradients(model, images, n_steps=4, of="logit").values
+    if change == "list":
+        model.scales[0] = -3.0
+    else:
+        model.options.slope = 2.0
+    after = integrated_gradients(model, images, n_steps=4, of="logit").values
+    whole = integrated_gradients(lambda x: model(x), images, n_steps=4, of="logit").values
+    assert (after - whole).norm() < 1e-12 * whole.norm()
+    assert not torch.allclose(after, before)
+
+
+def test_stochastic_depth_in_training_is_refused(images):
+    layers = (nn.Conv2d(3, 4, 3), StochasticDepth(0.5, "row"), nn.Flatten(), nn.LazyLinear(5))
+    model = nn.Sequential(*layers).double()
+    model(images)
+    with pytest.raises(InputError, match="StochasticDepth"):
+        igmask.IntegratedGradients(model).attribute(images, target=0)
+
+
+def test_a_network_that_was_made_ready_is_freed_with_its_model(images):
+    alive = []
+    for _ in range(3):
+        model = classifier()
+        integrated_gradients(model, images, n_steps=2)
+        alive.append(weakref.ref(prepare(model, images, precision="fp32")))
+        del model
+        gc.collect()
+        gc.collect()
+    assert [reference() for reference in alive] == [None] * 3

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import threading
 
 import captum.attr
 import pytest
@@ -347,7 +348,7 @@ def normed():
     ("make", "why"),
     [
         (Branching, "cannot trace"),
-        (WithoutGradient, "something else"),
+        (WithoutGradient, "no_grad"),
         (hooked, "hooks or parametrizations"),
         (hooked_backward, "hooks or parametrizations"),
         (normed, "hooks or parametrizations"),
@@ -508,3 +509,57 @@ def test_an_untraceable_model_is_logged_once(images, caplog):
     (record,) = caplog.records
     assert record.levelno == logging.DEBUG
     assert "Branching has no affine stem" in record.getMessage()
+
+
+class PartlyFixed(AddedInPlace):
+    """A small part of the gradient is cut, less than a comparison of gradients would notice."""
+
+    def forward(self, x):
+        u = self.conv(x)
+        with torch.no_grad():
+            constant = u.tanh() * 0.01
+        return self.head((u.relu() + constant).mean((2, 3)))
+
+
+def test_a_small_part_under_no_grad_is_seen(images, baselines):
+    network = ready(PartlyFixed)
+    assert "no_grad" in split(network, images).why_not
+    assert_captums(network, images, baselines)
+
+
+class Squeezing(nn.Module):
+    """Drops the axis of its one channel, and for a single image that of the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.linear(x[:, :1].squeeze()).relu().sum(1)
+
+
+def test_what_a_single_image_changes_is_no_stem(images, baselines):
+    network = ready(Squeezing)
+    assert split(network, images).ends == ("getitem",)
+    assert_captums(network, images, baselines)
+
+
+def test_foreign_threads_run_their_modules_while_a_network_is_traced():
+    stop, failures = threading.Event(), []
+
+    def run():
+        other, x = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()), torch.rand(1, 3, 5, 5)
+        while not stop.is_set():
+            try:
+                other(x)
+            except Exception as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    network = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()) for _ in range(40)))
+    for _ in range(5):
+        assert split(network.eval(), torch.rand(2, 3, 5, 5)).why_not == ""
+    stop.set()
+    thread.join()
+    assert failures == []
