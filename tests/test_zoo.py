@@ -102,6 +102,7 @@ def test_attributions_are_captums(rows, name):
     split = replace(split, stem=None, trunk=None)
     rows.append(Row(name, side, split, flops, double, single, rounding))
     assert (expected != 0).float().mean() > 0.5
+    assert split.why_not == ""
     assert double <= 1e-10
     assert rounding[0] <= 2 * max(rounding[1:])
 
