@@ -200,8 +200,8 @@ def prepare(
         return Network(model, example, precision=precision, engine=engine)
     check_model(model, example)
     if not len(example):  # nothing to compare a split on
-        split = stem.whole(model, "there is no image")
-        return Network(model, example, precision=precision, engine=engine, split=split)
+        alone = stem.whole(model, "there is no image")
+        return Network(model, example, precision=precision, engine=engine, split=alone)
     key = (_fingerprint(model), example.shape[1:], example.dtype, example.device, precision, engine)
     with _lock:
         ready = _ready.setdefault(model, {})
