@@ -28,8 +28,7 @@ from torch import Tensor, nn
 
 from igmask import zoo
 from igmask.errors import InputError
-from igmask.ig import integrated_gradients
-from igmask.kernels import select, square_scores
+from igmask.ig import integrated_gradients, overlap
 from igmask.models import pick_device
 from igmask.network import input_gradients, prepare
 from igmask.progress import Meter, say
@@ -219,9 +218,7 @@ def _row(
     if contestant.options.get("method") != "gausslegendre":  # another rule has another integral
         row["error"] = float((found - exact).norm() / exact.norm())
         for p in _P:
-            masks = [select(square_scores(v), p) for v in (exact, found)]
-            overlap = (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
-            row[f"iou_{p}"] = float(overlap)
+            row[f"iou_{p}"] = float(overlap(exact, found, p=p))
     return row
 
 

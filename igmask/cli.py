@@ -105,8 +105,12 @@ def _read_settings(text: str) -> dict[str, Any]:
     return settings
 
 
+def _are_settings(text: str) -> bool:
+    return text.lstrip().startswith("{") or text.endswith((".json", ".yaml", ".yml"))
+
+
 def _read_model(_context: click.Context, _option: click.Parameter, text: str) -> config.Model:
-    if text.lstrip().startswith("{") or text.endswith((".json", ".yaml", ".yml")):
+    if _are_settings(text):
         return config.model(_read_settings(text))
     return config.model({"source": text, "weights": "IMAGENET1K_V1"})
 
@@ -391,8 +395,7 @@ def inspect(model: str, size: int | None, device: str) -> None:
     from igmask.inspect import inspect as inspected
     from igmask.inspect import report
 
-    plain = not model.lstrip().startswith("{") and not model.endswith((".json", ".yaml", ".yml"))
-    described = config.model({"source": model} if plain else _read_settings(model))
+    described = config.model(_read_settings(model) if _are_settings(model) else {"source": model})
     side = size or described.size or models.usual_size(described)
     where = models.pick_device(device)
     network = models.build(described).eval().to(where)

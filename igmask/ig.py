@@ -15,7 +15,7 @@ from torch import Tensor
 from igmask import quadrature
 from igmask.errors import InputError
 from igmask.kernels import accumulate_, memory_format_of, path_points, select, square_scores
-from igmask.network import Network, prepare
+from igmask.network import Network, all_finite, prepare
 
 FUNCTIONS = ("probability", "logit")
 
@@ -89,7 +89,7 @@ def path_gradients(
         start += live
         for image in range(paths.n_done, start // n_rows):
             total = paths.close(image)
-            if not all(bool(part.isfinite().all()) for part in total):
+            if not all_finite(total):
                 raise _not_finite(network, images, baselines, pick, image, positions, weights)
             yield paths.to_pixels(image, total)
 
@@ -185,7 +185,7 @@ def _not_finite(
     points = sorted(p for p, weight in zip(positions, weights, strict=True) if weight)
     for step, alpha in enumerate(points, start=1):
         slopes = paths.slopes([image], [alpha], pick)
-        if not all(bool(slope.isfinite().all()) for slope in slopes):
+        if not all_finite(slopes):
             return NotFinite(image, alpha, step)
     return NotFinite(image, points[-1], len(points))  # their sum alone overflows
 
@@ -395,7 +395,7 @@ class _Study:
                 raise NotFinite(image, error.alpha, error.step) from None
             found.values[open_images] = (before + between) / 2
             found.n_steps[open_images] = doubled
-            agreement = _overlap(before, found.values[open_images], auto)
+            agreement = overlap(before, found.values[open_images], p=auto.p, side=auto.side)
             inexact = found.relative_completeness[open_images].nan_to_num(0)
             settled = (agreement >= auto.agreement) & (inexact <= auto.completeness)
             open_images = open_images[~settled.cpu()]
@@ -457,9 +457,9 @@ def _with_ends(
     return list(ordered), list(ordered.values())
 
 
-def _overlap(before: Tensor, after: Tensor, auto: Auto) -> Tensor:
+def overlap(before: Tensor, after: Tensor, *, p: float, side: int = 3) -> Tensor:
     """Intersection over union of the masks of two attributions, (N,); 1 where both are empty."""
-    old, new = (select(square_scores(v, side=auto.side), auto.p) for v in (before, after))
+    old, new = (select(square_scores(v, side=side), p) for v in (before, after))
     union = (old | new).sum(dim=(1, 2))
     return torch.where(union > 0, (old & new).sum(dim=(1, 2)) / union.clamp(min=1), 1.0)
 

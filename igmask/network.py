@@ -113,7 +113,7 @@ class Network:
             slopes = input_gradients(
                 lambda *at, scale=scale: scale * f(*at), tuple(p.clone() for p in points)
             )
-            if all(bool(slope.isfinite().all()) for slope in slopes):
+            if all_finite(slopes):
                 break
         return tuple(slope.float() / scale for slope in slopes)
 
@@ -246,9 +246,7 @@ def _fingerprint(model: nn.Module) -> str:
             if not (isinstance(value, dict) and name.startswith("_")):  # torch's own: see below
                 values.append((name, _sign(value)))
     tensors = [*model.parameters(), *model.buffers()]
-    for tensor in tensors:
-        version = None if tensor.is_inference() else tensor._version
-        values.append((id(tensor), version, tensor.dtype, tensor.device))
+    values += [(_sign(tensor), tensor.dtype, tensor.device) for tensor in tensors]
     sums = [_sum(t.detach()) for t in tensors if t.device.type != "meta" and t.numel()]
     if sums:  # `.data` changes without a new version
         values += torch.stack([s.to(sums[0].device) for s in sums]).tolist()
@@ -309,6 +307,11 @@ def check_model(model: nn.Module, example: Tensor) -> None:
             f"the model is on {', '.join(map(str, places))} and its input on {example.device}; "
             "move one of them with .to(device)"
         )
+
+
+def all_finite(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether no number of the tensors is NaN or infinite."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def input_gradients(f: Callable[..., Tensor], points: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
