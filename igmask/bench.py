@@ -38,7 +38,7 @@ MODELS = ("resnet20", "resnet56", "mobilenet_v3_large", *FOUR, "vit_b_16")
 _CIFAR = {"resnet20": 20, "resnet56": 56}
 _GRID = {"cpu": (4, 8, 16), "cuda": (16, 64, 200)}  # Captum's internal_batch_size
 _P = (50, 90)
-_MEMORY_STEPS, _MEMORY_BATCH = (10, 100), 8  # of one image
+_MEMORY_STEPS, _MEMORY_BATCH = (10, 1000), 8  # of one image
 
 
 @dataclass(frozen=True)
@@ -429,5 +429,7 @@ def _cpu_name() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+                name = line.partition(":")[2].strip()
+                # The name alone says little on a rented machine.
+                return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
     return platform.processor() or "unknown CPU"

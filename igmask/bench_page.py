@@ -87,7 +87,7 @@ def to_markdown(result: dict[str, Any]) -> str:
         "network's, both in batches of 8.",
         "",
         "| network | | ms | fastest – slowest | runs | batch | error | IoU 50 | IoU 90 | "
-        "completeness | peak, m = 10 | m = 100 |",
+        "completeness | peak, m = 10 | m = 1,000 |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
@@ -98,7 +98,7 @@ def to_markdown(result: dict[str, Any]) -> str:
             f"{_number(row.get('error'), '.1e')} | {_number(row.get('iou_50'), '.4f')} | "
             f"{_number(row.get('iou_90'), '.4f')} | "
             f"{_number(row.get('relative_completeness'), '.1e')} | "
-            f"{_mib(row.get('peak_bytes_10_steps'))} | {_mib(row.get('peak_bytes_100_steps'))} |"
+            f"{_mib(row.get('peak_bytes_10_steps'))} | {_mib(row.get('peak_bytes_1000_steps'))} |"
         )
     return "\n".join(lines) + "\n"
 
