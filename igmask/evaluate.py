@@ -13,7 +13,7 @@ from igmask import arrays, models
 from igmask.attribute import check_labels, full_batch
 from igmask.config import Model, settings
 from igmask.errors import InputError, refuse
-from igmask.kernels import occlude, unpack
+from igmask.kernels import fill_colours, occluded_input, pack, unpack
 from igmask.masks import area, random_like
 from igmask.progress import progress
 
@@ -61,7 +61,8 @@ def evaluate(
     network = models.load(model, device=where)
     n_classes = models.n_classes(network, model)
     check_labels(records, n_classes)
-    mean = torch.tensor(model.mean)
+    normalize, classifier = network.children()  # as `models.load` puts them together
+    mean, std = (value.flatten() for value in normalize.buffers())
 
     condition: dict[str, Any] = {"mode": "original"}
     bits: np.ndarray | None = None
@@ -78,33 +79,43 @@ def evaluate(
     batch_size = batch_size or 64
     n_batches = sum(-(-len(shard) // batch_size) for shard in images) * len(kinds)
     batches = (
-        (rows, kind, pixels)
-        for rows, pixels in _batches(images, batch_size, where)
-        for kind in kinds
+        (rows, kind, pixels) for rows, pixels in _batches(images, batch_size) for kind in kinds
     )
     label = f"evaluate {made_by['mode']} {made_by.get('p', '')}".strip()
     found = []
     for rows, kind, pixels in progress(batches, total=n_batches, unit="batches", label=label):
         batch = records.iloc[rows]
-        kept_area = np.ones(len(rows))
-        if bits is not None:
-            mask = unpack(torch.from_numpy(bits[rows]), tuple(made_by["grid"]))
-            if kind == "random":
-                mask = random_like(mask, batch["position"].to_numpy(), seed=seed)
-            kept = mask if mode == "keep" else ~mask
-            height, width = pixels.shape[-2:]
-            kept_area = area(kept, height, width, side=made_by["side"]).numpy()
-            pixels = occlude(pixels, kept.to(where), side=made_by["side"], fill=fill, mean=mean)
-        found.append(_predict(network, pixels, batch).assign(mask=kind, area_kept=kept_area))
+        if bits is None:
+            record = _predict(network, models.pixels(pixels, where), batch)
+            found.append(record.assign(mask=kind, area_kept=1.0))
+            continue
+        mask = unpack(torch.from_numpy(bits[rows]), tuple(made_by["grid"]))
+        if kind == "random":
+            mask = random_like(mask, batch["position"].to_numpy(), seed=seed)
+        kept = mask if mode == "keep" else ~mask
+        kept_area = area(kept, *pixels.shape[1:3], side=made_by["side"]).numpy()
+        shown = torch.from_numpy(pixels).to(where)
+        inputs = occluded_input(
+            shown,
+            pack(mask).to(where),
+            side=made_by["side"],
+            drop=mode == "drop",
+            fill=fill_colours(shown, fill, mean),
+            mean=mean,
+            std=std,
+            memory_format=torch.channels_last,  # that of the bytes
+        )
+        record = _predict(classifier, inputs, batch)
+        found.append(record.assign(mask=kind, area_kept=kept_area))
     # Padding repeats the last image of a shard; its first record stands.
     results = pd.concat(found, ignore_index=True)
     results = results[~results.duplicated(["name", "mask"])].reset_index(drop=True)
     arrays.write_records(output, results, made_by)
 
 
-def _predict(network: nn.Module, pixels: Tensor, batch: pd.DataFrame) -> pd.DataFrame:
+def _predict(network: nn.Module, inputs: Tensor, batch: pd.DataFrame) -> pd.DataFrame:
     with torch.no_grad():
-        probabilities = network(pixels).softmax(dim=1).cpu()
+        probabilities = network(inputs).softmax(dim=1).cpu()
     refuse("outputs for", batch["name"], probabilities.isnan().any(dim=1).tolist())
     predicted = probabilities.argmax(dim=1).numpy()
     label = batch["label"].to_numpy()
@@ -123,15 +134,13 @@ def _predict(network: nn.Module, pixels: Tensor, batch: pd.DataFrame) -> pd.Data
     )
 
 
-def _batches(
-    shards: list[np.ndarray], size: int, device: torch.device
-) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Yield (rows of all images, their pixels) in full batches, shard by shard."""
+def _batches(shards: list[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (rows of all images, the images in uint8) in full batches, shard by shard."""
     offset = 0
     for shard in shards:
         for start in range(0, len(shard), size):
             rows = full_batch(start, len(shard), size)
-            yield offset + rows, models.pixels(shard[rows], device)
+            yield offset + rows, shard[rows]
         offset += len(shard)
 
 

@@ -7,14 +7,23 @@ completeness. captum.py has the class with Captum's signature.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from igmask import quadrature
 from igmask.errors import InputError
-from igmask.kernels import accumulate_, memory_format_of, path_points, select, square_scores
+from igmask.kernels import (
+    accumulate_,
+    accumulate_pooled_,
+    memory_format_of,
+    path_points,
+    pooled_points,
+    select,
+    spans_of,
+    square_scores,
+)
 from igmask.network import Network, all_finite, prepare
 
 FUNCTIONS = ("probability", "logit")
@@ -85,7 +94,7 @@ def path_gradients(
         if not slopes:  # out of the block, whose traceback holds on to the batch
             size = halved(size)
             continue
-        paths.add(slopes, owners, weight)
+        paths.add(slopes, weight)
         start += live
         for image in range(paths.n_done, start // n_rows):
             total = paths.close(image)
@@ -104,6 +113,7 @@ class _Paths:
         self._starts: tuple[Tensor, ...] = ()
         self._ends: tuple[Tensor, ...] = ()
         self._totals: tuple[Tensor, ...] = ()
+        self._batch: tuple[Tensor, Tensor, Any] = (torch.empty(0),) * 3
 
     def open(self, owners: list[int]) -> None:
         """Send the images that a batch begins, and their baselines, through the stem."""
@@ -111,9 +121,12 @@ class _Paths:
             starts = self._network.stem(self._baselines[image : image + 1])
             ends = self._network.stem(self._images[image : image + 1])
             if not self._ends:
-                self._starts, self._ends = (tuple(map(self._slots, u)) for u in (starts, ends))
-                self._totals = tuple(
-                    self._slots(u, torch.promote_types(u.dtype, torch.float32)) for u in ends
+                wide = [torch.promote_types(u.dtype, torch.float32) for u in ends]
+                # Together: memory may run out between them.
+                self._starts, self._ends, self._totals = (
+                    tuple(map(self._slots, starts)),
+                    tuple(map(self._slots, ends)),
+                    tuple(map(self._slots, ends, wide)),
                 )
             slot = image % self._n_slots
             for kept, u in zip(self._starts + self._ends, starts + ends, strict=True):
@@ -131,20 +144,41 @@ class _Paths:
         )
 
     def slopes(self, owners: list[int], alphas: list[float], pick: Pick) -> tuple[Tensor, ...]:
-        """Return the gradient at each point of a batch."""
-        rows = torch.tensor([owner % self._n_slots for owner in owners])
-        positions = torch.tensor(alphas, dtype=torch.float64)
-        points = tuple(
-            path_points(start, end, rows, positions, dtype=self._network.dtype)
-            for start, end in zip(self._starts, self._ends, strict=True)
+        """Return the gradient at each point of a batch, which `add` then takes."""
+        head, dtype = self._network.split.head, self._network.dtype
+        device = self._ends[0].device
+        spans = spans_of([owner % self._n_slots for owner in owners], self._n_slots, device)
+        positions = torch.tensor(alphas, dtype=torch.float64, device=device)
+        ends = zip(self._starts, self._ends, strict=True)
+        taken = None
+        if head.pool is None:
+            points = tuple(
+                path_points(start, end, spans, positions, activation=head.activation, dtype=dtype)
+                for start, end in ends
+            )
+        else:
+            pooled, taken = pooled_points(*next(ends), spans, positions, head.pool, dtype=dtype)
+            points = (pooled,)
+        slopes = self._network.gradients(points, lambda outputs: pick(outputs, owners, alphas))
+        # Here, where memory may run out: `add` takes none.
+        forms = [memory_format_of(total) for total in self._totals]
+        slopes = tuple(
+            s.contiguous(memory_format=form) for s, form in zip(slopes, forms, strict=True)
         )
-        return self._network.gradients(points, lambda outputs: pick(outputs, owners, alphas))
+        self._batch = spans, positions, taken
+        return slopes
 
-    def add(self, slopes: tuple[Tensor, ...], owners: list[int], weights: list[float]) -> None:
-        rows = torch.tensor([owner % self._n_slots for owner in owners])
-        weight = torch.tensor(weights, dtype=torch.float64)
-        for total, slope in zip(self._totals, slopes, strict=True):
-            accumulate_(total, slope, rows, weight)
+    def add(self, slopes: tuple[Tensor, ...], weights: list[float]) -> None:
+        """Add the gradients of the last batch to their images' sums."""
+        head, (spans, positions, taken) = self._network.split.head, self._batch
+        weight = torch.tensor(weights, dtype=torch.float64, device=spans.device)
+        if head.pool is not None:
+            accumulate_pooled_(self._totals[0], slopes[0], taken, spans, weight, head.pool)
+            return
+        ends = zip(self._totals, slopes, self._starts, self._ends, strict=True)
+        for total, slope, start, end in ends:
+            path = (start, end, positions)
+            accumulate_(total, slope, spans, weight, path=path, activation=head.activation)
 
     def close(self, image: int) -> tuple[Tensor, ...]:
         """Return the sums of an image whose pairs are all done, and free its place."""
@@ -182,12 +216,12 @@ def _not_finite(
     paths = _Paths(network, images, baselines, n_slots=1)
     paths._n_open = image
     paths.open([image])
-    points = sorted(p for p, weight in zip(positions, weights, strict=True) if weight)
-    for step, alpha in enumerate(points, start=1):
-        slopes = paths.slopes([image], [alpha], pick)
-        if not all_finite(slopes):
+    pairs = sorted(pair for pair in zip(positions, weights, strict=True) if pair[1])
+    for step, (alpha, weight) in enumerate(pairs, start=1):
+        paths.add(paths.slopes([image], [alpha], pick), [weight])
+        if not all_finite(paths.close(image)):
             return NotFinite(image, alpha, step)
-    return NotFinite(image, points[-1], len(points))  # their sum alone overflows
+    return NotFinite(image, pairs[-1][0], len(pairs))
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ def inspect(model: nn.Module, images: Tensor) -> Inspection:
     image = images[:1]
     counts = []
     ends = network.stem(image)
-    for part, arguments in ((network.split.stem, (image,)), (network.split.trunk, ends)):
+    entries = network.split.entries(ends)
+    for part, arguments in ((network.split.stem, (image,)), (network.split.trunk, entries)):
         with FlopCounterMode(display=False) as counter:
             # As attribution runs it: without gradients PyTorch fuses what is not counted then.
             part(*(a.clone().requires_grad_() * 1 for a in arguments))

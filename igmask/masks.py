@@ -9,7 +9,7 @@ from torch import Tensor
 from igmask import arrays
 from igmask.config import percent
 from igmask.errors import InputError, refuse
-from igmask.kernels import pack, score_parts, select
+from igmask.kernels import score_parts, select_bits, unpack
 from igmask.progress import progress
 
 _CHUNK = 1024  # images selected at a time
@@ -67,9 +67,9 @@ def write_masks(score_paths: list[Path], output: Path, *, p: float, by: str, sco
             scores = score_parts(torch.from_numpy(np.array(parts)), score)
             names = records["name"].iloc[len(counts) : len(counts) + len(parts)]
             refuse("scores of", names, (~scores.isfinite().flatten(1).all(dim=1)).tolist())
-            mask = select(scores, p, by=by)
-            bits.append(pack(mask).numpy())
-            counts += mask.flatten(1).sum(dim=1).tolist()
+            (chosen,) = select_bits(scores, [p], by=by)
+            bits.append(chosen.numpy())
+            counts += unpack(chosen, tuple(grid)).flatten(1).sum(dim=1).tolist()
     error = records["relative_completeness"]
     made_by |= {
         "step": "mask",

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from igmask import stem
 from igmask.errors import InputError
+from igmask.kernels import has_kernel
 
 # fp32: IEEE single precision; tf32: the same with 10 bits of mantissa in products, on a GPU; bf16,
 # fp16: what is behind the stem in 16 bits, its sums in 32.
@@ -45,7 +46,8 @@ class Network:
         engine: str = "eager",
         split: stem.Split | None = None,
     ) -> None:
-        self.split = split or stem.split(model, example)
+        with_head = has_kernel(example.device)  # elsewhere it would be the same work
+        self.split = split or stem.split(model, example, with_head=with_head)
         self.precision, self.engine = precision, engine
         self._alone = threading.Lock()
         self.dtype = _DTYPES.get(precision or "")
@@ -120,7 +122,8 @@ class Network:
     def bytes_per_point(self, image: Tensor) -> int:
         """Return the memory of one (image, step) pair: its points and what backward will need."""
         if self._bytes is None:
-            points = tuple(u.to(self.dtype or u.dtype, copy=True) for u in self.stem(image[:1]))
+            entries = self.split.entries(self.stem(image[:1]))
+            points = tuple(u.to(self.dtype or u.dtype, copy=True) for u in entries)
             kept = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in points}
             known = isinstance(self._trunk, nn.Module)
             weights = (*self._trunk.parameters(), *self._trunk.buffers()) if known else ()

@@ -22,6 +22,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from igmask.kernels import Pool, activate
+
 log = logging.getLogger(__name__)
 
 # The end points may be several tensors, where several branches leave the affine part.
@@ -29,9 +31,23 @@ Stem = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
-class Split:
-    """A network in two parts: network(x) = trunk(*stem(x)), with `stem` affine in x.
+class Head:
+    """What follows a stem and is taken along by the kernels of the path: see `kernels/path.py`."""
 
+    activation: str = "none"
+    pool: Pool | None = None
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """What it does to a batch, (N, ...) → (N, ...)."""
+        u, pool = activate(u, self.activation), self.pool
+        return u if pool is None else F.max_pool2d(u, pool.size, 2, pool.padding, 1, pool.ceil)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A network in parts: network(x) = trunk(*head(stem(x))), with `stem` affine in x.
+
+    head:     the activation and pooling behind the stem, if they are to be taken along
     ends:     name of the last layer of the stem, a branch; empty for the identity
     begins:   names of what follows them
     n_folded: batch norms folded into the layer before
@@ -44,13 +60,18 @@ class Split:
     begins: tuple[str, ...] = ()
     n_folded: int = 0
     why_not: str = ""
+    head: Head = Head()
 
     def __call__(self, x: Tensor) -> Tensor:
         """The whole network."""
-        return self.trunk(*self.stem(x))
+        return self.trunk(*self.entries(self.stem(x)))
+
+    def entries(self, ends: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return what the trunk takes, of the stem's ends."""
+        return tuple(self.head(u) for u in ends)
 
 
-def split(network: Callable[..., Tensor], example: Tensor) -> Split:
+def split(network: Callable[..., Tensor], example: Tensor, *, with_head: bool = False) -> Split:
     """Return the network's longest affine stem and the trunk behind it.
 
     Both share the network's weights, or copies of them in another memory format; its flags, hooks
@@ -58,10 +79,12 @@ def split(network: Callable[..., Tensor], example: Tensor) -> Split:
     says, output and input gradient; a network with hooks, and what is no module, stays whole.
 
     network: (N, ...) → outputs;  example: (n, ...) images, one or two are enough
+    with_head: whether an activation, and ReLU and max pooling, behind the stem get a part of their
+               own
     """
     if not isinstance(network, nn.Module):
         return whole(network, "it is a function, not a torch.nn.Module")
-    found = _split(network, example[:2])
+    found = _split(network, example[:2], with_head)
     if found.why_not:
         log.debug("%s has no affine stem: %s", type(network).__name__, found.why_not)
     return found
@@ -83,7 +106,7 @@ def is_hooked(module: nn.Module) -> bool:
     return any(hooks) or hasattr(module, "parametrizations")
 
 
-def _split(network: nn.Module, example: Tensor) -> Split:
+def _split(network: nn.Module, example: Tensor, with_head: bool) -> Split:
     everywhere = torch.nn.modules.module
     if any(map(is_hooked, network.modules())) or everywhere._global_forward_hooks:
         return whole(network, "it has hooks or parametrizations")
@@ -95,7 +118,7 @@ def _split(network: nn.Module, example: Tensor) -> Split:
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     if any(node.users for node in inputs[1:]):
         return whole(network, "it has several inputs")
-    found = _cut(network, graph, constants, inputs[0], example)
+    found = _cut(network, graph, constants, inputs[0], example, with_head)
     difference = _difference(network, found, example)
     if difference:
         return whole(network, f"its trace computes something else: {difference}")
@@ -254,82 +277,156 @@ def _is_shape(node: fx.Node) -> bool:
     return node.target is getattr and node.args[1] in _SHAPES
 
 
+def _affine_in(network: nn.Module, graph: fx.Graph, image: fx.Node) -> set[fx.Node]:
+    """The nodes that are affine in the image."""
+    depends, affine = {image}, {image}
+    for node in graph.nodes:
+        of_input = [n for n in node.all_input_nodes if n in depends]
+        if node is image or not of_input or _is_shape(node):
+            continue
+        depends.add(node)
+        of_affine = node.op != "output" and all(n in affine for n in of_input)
+        if of_affine and _is_affine(node, network, affine):
+            affine.add(node)
+    return affine
+
+
+def _needed(ends: list[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
+    """The nodes that compute `ends`, back to the nodes in `stop`."""
+    found, todo = set(), list(ends)
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found.add(node)
+            todo += [] if node in stop else node.all_input_nodes
+    return found
+
+
+def _parts(network: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> dict[str, Any]:
+    """What the nodes call and read, by its name in the graph, frozen."""
+    parts: dict[str, Any] = {}
+    for node in graph.nodes:
+        name = str(node.target)
+        if node.op == "call_module":
+            parts.setdefault(name, frozen(network.get_submodule(name)))
+        elif node.op == "get_attr":
+            value = constants[name] if name in constants else operator.attrgetter(name)(network)
+            parts[name] = value.detach() if isinstance(value, Tensor) else value
+    return parts
+
+
 def _cut(
     network: nn.Module,
     graph: fx.Graph,
     constants: dict[str, Any],
     image: fx.Node,
     example: Tensor,
+    with_head: bool,
 ) -> Split:
-    depends, affine = {image}, {image}
-    for node in graph.nodes:
-        operands = node.all_input_nodes
-        if node is image or not any(n in depends for n in operands) or _is_shape(node):
-            continue
-        depends.add(node)
-        of_input = [n for n in operands if n in depends]
-        of_affine = node.op != "output" and all(n in affine for n in of_input)
-        if of_affine and _is_affine(node, network, affine):
-            affine.add(node)
-
-    def needed(ends: list[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
-        """The nodes that compute `ends`, back to the nodes in `stop`."""
-        found, todo = set(), list(ends)
-        while todo:
-            node = todo.pop()
-            if node not in found:
-                found.add(node)
-                todo += [] if node in stop else node.all_input_nodes
-        return found
-
+    affine = _affine_in(network, graph, image)
     (output,) = [node for node in graph.nodes if node.op == "output"]
-    behind = needed([output], affine)
+    behind = _needed([output], affine)
     frontier = [node for node in graph.nodes if node in behind and node in affine]
     if any(str(node.target).rpartition(".")[2] in _TUPLES for node in frontier):
         return whole(network, "its affine part ends in several values of one operation")
     if frontier == [image]:
         return whole(network, "its first operation is not affine")
-    parts: dict[str, Any] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            layer = network.get_submodule(str(node.target))
-            parts.setdefault(str(node.target), frozen(layer))
-        elif node.op == "get_attr":
-            name = str(node.target)
-            value = constants[name] if name in constants else operator.attrgetter(name)(network)
-            parts[str(node.target)] = value.detach() if isinstance(value, Tensor) else value
+    head, entries = _head(network, frontier, behind) if with_head else (Head(), frontier)
+    first = [user for node in frontier for user in node.users if user in behind]
 
     stem, trunk = fx.Graph(), fx.Graph()
     in_stem: dict[fx.Node, fx.Node] = {}
-    wanted = needed(frontier, {image})
+    in_trunk = {node: trunk.placeholder(f"u{i}") for i, node in enumerate(entries)}
+    before, after = _needed(frontier, {image}), _needed([output], set(entries))
     for node in graph.nodes:
-        if node in wanted:
+        if node in before:
             in_stem[node] = stem.node_copy(node, in_stem.__getitem__)
-    stem.output(tuple(in_stem[node] for node in frontier))
-    in_trunk = {node: trunk.placeholder(f"u{i}") for i, node in enumerate(frontier)}
-    for node in graph.nodes:
-        if node in behind and node not in in_trunk:
+        if node in after and node not in in_trunk:
             in_trunk[node] = trunk.node_copy(node, in_trunk.__getitem__)
+    stem.output(tuple(in_stem[node] for node in frontier))
+    parts = _parts(network, graph, constants)
     n_folded = sum(_fold_batch_norms(part, parts) for part in (stem, trunk))
     if example.device.type == "cpu" and example.dtype == torch.float32:
         # oneDNN's layout: measured faster for every network of the benchmark
         for part in parts.values():
             if isinstance(part, nn.Module):
                 _channels_last(part)
-    first = [user for node in frontier for user in node.users if user in behind]
     found = Split(
         fx.GraphModule(_used(parts, stem), stem),
         fx.GraphModule(_used(parts, trunk), trunk),
         tuple(_label(node, network) for node in frontier),
         tuple(dict.fromkeys(_label(node, network) for node in first)),
         n_folded,
+        head=head,
     )
     with running(), torch.no_grad():
         ends, alone = found.stem(example), found.stem(example[:1])
+    if head.pool is not None and ends[0].ndim != 4:  # pooled as if the images were channels
+        return _cut(network, graph, constants, image, example, with_head=False)
     shapes = [(len(example), *u.shape[1:]) for u in alone]  # the engine's stem takes single images
     if shapes != [tuple(u.shape) for u in ends]:
         return whole(network, "its first axis is not that of the images")
     return found
+
+
+def _head(
+    network: nn.Module, frontier: list[fx.Node], behind: set[fx.Node]
+) -> tuple[Head, list[fx.Node]]:
+    """What alone follows the stem and the kernels know, and the nodes behind which the rest is."""
+
+    def only_user(node: fx.Node) -> fx.Node | None:
+        users = [user for user in node.users if user in behind]
+        return users[0] if len(users) == 1 and users[0].all_input_nodes == [node] else None
+
+    user = only_user(frontier[0]) if len(frontier) == 1 else None
+    activation = "none" if user is None else _activation(user, network)
+    if user is None or activation == "none":
+        return Head(), frontier
+    after = only_user(user) if activation == "relu" else None
+    pool = None if after is None else _pool(after, network)
+    if after is None or pool is None:
+        return Head(activation), [user]
+    return Head(activation, pool), [after]
+
+
+def _activation(node: fx.Node, network: nn.Module) -> str:
+    """The name that the kernels have for a node's activation, or `none`."""
+    if node.op == "call_module":
+        layer = network.get_submodule(str(node.target))
+        if isinstance(layer, nn.GELU) and layer.approximate != "none":
+            return "none"
+        return _ACTIVATION_LAYERS.get(type(layer), "none")
+    name = str(node.target)
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        if getattr(node.target, "__module__", "") not in _HOMES:
+            return "none"
+    plain = len(node.args) == 1 and not set(node.kwargs) - {"inplace"}
+    return name.rstrip("_") if plain and name.rstrip("_") in _ACTIVATION_LAYERS.values() else "none"
+
+
+_ACTIVATION_LAYERS: dict[type, str] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
+    nn.GELU: "gelu",
+}
+
+
+def _pool(node: fx.Node, network: nn.Module) -> Pool | None:
+    """The node's max pooling, if it is one that the kernels know."""
+    layer = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if type(layer) is not nn.MaxPool2d or layer.return_indices:
+        return None
+    given = (layer.kernel_size, layer.padding, layer.stride, layer.dilation)
+    pairs = [tuple(v) if isinstance(v, tuple | list) else (v, v) for v in given]
+    if any(a != b for a, b in pairs) or (pairs[2][0], pairs[3][0]) != (2, 1):
+        return None
+    try:
+        return Pool(pairs[0][0], pairs[1][0], bool(layer.ceil_mode))
+    except ValueError:
+        return None
 
 
 def _label(node: fx.Node, network: nn.Module) -> str:

@@ -26,7 +26,7 @@ STAGES = {
     "prepare": 1,
     "attribute": 2,
     "mask": 1,
-    "evaluate": 1,
+    "evaluate": 2,
 }
 
 

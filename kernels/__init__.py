@@ -1,33 +1,64 @@
 """The tensor operations of igmask: plain functions on batches, on any device.
 
+dispatch.py  an operation: its PyTorch definition, its Triton kernel, and which of them runs
 path.py      points on the path from baseline to image, and the weighted sum of their gradients
+pool.py      the same through ReLU and max pooling
 squares.py   attribution → scores of s×s squares
-select.py    scores, p → the smallest set of squares that holds p % of the mass
 bits.py      masks ↔ one bit a square
+select.py    scores, p → the smallest set of squares that holds p % of the mass
 occlude.py   images + mask → images with everything outside the mask filled
 
 This package knows tensors only: nothing of models, files or configuration.
 """
 
 from igmask.kernels.bits import pack, unpack
-from igmask.kernels.occlude import FILLS, fill_values, occlude, to_pixels
-from igmask.kernels.path import accumulate_, memory_format_of, path_points
-from igmask.kernels.select import SELECTIONS, select
-from igmask.kernels.squares import SCORES, grid, score_parts, square_parts, square_scores
+from igmask.kernels.dispatch import has_kernel, memory_format_of
+from igmask.kernels.occlude import (
+    FILLS,
+    fill_colours,
+    fill_values,
+    occlude,
+    occluded_input,
+    to_pixels,
+)
+from igmask.kernels.path import ACTIVATIONS, accumulate_, activate, path_points, spans_of
+from igmask.kernels.pool import Pool, accumulate_pooled_, pooled_points
+from igmask.kernels.select import SELECTIONS, select, select_bits
+from igmask.kernels.squares import (
+    SCORES,
+    attribution_and_parts,
+    attribution_parts,
+    grid,
+    score_parts,
+    square_parts,
+    square_scores,
+)
 
 __all__ = [
+    "ACTIVATIONS",
     "FILLS",
     "SCORES",
     "SELECTIONS",
+    "Pool",
     "accumulate_",
+    "accumulate_pooled_",
+    "activate",
+    "attribution_and_parts",
+    "attribution_parts",
+    "fill_colours",
     "fill_values",
     "grid",
+    "has_kernel",
     "memory_format_of",
     "occlude",
+    "occluded_input",
     "pack",
     "path_points",
+    "pooled_points",
     "score_parts",
     "select",
+    "select_bits",
+    "spans_of",
     "square_parts",
     "square_scores",
     "to_pixels",

@@ -1,62 +1,357 @@
 """Both ends of the path integral: the points, and the weighted sum of their gradients.
 
-A *row* of a batch is one (image, step) pair; `rows` says which image each belongs to. So a batch
-can hold any run of the queue of pairs, across images and steps alike.
+A batch holds (image, step) *pairs*, those of an image next to each other: `spans` says from which
+to which. So a batch can be any run of the queue of pairs, across images and steps alike.
+
+The activation that follows a network's stem can be taken along: its values are what is stored, and
+its derivative is found again from the end points, so nothing else is kept for the way back.
 """
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from igmask.kernels.dispatch import check, jit, memory_format_of, operation, tl
+
+ACTIVATIONS = ("none", "relu", "relu6", "silu", "hardswish", "gelu")
+
+_BLOCK = 1024  # values of a program: 8 a thread, two loads of 16 bytes in float32
 
 
 def path_points(
-    baseline: Tensor,
-    image: Tensor,
-    rows: Tensor,
+    start: Tensor,
+    end: Tensor,
+    spans: Tensor,
     positions: Tensor,
     *,
+    activation: str = "none",
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Return the points b + α (x − b), one a pair; b and x themselves, to the bit, at α = 0 and 1.
+    """Return the points b + α (x − b), one a pair; exactly b and x at α = 0 and 1.
 
-    baseline:  (N, ...) start of each image's path
-    image:     (N, ...) end of each image's path
-    rows:      (B,) int64, the image of each pair
-    positions: (B,) α of each pair, in [0, 1]
-    dtype:     of the points; that of `image` if None. α is rounded to no less than float32
-    returns    (B, ...) in the memory format of `image`
+    start, end: (N, ...) of each image's path
+    spans:      (N, 2) int64, the first of an image's pairs and the one after its last
+    positions:  (B,) α of each pair, in [0, 1]; rounded to no less than float32
+    activation: of `ACTIVATIONS`, applied to the points; `gelu` is the exact one
+    dtype:      of the points; that of `end` if None
+    returns     (B, ...) in the memory format of `end`
+    raises      ValueError for shapes that do not fit, or an unknown activation
     """
-    points = torch.empty(
-        (len(rows), *image.shape[1:]),
-        dtype=image.dtype,
-        device=image.device,
-        memory_format=memory_format_of(image),
-    )
-    # One image after the other: its two ends stay in the cache for all of its steps.
-    for point, row, alpha in zip(points, rows.tolist(), positions.tolist(), strict=True):
-        torch.lerp(baseline[row], image[row], alpha, out=point)
-    return points if dtype is None else points.to(dtype)
+    _check_path("path_points", start, end, spans, activation)
+    check("path_points", positions.ndim == 1, "positions (B,)", positions)
+    form = memory_format_of(end)
+    start, end = (t.contiguous(memory_format=form) for t in (start, end))
+    spans, positions = spans.contiguous(), positions.contiguous()
+    return _path_points(start, end, spans, positions, activation, dtype or end.dtype)
 
 
-def accumulate_(total: Tensor, gradient: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """Add w·∂f to each pair's image in `total`, in the order of the pairs, and return it.
+def accumulate_(
+    total: Tensor,
+    gradient: Tensor,
+    spans: Tensor,
+    weights: Tensor,
+    *,
+    path: tuple[Tensor, Tensor, Tensor] | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """Add w·∂f of each pair to its image in `total`, in the order of the pairs, and return it.
 
     The sum is the same to the bit however the queue is cut into batches. Pairs of weight zero
     are left out, whatever their gradient is.
 
-    total:    (N, ...) running sum, changed in place
-    gradient: (B, ...) gradient at each pair's point
-    rows:     (B,) int64, the image of each pair
-    weights:  (B,) quadrature weight of each pair
+    total:      (N, ...) running sum, contiguous or channels last, changed in place
+    gradient:   (B, ...) by the points that `path_points` returned
+    spans:      (N, 2) int64, as there
+    weights:    (B,) quadrature weight of each pair
+    path:       (start, end, positions), as there; needed behind an activation
+    activation: of `ACTIVATIONS`: the sum is of the gradients before it
+    raises      ValueError for shapes that do not fit
     """
-    for slope, row, weight in zip(gradient, rows.tolist(), weights.tolist(), strict=True):
-        if weight:
-            total[row].add_(slope, alpha=weight)
+    if path is not None:
+        start, end, positions = path
+    elif activation in ACTIVATIONS[1:]:
+        raise ValueError(f"accumulate_: the derivative of {activation} needs the path")
+    else:
+        start, end, positions = total, total, weights
+    _check_path("accumulate_", start, end, spans, activation)
+    form = check_sum("accumulate_", total, gradient, total.shape[1:], spans, weights)
+    fits = start.shape == total.shape and positions.shape == weights.shape
+    check("accumulate_", fits, "a path shaped as the sum", total, start, positions)
+    if activation == "none":  # its memory must not be that of the sum
+        start = end = positions = gradient.new_empty(0)
+    else:
+        start, end = (t.contiguous(memory_format=form) for t in (start, end))
+    gradient = gradient.contiguous(memory_format=form)
+    spans, weights, positions = (t.contiguous() for t in (spans, weights, positions))
+    _accumulate(total, gradient, spans, weights, start, end, positions, activation)
     return total
 
 
-def memory_format_of(x: Tensor) -> torch.memory_format:
-    """Return channels_last for a batch of images whose channels lie next to each other."""
-    last = x.ndim == 4 and not x.is_contiguous()
-    if last and x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
+def spans_of(owners: list[int], n_images: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return (N, 2) int64: from which to which pair of a batch each image owns; (0, 0) if none.
+
+    owners: the image of each pair, those of an image next to each other
+    """
+    spans = [[0, 0] for _ in range(n_images)]
+    for pair, owner in enumerate(owners):
+        if spans[owner][1] == 0:
+            spans[owner][0] = pair
+        spans[owner][1] = pair + 1
+    return torch.tensor(spans, device=device).reshape(n_images, 2)
+
+
+def check_sum(
+    who: str,
+    total: Tensor,
+    gradient: Tensor,
+    shape: tuple[int, ...],
+    spans: Tensor,
+    weights: Tensor,
+) -> torch.memory_format:
+    """Raise ValueError unless gradients (B, *shape) can be added up; return the sum's format."""
+    fits = weights.ndim == 1 and gradient.shape == (len(weights), *shape)
+    fits = fits and spans.shape == (len(total), 2) and spans.dtype == torch.int64
+    expected = f"a gradient {tuple(shape)} a weight, and an int64 span an image"
+    check(who, fits, expected, total, gradient, weights, spans)
+    form = memory_format_of(total)
+    check(who, total.is_contiguous(memory_format=form), "a sum without gaps in memory", total)
+    return form
+
+
+def _check_path(who: str, start: Tensor, end: Tensor, spans: Tensor, activation: str) -> None:
+    fits = start.shape == end.shape and start.dtype == end.dtype
+    fits = fits and spans.shape == (len(end), 2) and spans.dtype == torch.int64
+    check(who, fits, "alike end points, and an int64 span an image", start, end, spans)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}; choose from {', '.join(ACTIVATIONS)}")
+
+
+# -- what they mean ----------------------------------------------------------------------------
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """Return the activation's values."""
+    return x if activation == "none" else getattr(F, activation)(x)
+
+
+def derivative(x: Tensor, activation: str) -> Tensor:
+    """Return the activation's derivative; at a kink that of PyTorch."""
+    if activation == "relu":
+        return (x > 0).to(x.dtype)
+    if activation == "relu6":
+        return ((x > 0) & (x < 6)).to(x.dtype)
+    if activation == "silu":
+        return x.sigmoid() * (1 + x * (1 - x.sigmoid()))
+    if activation == "hardswish":
+        return torch.where(x.abs() < 3, x / 3 + 0.5, (x >= 3).to(x.dtype))
+    if activation == "gelu":
+        return torch.special.ndtr(x) + x * torch.exp(-x * x / 2) * _ROOT
+    return torch.ones_like(x)
+
+
+_ROOT = 0.3989422804014327  # 1/√(2π)
+
+
+def _empty_points(
+    start: Tensor,
+    end: Tensor,
+    spans: Tensor,
+    positions: Tensor,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    return torch.empty(
+        (positions.shape[0], *end.shape[1:]),
+        dtype=dtype,
+        device=end.device,
+        memory_format=memory_format_of(end),
+    )
+
+
+def _launch_points(
+    start: Tensor,
+    end: Tensor,
+    spans: Tensor,
+    positions: Tensor,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    points = _empty_points(start, end, spans, positions, activation, dtype)
+    grid, n_values = _grid(end)
+    _points_kernel[grid](
+        points, start, end, spans, positions, n_values, wide(end), activation, _BLOCK
+    )
+    return points
+
+
+@operation(launch=_launch_points, fake=_empty_points)
+def _path_points(
+    start: Tensor,
+    end: Tensor,
+    spans: Tensor,
+    positions: Tensor,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    points = _empty_points(start, end, spans, positions, activation, dtype)
+    plain = activation == "none" and dtype == end.dtype
+    alphas = positions.tolist()
+    # One image after the other: its two ends stay in the cache for all of its steps.
+    for b, x, (first, last) in zip(start, end, spans.tolist(), strict=True):
+        for pair in range(first, last):
+            if plain:
+                torch.lerp(b, x, alphas[pair], out=points[pair])
+            else:
+                points[pair] = activate(torch.lerp(b, x, alphas[pair]), activation)
+    return points
+
+
+def _launch_accumulate(
+    total: Tensor,
+    gradient: Tensor,
+    spans: Tensor,
+    weights: Tensor,
+    start: Tensor,
+    end: Tensor,
+    positions: Tensor,
+    activation: str,
+) -> None:
+    grid, n_values = _grid(total)
+    _accumulate_kernel[grid](
+        total, gradient, spans, weights, start, end, positions, n_values,
+        wide(total), activation, _BLOCK,
+    )  # fmt: skip
+
+
+@operation(launch=_launch_accumulate, mutates="total")
+def _accumulate(
+    total: Tensor,
+    gradient: Tensor,
+    spans: Tensor,
+    weights: Tensor,
+    start: Tensor,
+    end: Tensor,
+    positions: Tensor,
+    activation: str,
+) -> None:
+    alphas, per_pair = positions.tolist(), weights.tolist()
+    for image, (first, last) in enumerate(spans.tolist()):
+        for pair in range(first, last):
+            slope = gradient[pair]
+            if not per_pair[pair]:
+                continue
+            if activation != "none":
+                point = torch.lerp(start[image], end[image], alphas[pair])
+                change = derivative(point, activation)
+                slope = torch.where(change != 0, slope * change, 0)
+            total[image].add_(slope, alpha=per_pair[pair])
+
+
+# -- the kernels: a program holds a piece of an image's two ends and goes through all of its pairs
+
+
+def wide(x: Tensor) -> Any:
+    """What a kernel computes in: float32 at least."""
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
+
+
+def _grid(x: Tensor) -> tuple[tuple[int], int]:
+    n_values = x[0].numel() if len(x) else 0
+    return (-(-n_values // _BLOCK) * len(x),), n_values
+
+
+@jit
+def piece(n_values, BLOCK: tl.constexpr):
+    """The image, and the values of it, that a program has; images follow each other."""
+    n_pieces = tl.cdiv(n_values, BLOCK)
+    image = (tl.program_id(0) // n_pieces).to(tl.int64)
+    return image, tl.program_id(0) % n_pieces * BLOCK + tl.arange(0, BLOCK)
+
+
+@jit
+def between(b, x, alpha):
+    """b + α (x − b), to the bit b and x at 0 and 1; the same here and on the way back."""
+    early = alpha < 0.5
+    step = tl.where(early, alpha, alpha - 1)
+    change = x - b
+    return tl.fma(change, step + tl.zeros_like(change), tl.where(early, b, x))
+
+
+@jit
+def _activate(x, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "relu":
+        x = tl.where(x < 0, 0.0, x)  # NaN stays, as in PyTorch
+    elif ACTIVATION == "relu6":
+        x = tl.where(x < 0, 0.0, tl.where(x > 6, 6.0, x))
+    elif ACTIVATION == "silu":
+        x = x / (1 + tl.exp(-x))
+    elif ACTIVATION == "hardswish":
+        x = x * tl.where(x < -3, 0.0, tl.where(x > 3, 6.0, x + 3)) / 6
+    elif ACTIVATION == "gelu":
+        x = x * 0.5 * (1 + tl.erf(x * 0.7071067811865476))
+    return x
+
+
+@jit
+def _through(slope, x, ACTIVATION: tl.constexpr):
+    """The gradient before the activation at x, given that behind it."""
+    if ACTIVATION == "relu":
+        slope = tl.where(x > 0, slope, 0.0)
+    elif ACTIVATION == "relu6":
+        slope = tl.where((x > 0) & (x < 6), slope, 0.0)
+    elif ACTIVATION == "silu":
+        sigmoid = 1 / (1 + tl.exp(-x))
+        change = sigmoid * (1 + x * (1 - sigmoid))
+        slope = tl.where(change != 0, slope * change, 0.0)  # dead units pass nothing, not NaN
+    elif ACTIVATION == "hardswish":
+        inside = slope * (x / 3 + 0.5)
+        slope = tl.where(x >= 3, slope, tl.where(x > -3, inside, 0.0))
+    elif ACTIVATION == "gelu":
+        below = 0.5 * (1 + tl.erf(x * 0.7071067811865476))
+        change = below + x * tl.exp(-x * x / 2) * 0.3989422804014327
+        slope = tl.where(change != 0, slope * change, 0.0)
+    return slope
+
+
+@jit
+def _points_kernel(
+    points, start, end, spans, positions, n_values,
+    WIDE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    image, offsets = piece(n_values, BLOCK)
+    live = offsets < n_values
+    first, last = tl.load(spans + 2 * image), tl.load(spans + 2 * image + 1)
+    b = tl.load(start + image * n_values + offsets, mask=live, other=0).to(WIDE)
+    x = tl.load(end + image * n_values + offsets, mask=live, other=0).to(WIDE)
+    for pair in range(first, last):
+        alpha = tl.load(positions + pair).to(WIDE)
+        point = _activate(between(b, x, alpha), ACTIVATION)
+        here = points + pair * n_values + offsets
+        tl.store(here, point.to(points.dtype.element_ty), mask=live)
+
+
+@jit
+def _accumulate_kernel(
+    total, gradient, spans, weights, start, end, positions, n_values,
+    WIDE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    image, offsets = piece(n_values, BLOCK)
+    live = offsets < n_values
+    first, last = tl.load(spans + 2 * image), tl.load(spans + 2 * image + 1)
+    here = total + image * n_values + offsets
+    running = tl.load(here, mask=live, other=0).to(WIDE)
+    if ACTIVATION != "none":
+        b = tl.load(start + image * n_values + offsets, mask=live, other=0).to(WIDE)
+        x = tl.load(end + image * n_values + offsets, mask=live, other=0).to(WIDE)
+    for pair in range(first, last):
+        weight = tl.load(weights + pair).to(WIDE) + tl.zeros((BLOCK,), WIDE)
+        read = live & (weight != 0)
+        there = gradient + pair * n_values + offsets
+        slope = tl.load(there, mask=read, other=0).to(WIDE)
+        if ACTIVATION != "none":
+            alpha = tl.load(positions + pair).to(WIDE)
+            slope = _through(slope, between(b, x, alpha), ACTIVATION)
+        running = tl.fma(slope, weight, running)
+    tl.store(here, running.to(total.dtype.element_ty), mask=live)

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from igmask.kernels import FILLS, grid, occlude, to_pixels
+from igmask.kernels import (
+    FILLS,
+    fill_colours,
+    grid,
+    occlude,
+    occluded_input,
+    pack,
+    to_pixels,
+)
 
 
 @pytest.mark.parametrize("size", [224, 299, 32, 64, 5])
@@ -56,3 +64,48 @@ def test_wrong_input_is_named():
         occlude(images, torch.ones(1, 2, 2, dtype=torch.bool), fill="pink")
     with pytest.raises(ValueError, match="needs the mean"):
         occlude(images, torch.ones(1, 2, 2, dtype=torch.bool), fill="mean")
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("drop", [False, True])
+def test_the_input_from_bytes_and_bits_is_the_occluded_image_normalised(fill, drop):
+    images = torch.randint(256, (3, 10, 14, 3), dtype=torch.uint8)
+    mask = torch.rand(3, 4, 5) < 0.5
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
+    found = occluded_input(
+        images,
+        pack(mask),
+        drop=drop,
+        fill=fill_colours(images, fill, mean),
+        mean=mean,
+        std=std,
+        memory_format=torch.channels_last,
+    )
+    pixels = images.permute(0, 3, 1, 2).double() / 255
+    shown = occlude(pixels, mask ^ drop, fill=fill, mean=mean.double())
+    expected = (shown - mean.view(3, 1, 1).double()) / std.view(3, 1, 1)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_mean_colour_of_an_image_of_bytes_is_exact():
+    images = torch.zeros(2, 2, 2, 3, dtype=torch.uint8)
+    images[1] = 255
+    images[1, 0, 0, 2] = 0
+    colours = fill_colours(images, "image-mean", torch.zeros(3))
+    assert colours.tolist() == [[0, 0, 0], [1, 1, 0.75]]
+
+
+def test_what_does_not_fit_an_input_is_named():
+    images, bits = torch.zeros(1, 6, 6, 3, dtype=torch.uint8), torch.zeros(1, 1, dtype=torch.uint8)
+    three = torch.ones(3)
+    how = {"fill": three[None], "mean": three, "std": three}
+    assert occluded_input(images, bits, **how).shape == (1, 3, 6, 6)
+    with pytest.raises(ValueError, match="uint8"):
+        occluded_input(images.float(), bits, **how)
+    with pytest.raises(ValueError, match="2×2 squares"):
+        occluded_input(images, bits.expand(1, 2), **how)
+    with pytest.raises(ValueError, match="colours"):
+        occluded_input(images, bits, **how | {"mean": torch.ones(4)})
+    with pytest.raises(ValueError, match="colours"):
+        occluded_input(images, bits, **how | {"fill": torch.ones(2, 3)})

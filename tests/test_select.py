@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igmask.kernels import select
+from igmask.kernels import pack, select, select_bits
 
 PERCENTS = (0.01, 1, 12.34, 30, 50, 70, 90, 99.99, 100)
 
@@ -168,3 +168,16 @@ def test_bad_arguments_are_named():
         select(torch.ones(1, 4, dtype=torch.int32), 50)
     with pytest.raises(ValueError, match=r"\(N, K\)"):
         select(torch.ones(4), 50)
+    with pytest.raises(ValueError, match="no squares"):
+        select(torch.ones(4, 0), 50)
+
+
+@pytest.mark.parametrize("by", ["mass", "count"])
+def test_several_p_at_once_are_the_packed_masks_of_each(by):
+    scores, ps = torch.randn(3, 5, 7), (30, 50.5, 90)
+    bits = select_bits(scores, ps, by=by)
+    assert bits.shape == (3, 3, 5)
+    for p, packed in zip(ps, bits, strict=True):
+        assert packed.equal(pack(select(scores, p, by=by)))
+    assert select_bits(scores, (), by=by).shape == (0, 3, 5)
+    assert select_bits(scores[:0], ps, by=by).shape == (3, 0, 5)

@@ -6,7 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igmask.kernels import SCORES, grid, score_parts, square_parts, square_scores
+from igmask.kernels import (
+    SCORES,
+    attribution_and_parts,
+    attribution_parts,
+    grid,
+    score_parts,
+    square_parts,
+    square_scores,
+)
 
 BY_HAND = {
     "positive": lambda phi: np.maximum(phi, 0).sum(),
@@ -94,3 +102,27 @@ def test_unknown_score_and_side_are_named():
         score_parts(torch.zeros(1, 2, 3, 3), "largest")
     with pytest.raises(ValueError, match="side"):
         square_parts(torch.zeros(1, 3, 8, 8), side=0)
+
+
+def test_parts_without_the_attribution_are_those_of_the_attribution():
+    image, baseline, slope = torch.randn(3, 2, 3, 7, 8, dtype=torch.float64)
+    phi, parts = attribution_and_parts(image, baseline, slope, side=3)
+    torch.testing.assert_close(phi, (image - baseline) * slope)
+    torch.testing.assert_close(parts, square_parts(phi, side=3))
+    assert attribution_parts(image, baseline, slope, side=3).equal(parts)
+    last = [t.to(memory_format=torch.channels_last) for t in (image, baseline, slope)]
+    torch.testing.assert_close(attribution_parts(*last, side=3), parts)
+
+
+def test_what_does_not_fit_an_attribution_is_named():
+    x = torch.rand(1, 3, 6, 6)
+    with pytest.raises(ValueError, match=r"attribution_parts: .*torch.float64"):
+        attribution_parts(x, x, x.double())
+    with pytest.raises(ValueError, match=r"attribution_and_parts: .*\(1, 3, 6, 5\)"):
+        attribution_and_parts(x, x[..., 1:], x)
+
+
+def test_scores_can_be_differentiated():
+    phi = torch.randn(1, 3, 7, 8, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(square_scores(phi, side=3, score="signed").sum(), phi)
+    assert slope.eq(1).all()

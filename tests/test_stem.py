@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from igmask.ig import integrated_gradients
-from igmask.stem import split
+from igmask.ig import integrated_gradients, path_gradients
+from igmask.network import Network
+from igmask.stem import Head, split
 
 
 class Normalised(nn.Module):
@@ -563,3 +564,106 @@ def test_foreign_threads_run_their_modules_while_a_network_is_traced():
     stop.set()
     thread.join()
     assert failures == []
+
+
+HEADS = {
+    "relu": (nn.ReLU(inplace=True),),
+    "relu6": (nn.ReLU6(),),
+    "silu": (nn.SiLU(inplace=True),),
+    "hardswish": (nn.Hardswish(),),
+    "gelu": (nn.GELU(),),
+    "relu and pooling": (nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)),
+    "relu and pooling, ceil": (nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True)),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_what_follows_the_stem_is_taken_along(name, images, baselines):
+    rest = (nn.Conv2d(4, 3, 2), nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), *HEADS[name], *rest).double().eval()
+    parts = split(network, images, with_head=True)
+    assert parts.head.activation == name.split()[0]
+    assert (parts.head.pool is not None) == ("pooling" in name)
+    torch.testing.assert_close(parts(images), network(images))
+    assert len(list(parts.trunk.children())) == len(rest)
+    whole = split(network, images)
+    assert whole.head == Head()
+
+    ready = Network(network, images, split=parts)
+    found = list(
+        path_gradients(
+            ready,
+            images,
+            baselines,
+            lambda outputs, *_: outputs[:, 0],
+            positions=[0.25, 0.5, 1],
+            weights=[0.25, 0.25, 0.5],
+            batch_size=4,
+        )
+    )
+    expected = path_gradients(
+        Network(network, images, split=whole),
+        images,
+        baselines,
+        lambda outputs, *_: outputs[:, 0],
+        positions=[0.25, 0.5, 1],
+        weights=[0.25, 0.25, 0.5],
+    )
+    torch.testing.assert_close(found, list(expected))
+
+
+class Branch(nn.Module):
+    """Something else also reads the stem, or the activation."""
+
+    def __init__(self, of_stem):
+        super().__init__()
+        self.of_stem = of_stem
+        self.first, self.pool = nn.Conv2d(3, 4, 3), nn.MaxPool2d(3, 2)
+
+    def forward(self, x):
+        u = self.first(x)
+        active = F.relu(u)
+        return self.pool(active).sum((2, 3)) + (u if self.of_stem else active).sin().sum((2, 3))
+
+
+@pytest.mark.parametrize(("of_stem", "activation"), [(True, "none"), (False, "relu")])
+def test_what_others_also_read_stays_behind(of_stem, activation, images):
+    network = Branch(of_stem).double().eval()
+    parts = split(network, images, with_head=True)
+    assert parts.head == Head(activation)
+    torch.testing.assert_close(parts(images), network(images))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [nn.MaxPool2d(3, 1), nn.MaxPool2d(5, 2), nn.MaxPool2d((2, 3), 2), nn.MaxPool2d(2, 2, 0, 2)],
+)
+def test_other_poolings_stay_behind(pool, images):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), pool, nn.Flatten()).double().eval()
+    parts = split(network, images, with_head=True)
+    assert parts.head == Head("relu")
+    torch.testing.assert_close(parts(images), network(images))
+
+
+@pytest.mark.parametrize("layer", [nn.GELU(approximate="tanh"), nn.LeakyReLU(), nn.Softplus()])
+def test_other_activations_stay_behind(layer, images):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), layer, nn.Flatten()).double().eval()
+    assert split(network, images, with_head=True).head == Head()
+
+
+class PooledAsChannels(nn.Module):
+    """Max pooling takes (N, H, W) too, as one image of N channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.pool = nn.Conv2d(3, 4, 3), nn.MaxPool2d(3, 2, padding=[1, 1])
+
+    def forward(self, x):
+        return self.pool(F.relu(self.first(x)[:, 0])).flatten(1)
+
+
+def test_pooling_of_anything_but_images_stays_behind(images):
+    network = PooledAsChannels().double().eval()
+    parts = split(network, images, with_head=True)
+    assert parts.head == Head()
+    torch.testing.assert_close(parts(images), network(images))

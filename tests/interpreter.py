@@ -1,0 +1,68 @@
+"""Triton's interpreter made as strict and as exact as a GPU; see `strict`.
+
+It reads and writes wherever a pointer says, and it truncates bfloat16 where hardware rounds.
+"""
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+
+
+class _Guard:
+    """The interpreter's memory, of which only what the kernel was given may be touched."""
+
+    def __init__(self, memory):
+        self._memory = memory
+        self.spans = []
+
+    def __getattr__(self, name):
+        return getattr(self._memory, name)
+
+    def load(self, pointers, mask, other, dtype):
+        self._check(pointers, mask, np.dtype(dtype).itemsize, "read")
+        return self._memory.load(pointers, mask, other, dtype)
+
+    def store(self, pointers, value, mask):
+        self._check(pointers, mask, value.dtype.itemsize, "write")
+        return self._memory.store(pointers, value, mask)
+
+    def _check(self, pointers, mask, size, verb):
+        at = np.asarray(pointers)[np.asarray(mask, dtype=bool)].astype(np.uint64)
+        inside = np.zeros(at.shape, dtype=bool)
+        for first, n_bytes in self.spans:
+            inside |= (at >= first) & (at + size <= first + n_bytes)
+        assert inside.all(), f"{verb} out of bounds"
+
+
+def strict(monkeypatch):
+    """Let the interpreter refuse what is out of bounds, and round to bfloat16 as hardware does."""
+    guard = _Guard(interpreter._interpreter)
+    monkeypatch.setattr(interpreter, "_interpreter", guard)
+    begin = interpreter.GridExecutor._init_args_hst
+
+    def remembered(self, *arguments):
+        args, kwargs = begin(self, *arguments)
+        tensors = [value for value in (*args, *kwargs.values()) if hasattr(value, "data_ptr")]
+        guard.spans = [(np.uint64(t.data_ptr()), np.uint64(_extent(t))) for t in tensors]
+        return args, kwargs
+
+    monkeypatch.setattr(interpreter.GridExecutor, "_init_args_hst", remembered)
+    cast = interpreter.InterpreterBuilder.cast_impl
+
+    def rounded(self, src, dst_type):
+        if src.dtype.scalar != tl.float32 or dst_type.scalar != tl.bfloat16:
+            return cast(self, src, dst_type)
+        bits = np.ascontiguousarray(src.data, dtype=np.float32).view(np.uint32)
+        even = bits + 0x7FFF + (bits >> 16 & 1)
+        data = np.where(np.isnan(src.data), bits | 0x400000, even) >> 16
+        return interpreter.TensorHandle(data.astype(np.uint16), tl.bfloat16)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", rounded)
+
+
+def _extent(tensor):
+    """Bytes from a tensor's first number to the end of its last."""
+    if not tensor.numel():
+        return 0
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
