@@ -17,7 +17,8 @@ The modules, lower ones first; each imports from those above it only:
     captum, data, models, baselines, masks, published
     train, prepare, preflight, attribute, evaluate    the steps of the study
     drawing, tables, examples, curves, explain        what people look at
-    loader, inspect, bench, bench_page    a DataLoader to disk; the engine seen from outside
+    loader, inspect    a DataLoader to disk; the engine seen from outside
+    machine, bench_cases, bench, bench_kernels, pages, …_page    against Captum, against PyTorch
     workflow, cli                                     what Snakemake and people call
 """
 

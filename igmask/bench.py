@@ -1,36 +1,34 @@
 """igmask against Captum, side by side in one run: time, error and memory of the same attributions.
 
-Every contestant has a process of its own, with its own peak of memory and its own allocator, and
-they take turns, so that what the machine does meanwhile falls on all of them. Times are of one
-(image, step) pair. Errors are against igmask's own engine in float64, which the tests hold equal to
-Captum's to 1e-10.
+Every contestant has a process of its own, with its own peak of memory and its own allocator. On a
+CPU they take turns, so that what the machine does meanwhile falls on all of them; on a GPU each in
+its turn has the whole memory. Times are of one (image, step) pair. Errors are against igmask's own
+engine in float64, which the tests hold equal to Captum's to 1e-10. A contestant that fails is a row
+that says why, without a time.
 """
 
 import contextlib
 import ctypes
 import gc
-import os
 import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from igmask import zoo
-from igmask.errors import InputError
+from igmask import machine, zoo
+from igmask.errors import InputError, matching
 from igmask.ig import integrated_gradients, overlap
 from igmask.models import pick_device
-from igmask.network import input_gradients, prepare
+from igmask.network import all_finite, input_gradients, prepare
 from igmask.progress import Meter, say
 
 FOUR = ("vgg16", "inception_v3", "resnet50", "densenet121")
@@ -38,6 +36,8 @@ MODELS = ("resnet20", "resnet56", "mobilenet_v3_large", *FOUR, "vit_b_16")
 _CIFAR = {"resnet20": 20, "resnet56": 56}
 _GRID = {"cpu": (4, 8, 16), "cuda": (16, 64, 200)}  # Captum's internal_batch_size
 _P = (50, 90)
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_PACKAGES = ("igmask", "torch", "torchvision", "captum", "numpy")
 _MEMORY_STEPS, _MEMORY_BATCH = (10, 1000), 8  # of one image
 
 
@@ -45,27 +45,50 @@ _MEMORY_STEPS, _MEMORY_BATCH = (10, 1000), 8  # of one image
 class Contestant:
     """A way to compute the same attributions.
 
-    like:  what it is compared as: `igmask`, `igmask bf16`, `captum`, `captum tuned`, `bare`, or
-           the `reference`
-    turns: most turns it takes
+    like:      what it is compared as: `igmask`, `captum`, `captum tuned`, `bare`; or `reference`
+    precision: igmask's; or that of the network and images that Captum gets, tf32 being allowed in
+               float32's products or not
+    engine:    igmask's
+    method:    Captum's rule
+    turns:     most turns it takes on a CPU
     """
 
     name: str
     like: str
-    options: dict[str, Any] = field(default_factory=dict)
+    precision: str = "fp32"
+    engine: str = "eager"
+    method: str = "riemann_right"
     turns: int = 100
 
 
 CONTESTANTS = (
     Contestant("igmask", "igmask"),
-    Contestant("captum right", "captum", {"method": "riemann_right"}),
-    Contestant("captum gauss-legendre", "captum", {"method": "gausslegendre"}, turns=1),
+    Contestant("captum right", "captum"),
+    Contestant("captum gauss-legendre", "captum", method="gausslegendre", turns=1),
     # Captum given what igmask does for itself: frozen weights, channels-last, malloc that keeps
     # freed memory.
-    Contestant("captum right, tuned", "captum tuned", {"method": "riemann_right"}),
+    Contestant("captum right, tuned", "captum tuned"),
     # m forward passes and input gradients of the whole network in its best form, nothing else.
     Contestant("bare passes", "bare"),
-    Contestant("igmask bf16", "igmask bf16", {"precision": "bf16"}, turns=1),
+    Contestant("igmask bf16", "igmask", "bf16", turns=1),
+)
+
+# On a GPU there are more: each precision of igmask with each engine, and Captum in the same ones.
+ON_A_GPU = (
+    Contestant("igmask tf32", "igmask", "tf32"),
+    Contestant("igmask fp16", "igmask", "fp16"),
+    Contestant("igmask fp32 compile", "igmask", "fp32", "compile"),
+    Contestant("igmask bf16 compile", "igmask", "bf16", "compile"),
+    Contestant("igmask fp16 compile", "igmask", "fp16", "compile"),
+    Contestant("igmask fp32 cudagraph", "igmask", "fp32", "cudagraph"),
+    Contestant("igmask bf16 cudagraph", "igmask", "bf16", "cudagraph"),
+    Contestant("igmask fp16 cudagraph", "igmask", "fp16", "cudagraph"),
+    Contestant("captum tf32", "captum", "tf32"),
+    Contestant("captum bf16", "captum", "bf16"),
+    Contestant("captum fp16", "captum", "fp16"),
+    Contestant("captum tf32, tuned", "captum tuned", "tf32"),
+    Contestant("captum bf16, tuned", "captum tuned", "bf16"),
+    Contestant("captum fp16, tuned", "captum tuned", "fp16"),
 )
 
 
@@ -78,6 +101,11 @@ class Setting:
     n_steps: int
     device: str
     threads: int
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is one."""
+        return self.device.startswith("cuda")
 
 
 def build(setting: Setting) -> tuple[nn.Module, Tensor, Tensor]:
@@ -129,30 +157,30 @@ def measure(
     """Yield what was measured so far, after each model: the machine, and a row a contestant.
 
     repeats:  turns of each contestant, fewer if they take longer than budget_s, but two at least
-    skip:     names of contestants to leave out; `memory` for its peaks, in processes of their own
+    skip:     names of contestants to leave out, or patterns such as `*tuned`; `memory` for its
+              peaks, in processes of their own
     raises    InputError for an unknown model or contestant, or if Captum is not installed
     """
-    names = [contestant.name for contestant in CONTESTANTS[1:]] + ["memory"]
-    for kind, given, known in (("models", models, MODELS), ("contestants", skip, names)):
-        if unknown := sorted(set(given) - set(known)):
-            raise InputError(f"unknown {kind} {unknown}; choose from {', '.join(known)}")
-    contestants = tuple(c for c in CONTESTANTS if c.name not in skip)
+    where = str(pick_device(device))
+    on_gpu = where.startswith("cuda")
+    if unknown := sorted(set(models) - set(MODELS)):
+        raise InputError(f"unknown models {unknown}; choose from {', '.join(MODELS)}")
+    contestants = CONTESTANTS + (ON_A_GPU if on_gpu else ())
+    names = [contestant.name for contestant in contestants[1:]] + ["memory"]
+    left_out = matching("contestants", skip, names)
+    contestants = tuple(c for c in contestants if c.name not in left_out)
+    steps = () if "memory" in left_out else _MEMORY_STEPS
     try:
         version("captum")
     except ImportError:
         raise InputError("Captum is not installed: pip install -e '.[bench]'") from None
-    where = str(pick_device(device))
-    # Not PyTorch's number: Snakemake limits that to the threads of a rule.
-    mine = (
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
-    threads = threads or len(mine)
+    threads = threads or machine.n_cores()
+    packages = (*_PACKAGES, "triton") if on_gpu else _PACKAGES
     rows = []
     for name in models:
         setting = Setting(name, n_images, n_steps, where, threads)
-        steps = () if "memory" in skip else _MEMORY_STEPS
         rows += _measure_model(setting, repeats, budget_s, contestants, steps)
-        yield {"machine": _machine(where, threads), "rows": rows}
+        yield {"machine": machine.describe(where, threads, packages), "rows": rows}
 
 
 def _measure_model(
@@ -163,59 +191,111 @@ def _measure_model(
     memory_steps: tuple[int, ...],
 ) -> list[dict[str, Any]]:
     say(f"{setting.model}: reference in float64")
-    with _worker(setting, Contestant("float64", "reference")) as ask:
-        reference = ask("run", 1)
-    with contextlib.ExitStack() as stack:
-        asks = {c.name: stack.enter_context(_worker(setting, c)) for c in contestants}
-        for ask in asks.values():
-            ask("ready")  # nobody is timed while others still start
-        batches: dict[str, int] = {}
-        for contestant in contestants:  # rules differ in nothing that a batch size would notice
-            known = batches.get("captum right") if contestant.like == "captum" else None
-            batches[contestant.name] = asks[contestant.name]("tune", known)
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in asks}
-        meter = Meter(total=repeats, unit="turns", label=setting.model)
-        for turn in range(repeats):
-            for contestant in contestants:
-                done = runs[contestant.name]
-                spent = sum(run["seconds"] for run in done)
-                if turn < contestant.turns and (turn < 2 or spent < budget_s):
-                    done.append(asks[contestant.name]("run", setting.n_images))
-            meter.advance()
+    reference = _alone(setting, Contestant("float64", "reference"), "run", 1)
+    groups = [(c,) for c in contestants] if setting.on_gpu else [contestants]
+    batches: dict[tuple[str, str], int] = {}
     rows = []
-    for contestant in contestants:
-        row = _row(setting, contestant, runs[contestant.name], reference)
-        row["batch_size"] = batches[contestant.name]
-        if contestant.name in ("igmask", "captum right"):
-            for n_steps in memory_steps:
-                with _worker(setting, contestant) as ask:
-                    row[f"peak_bytes_{n_steps}_steps"] = ask("memory", n_steps)
-        rows.append(row)
+    for group in groups:
+        for entrant in _take_turns(setting, group, repeats, budget_s, batches):
+            row = _row(setting, entrant, reference)
+            if entrant.contestant.name in ("igmask", "captum right") and not entrant.failed:
+                for n_steps in memory_steps:
+                    peak = _alone(setting, entrant.contestant, "memory", n_steps)
+                    row[f"peak_bytes_{n_steps}_steps"] = peak
+            rows.append(row)
     return rows
 
 
-def _row(
+class _Entrant:
+    """A contestant at work on one network, until it fails."""
+
+    def __init__(self, setting: Setting, contestant: Contestant, ask: Callable[..., Any]) -> None:
+        self._model, self._ask = setting.model, ask
+        self.contestant = contestant
+        self.batch_size: int | None = None
+        self.runs: list[dict[str, Any]] = []
+        self.failed = ""
+
+    def ask(self, *question: Any) -> Any:
+        """Return the answer; None if the contestant fails, or has failed before."""
+        if self.failed:
+            return None
+        try:
+            return self._ask(*question)
+        except _Failed as error:
+            self.failed = str(error)
+            say(f"{self._model}: {self.contestant.name} failed: {self.failed}")
+            return None
+
+
+def _alone(setting: Setting, contestant: Contestant, *question: Any) -> Any:
+    with _worker(setting, contestant) as ask:
+        return _Entrant(setting, contestant, ask).ask(*question)
+
+
+def _take_turns(
     setting: Setting,
-    contestant: Contestant,
-    runs: list[dict[str, Any]],
-    reference: dict[str, Any],
-) -> dict[str, Any]:
-    times = sorted(1000 * run["seconds"] / run["n_pairs"] for run in runs)
+    contestants: tuple[Contestant, ...],
+    repeats: int,
+    budget_s: float,
+    batches: dict[tuple[str, str], int],
+) -> list[_Entrant]:
+    """Let the contestants run; `batches` remembers Captum's best batch sizes."""
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(_worker(setting, c)) for c in contestants]
+        entrants = [_Entrant(setting, c, ask) for c, ask in zip(contestants, workers, strict=True)]
+        for entrant in entrants:
+            entrant.ask("ready")  # nobody is timed while others still start
+        for entrant in entrants:
+            kind = entrant.contestant.like, entrant.contestant.precision
+            # Rules differ in nothing that a batch size would notice.
+            entrant.batch_size = entrant.ask("tune", batches.get(kind))
+            if kind[0].startswith("captum") and entrant.batch_size:
+                batches[kind] = entrant.batch_size
+        label = setting.model
+        if setting.on_gpu:
+            label += f" {contestants[0].name}"
+        meter = Meter(total=repeats, unit="turns", label=label)
+        for turn in range(repeats):
+            for entrant in entrants:
+                spent = sum(run["seconds"] for run in entrant.runs)
+                most = repeats if setting.on_gpu else entrant.contestant.turns
+                if turn < most and (turn < 2 or spent < budget_s):
+                    run = entrant.ask("run", setting.n_images)
+                    entrant.runs += [run] if run else []
+            meter.advance()
+    return entrants
+
+
+def _row(setting: Setting, entrant: _Entrant, reference: dict[str, Any] | None) -> dict[str, Any]:
+    contestant, runs = entrant.contestant, entrant.runs
     row = asdict(setting) | {
         "contestant": contestant.name,
         "like": contestant.like,
+        "precision": contestant.precision,
+        "engine": contestant.engine,
+        "batch_size": entrant.batch_size,
+    }
+    if entrant.failed:
+        return row | {"failed": entrant.failed}
+    times = sorted(1000 * run["seconds"] / run["n_pairs"] for run in runs)
+    row |= {
         "ms_per_step": statistics.median(times),
         "ms_fastest": times[0],
         "ms_slowest": times[-1],
         "n_runs": len(times),
+        "images_per_s": 1000 / (statistics.median(times) * setting.n_steps),
     }
+    if setting.on_gpu:
+        row["peak_bytes"] = max(run["peak_bytes"] for run in runs)
     values = runs[-1].get("values")
     if values is None:
         return row
     row["relative_completeness"] = runs[-1]["relative_completeness"]
-    exact = torch.from_numpy(reference["values"])
-    found = torch.from_numpy(values[:1]).double()
-    if contestant.options.get("method") != "gausslegendre":  # another rule has another integral
+    # Another rule has another integral.
+    if reference is not None and contestant.method != "gausslegendre":
+        exact = torch.from_numpy(reference["values"])
+        found = torch.from_numpy(values[:1])
         row["error"] = float((found - exact).norm() / exact.norm())
         for p in _P:
             row[f"iou_{p}"] = float(overlap(exact, found, p=p))
@@ -223,6 +303,10 @@ def _row(
 
 
 # -- a contestant, in its own process ----------------------------------------------------------
+
+
+class _Failed(Exception):
+    """What went wrong in a contestant's process."""
 
 
 @contextlib.contextmanager
@@ -238,9 +322,8 @@ def _worker(setting: Setting, contestant: Contestant) -> Iterator[Callable[..., 
             here.send(question)
             answer = here.recv()
         except (EOFError, BrokenPipeError):
-            died = f"{contestant.name} on {setting.model}: its process died"
-            raise RuntimeError(died) from None
-        if isinstance(answer, Exception):
+            raise _Failed("its process died") from None
+        if isinstance(answer, _Failed):
             raise answer
         return answer
 
@@ -255,14 +338,20 @@ def _worker(setting: Setting, contestant: Contestant) -> Iterator[Callable[..., 
 def _serve(pipe: Any, setting: Setting, contestant: Contestant) -> None:
     warnings.simplefilter("ignore")  # Captum's, on batch sizes
     torch.set_num_threads(setting.threads)
-    run = _Run(setting, contestant)
-    with contextlib.suppress(EOFError):
+    run = _attempt(_Run, setting, contestant)
+    with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             question, *arguments = pipe.recv()
-            try:
-                pipe.send(getattr(run, question)(*arguments))
-            except Exception as error:
-                pipe.send(RuntimeError(f"{contestant.name}: {type(error).__name__}: {error}"))
+            failed = isinstance(run, _Failed)
+            pipe.send(run if failed else _attempt(getattr(run, question), *arguments))
+
+
+def _attempt(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What the work returns, or why it failed."""
+    try:
+        return work(*arguments)
+    except Exception as error:
+        return _Failed(f"{type(error).__name__}: {error}")
 
 
 class _Run:
@@ -270,49 +359,72 @@ class _Run:
 
     def __init__(self, setting: Setting, contestant: Contestant) -> None:
         self._setting, self._contestant = setting, contestant
+        _multiply_in("fp32")
         self._network, self._images, self._targets = build(setting)
-        self._cuda = setting.device.startswith("cuda")
         if contestant.like == "captum tuned":
             self._network = self._network.requires_grad_(False)
             self._network = self._network.to(memory_format=torch.channels_last)
             self._images = self._images.contiguous(memory_format=torch.channels_last)
             prepare(self._network, self._images)  # for its malloc
+        if contestant.like.startswith("captum"):  # igmask sees to its precision itself
+            self._convert(_HALVES.get(contestant.precision, torch.float32))
+            _multiply_in(contestant.precision)
         if contestant.like == "reference":
-            self._network, self._images = self._network.double(), self._images.double()
+            self._convert(torch.float64)
         self._batch_size: int | None = None
+
+    def _convert(self, dtype: torch.dtype) -> None:
+        self._network, self._images = self._network.to(dtype), self._images.to(dtype)
 
     def ready(self) -> None:
         """Take the first call, with all that it imports, traces and allocates, out of the times."""
-        self._batch_size = self._setting.n_images
-        self._attribute(self._setting.n_images, min(2, self._setting.n_steps))
-        self._batch_size = None
+        if self._contestant.engine == "eager":  # for the others each batch size is a first
+            self._batch_size = self._setting.n_images
+            self._attribute(self._setting.n_images, min(2, self._setting.n_steps))
+            self._batch_size = None
 
     def tune(self, known: int | None) -> int | None:
         """Find the best batch size of Captum, unless it is known; igmask finds its own."""
+        n_images, n_steps = self._setting.n_images, self._setting.n_steps
         if known is not None:
             self._batch_size = known
-            self._attribute(self._setting.n_images, min(2, self._setting.n_steps))
-            return known
-        if not self._contestant.like.startswith("captum"):
-            network = prepare(self._network, self._images, precision=self._precision)
-            self._batch_size = network.batch_size(self._images)
-            return self._batch_size
-        most = self._setting.n_images * self._setting.n_steps
-        grid = [b for b in _GRID["cuda" if self._cuda else "cpu"] if b <= most]
-        few = min(self._setting.n_steps, max(4, max(grid or [0]) // self._setting.n_images))
-        times = {}
-        for batch_size in grid or [most]:
-            self._batch_size = batch_size
-            times[batch_size] = self._timed(lambda: self._attribute(self._setting.n_images, few))[0]
-        self._batch_size = min(times, key=lambda size: times[size])
+            self._attribute(n_images, min(2, n_steps))
+        elif not self._contestant.like.startswith("captum"):
+            how = {"precision": self._contestant.precision, "engine": self._contestant.engine}
+            self._batch_size = prepare(self._network, self._images, **how).batch_size(self._images)
+        else:
+            self._batch_size = self._fastest_batch_size()
+        if self._setting.on_gpu:  # where code is chosen, compiled or recorded for each size
+            torch.cuda.empty_cache()
+            self._attribute(n_images, n_steps)
         return self._batch_size
+
+    def _fastest_batch_size(self) -> int:
+        n_images, n_steps = self._setting.n_images, self._setting.n_steps
+        most = n_images * n_steps
+        grid = [b for b in _GRID["cuda" if self._setting.on_gpu else "cpu"] if b <= most] or [most]
+        few = min(n_steps, max(4, grid[-1] // n_images))
+        times = {}
+        for batch_size in grid:
+            self._batch_size = batch_size
+            with contextlib.suppress(torch.OutOfMemoryError):
+                if self._setting.on_gpu:
+                    self._attribute(n_images, few)
+                times[batch_size] = self._timed(lambda: self._attribute(n_images, few))[0]
+        if not times:
+            raise torch.OutOfMemoryError(f"even with batches of {grid[0]}")
+        return min(times, key=lambda size: times[size])
 
     def run(self, n_images: int) -> dict[str, Any]:
         """Attribute the first n images; return seconds and what was found."""
         n_steps = self._setting.n_steps
         if self._contestant.like == "bare":
             n_steps = min(n_steps, 10)  # they are all alike
+        if self._setting.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         seconds, found = self._timed(lambda: self._attribute(n_images, n_steps))
+        if self._setting.on_gpu:  # reserved, since recordings hold memory that no tensor owns
+            found["peak_bytes"] = torch.cuda.max_memory_reserved()
         return {"seconds": seconds, "n_pairs": n_images * n_steps} | found  # a pass may count more
 
     def memory(self, n_steps: int) -> int | None:
@@ -321,7 +433,7 @@ class _Run:
         igmask and Captum in batches of the same size. None where the system does not count them.
         """
         n_images, self._batch_size = 1, _MEMORY_BATCH
-        if self._cuda:
+        if self._setting.on_gpu:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             self._attribute(n_images, n_steps)
@@ -332,25 +444,20 @@ class _Run:
         self._attribute(n_images, n_steps)
         return _status_bytes("VmHWM") - before
 
-    @property
-    def _precision(self) -> str:
-        return self._contestant.options.get("precision", "fp32")
-
     def _timed(self, work: Callable[[], dict[str, Any]]) -> tuple[float, dict[str, Any]]:
-        if self._cuda:
+        if self._setting.on_gpu:
             torch.cuda.synchronize()
         start = time.perf_counter()
         found = work()
-        if self._cuda:
+        if self._setting.on_gpu:
             torch.cuda.synchronize()
         return time.perf_counter() - start, found
 
     def _attribute(self, n_images: int, n_steps: int) -> dict[str, Any]:
         images, targets = self._images[:n_images], self._targets[:n_images]
-        like = self._contestant.like
-        if like == "bare":
+        if self._contestant.like == "bare":
             return self._pass(images, targets, n_steps)
-        if like in ("igmask", "igmask bf16", "reference"):
+        if self._contestant.like in ("igmask", "reference"):
             found = integrated_gradients(
                 self._network,
                 images,
@@ -358,7 +465,8 @@ class _Run:
                 target=targets,
                 n_steps=n_steps,
                 batch_size=self._batch_size,
-                precision=self._precision,
+                precision=self._contestant.precision,
+                engine=self._contestant.engine,
             )
             return _found(found.values, found.relative_completeness)
         from captum.attr import IntegratedGradients
@@ -367,7 +475,7 @@ class _Run:
             images,
             target=targets,
             n_steps=n_steps,
-            method=self._contestant.options["method"],
+            method=self._contestant.method,
             internal_batch_size=self._batch_size,
             return_convergence_delta=True,
         )
@@ -389,10 +497,20 @@ class _Run:
 
 
 def _found(values: Tensor, relative: Tensor) -> dict[str, Any]:
+    if not all_finite((values,)):
+        raise FloatingPointError("NaN or infinite attributions")
     return {
-        "values": values.detach().cpu().numpy().astype(np.float64),
+        "values": values.detach().double().cpu().numpy(),
         "relative_completeness": float(relative.double().mean()),
     }
+
+
+def _multiply_in(precision: str) -> None:
+    """Let a GPU multiply float32 so in this process; PyTorch allows tf32 in convolutions only."""
+    if not torch.cuda.is_available():
+        return
+    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):  # type: ignore[attr-defined]
+        backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
 
 def _restart_peak() -> int:
@@ -408,28 +526,3 @@ def _status_bytes(name: str) -> int:
         if line.startswith(name):
             return 1024 * int(line.split()[1])
     raise RuntimeError(f"/proc/self/status has no {name}")
-
-
-def _machine(device: str, threads: int) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu_name()
-    packages = ("igmask", "torch", "torchvision", "captum", "numpy")
-    return {
-        "device": name,
-        "kind": "cuda" if device.startswith("cuda") else "cpu",
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in packages},
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                # The name alone says little on a rented machine.
-                return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
-    return platform.processor() or "unknown CPU"

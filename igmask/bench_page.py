@@ -1,36 +1,51 @@
-"""What people look at of a benchmark: JSON, a Markdown page, a plot."""
+"""What people look at of the benchmark against Captum: JSON, a Markdown page, a plot."""
 
 import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-from igmask.arrays import write_text
 from igmask.bench import FOUR
-from igmask.drawing import draw_bars
-
-Row = dict[str, Any]
+from igmask.pages import Cell, Row, made_on, mib_of, ms, of, span_of, table, time_of, write_beside
 
 
 def summary(rows: list[Row]) -> list[Row]:
-    """Return for each model: igmask's time, and how many times longer the others take."""
-    table = []
-    for model in dict.fromkeys(row["model"] for row in rows):
-        of = {row["contestant"]: row for row in rows if row["model"] == model}
-        ours = of["igmask"]["ms_per_step"]
-        captum = [of[c]["ms_per_step"] for c in of if of[c]["like"] == "captum"]
-        tuned = [of[c]["ms_per_step"] for c in of if of[c]["like"] == "captum tuned"]
-        bare = [of[c]["ms_per_step"] for c in of if of[c]["like"] == "bare"]
-        table.append(
+    """Return for each model: igmask's time, and how many times longer the others take.
+
+    A precision or engine of igmask other than its default has a row of its own where Captum was
+    measured at that precision.
+    """
+    rows = [row for row in rows if "failed" not in row]
+    found = []
+    for ours in (row for row in rows if row["like"] == "igmask"):
+        time = ours["ms_per_step"]
+        captum, tuned, bare = (
+            [row["ms_per_step"] for row in rows if row["like"] == like and _alike(row, ours)]
+            for like in ("captum", "captum tuned", "bare")
+        )
+        if ours["contestant"] != "igmask" and not captum + tuned:
+            continue
+        found.append(
             {
-                "model": model,
-                "ms_per_step": ours,
-                "speedup": min(captum) / ours if captum else None,
-                "speedup_over_tuned": min(captum + tuned) / ours if tuned else None,
-                "of_the_limit": ours / min(bare) if bare else None,
+                "model": ours["model"],
+                "contestant": ours["contestant"],
+                "ms_per_step": time,
+                "speedup": min(captum) / time if captum else None,
+                "speedup_over_tuned": min(captum + tuned) / time if tuned else None,
+                "of_the_limit": time / min(bare) if bare else None,
             }
         )
-    return table
+    return found
+
+
+def _alike(row: Row, ours: Row) -> bool:
+    """Whether two rows are of the same network at the same precision."""
+    return all(row.get(key) == ours.get(key) for key in ("model", "precision"))
+
+
+def _label(row: Row) -> str:
+    """The network; and how igmask ran it, if not by default: `resnet50 bf16 cudagraph`."""
+    return row["model"] + row["contestant"].removeprefix("igmask")
 
 
 def _kept(path: Path, result: dict[str, Any]) -> list[Row]:
@@ -51,28 +66,21 @@ def _setting(result: dict[str, Any]) -> Row:
 
 def to_markdown(result: dict[str, Any]) -> str:
     """Return the result as a page: the speed-ups, then every row."""
-    machine = result["machine"]
-    versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items())
-    setting = result["rows"][0]
+    machine, setting = result["machine"], result["rows"][0]
+    on_gpu = machine["kind"] == "cuda"
+    compared = summary(result["rows"])
     lines = [
         "# Attribution: igmask and Captum",
         "",
-        f"{machine['device']}, {machine['threads']} threads, {machine['date']}; {versions}.",
+        made_on(machine),
         f"{setting['n_images']} images, m = {setting['n_steps']}, random weights; "
         "medians of runs that took turns, in ms an (image, step) pair.",
         "",
         *(f"    {command}" for command in dict.fromkeys(row["command"] for row in result["rows"])),
         "",
-        "| network | igmask | Captum takes | Captum tuned takes | igmask / bare passes |",
-        "|---|---|---|---|---|",
+        *table(compared, _SUMMARY),
     ]
-    table = summary(result["rows"])
-    for row in table:
-        lines.append(
-            f"| {row['model']} | {row['ms_per_step']:.2f} ms | {_times(row['speedup'])} | "
-            f"{_times(row['speedup_over_tuned'])} | {_number(row['of_the_limit'], '.2f')} |"
-        )
-    four = [row["speedup"] for row in table if row["model"] in FOUR and row["speedup"]]
+    four = [row["speedup"] for row in compared if _label(row) in FOUR and row["speedup"]]
     if len(four) == len(FOUR):
         lines += ["", f"Geometric mean of the four: {statistics.geometric_mean(four):.2f} times."]
     lines += [
@@ -85,34 +93,19 @@ def to_markdown(result: dict[str, Any]) -> str:
         "whole network in its best form, and no attribution. Error and IoU: against float64, "
         "first image; completeness: mean of |Σφ − Δf| / |Δf|. Peak: memory of one image beyond the "
         "network's, both in batches of 8.",
+        *(["", _ON_A_GPU] if on_gpu else []),
         "",
-        "| network | | ms | fastest – slowest | runs | batch | error | IoU 50 | IoU 90 | "
-        "completeness | peak, m = 10 | m = 1,000 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        *table(result["rows"], _ROWS | (_GPU_ROWS if on_gpu else {})),
     ]
-    for row in result["rows"]:
-        lines.append(
-            f"| {row['model']} | {row['contestant']} | {row['ms_per_step']:.2f} | "
-            f"{row['ms_fastest']:.2f} – {row['ms_slowest']:.2f} | {row['n_runs']} | "
-            f"{row['batch_size']} | "
-            f"{_number(row.get('error'), '.1e')} | {_number(row.get('iou_50'), '.4f')} | "
-            f"{_number(row.get('iou_90'), '.4f')} | "
-            f"{_number(row.get('relative_completeness'), '.1e')} | "
-            f"{_mib(row.get('peak_bytes_10_steps'))} | {_mib(row.get('peak_bytes_1000_steps'))} |"
-        )
     return "\n".join(lines) + "\n"
 
 
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def _times(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f} ×"
-
-
-def _mib(value: int | None) -> str:
-    return "" if value is None else f"{value / 2**20:.0f} MiB"
+_ON_A_GPU = (
+    "On a GPU contestants do not take turns: one at a time has the memory. Captum is compared at "
+    "igmask's precision: fp32 is IEEE single precision, tf32 allows TF32 in its products, bf16 and "
+    "fp16 are a network and images of that type. *Held*: the most memory that PyTorch had taken "
+    "from the device in a timed run, the network's included."
+)
 
 
 def write(result: dict[str, Any], folder: Path, command: str) -> list[Path]:
@@ -121,20 +114,42 @@ def write(result: dict[str, Any], folder: Path, command: str) -> list[Path]:
     Networks that were measured there before, on the same machine in the same setting, stay.
     """
     stem = folder / f"attribution-{result['machine']['kind']}"
-    paths = [stem.with_suffix(suffix) for suffix in (".json", ".md", ".png")]
     rows = [row | {"command": command} for row in result["rows"]]
-    result = result | {"rows": _kept(paths[0], result) + rows}
-    full = result | {"summary": summary(result["rows"])}
-    write_text(paths[0], json.dumps(full, indent=1) + "\n")
-    write_text(paths[1], to_markdown(result))
-    bars = {
-        "Captum": [row["speedup"] for row in full["summary"]],
-        "Captum tuned": [row["speedup_over_tuned"] for row in full["summary"]],
-    }
-    draw_bars(
-        paths[2],
-        {name: values for name, values in bars.items() if None not in values},
-        labels=[row["model"] for row in full["summary"]],
+    result = result | {"rows": _kept(stem.with_suffix(".json"), result) + rows}
+    compared = summary(result["rows"])
+    return write_beside(
+        stem,
+        result | {"summary": compared},
+        to_markdown(result),
+        {
+            "Captum": [row["speedup"] for row in compared],
+            "Captum tuned": [row["speedup_over_tuned"] for row in compared],
+        },
+        labels=[_label(row) for row in compared],
         title=f"Time of Captum / time of igmask, {result['machine']['device']}",
     )
-    return paths
+
+
+_SUMMARY: dict[str, Cell] = {
+    "network": _label,
+    "igmask": lambda row: f"{ms(row['ms_per_step'])} ms",
+    "Captum takes": of("speedup", ".2f", " ×"),
+    "Captum tuned takes": of("speedup_over_tuned", ".2f", " ×"),
+    "igmask / bare passes": of("of_the_limit", ".2f"),
+}
+_ROWS: dict[str, Cell] = {
+    "network": of("model"),
+    "": of("contestant"),
+    "ms": time_of("ms_per_step"),
+    "fastest – slowest": span_of("ms_fastest", "ms_slowest"),
+    "images / s": of("images_per_s", ".2f"),
+    "runs": of("n_runs"),
+    "batch": of("batch_size"),
+    "error": of("error", ".1e"),
+    "IoU 50": of("iou_50", ".4f"),
+    "IoU 90": of("iou_90", ".4f"),
+    "completeness": of("relative_completeness", ".1e"),
+    "peak, m = 10": mib_of("peak_bytes_10_steps"),
+    "m = 1,000": mib_of("peak_bytes_1000_steps"),
+}
+_GPU_ROWS: dict[str, Cell] = {"held": mib_of("peak_bytes")}

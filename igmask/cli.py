@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import yaml
+from click.core import ParameterSource
 
 from igmask import config
 from igmask.config import Geometry, schema
@@ -164,7 +165,7 @@ def compute(command: Callable) -> Callable:
     return setting("compute", "device")(setting("compute", "batch_size")(threads(command)))
 
 
-def _use_threads(_context: click.Context, _option: click.Parameter, count: int | None) -> None:
+def _use_threads(_context: Any, _option: Any, count: int | None) -> None:
     if count is not None:
         import torch
 
@@ -424,7 +425,13 @@ def inspect(model: str, size: int | None, device: str) -> None:
     "--budget", "budget_s", type=click.FloatRange(0), default=60, show_default=True,
     help="Seconds after which a way takes no more turns of a network, but two at least.",
 )  # fmt: skip
-@click.option("--skip", multiple=True, help="What to leave out: 'igmask bf16', memory, …")
+@click.option(
+    "--skip", multiple=True, help="What to leave out: 'igmask bf16', '*tuned', memory, …; a kernel."
+)
+@click.option(
+    "--compile/--no-compile", "compiled", default=None,
+    help="Kernels beside torch.compile, too; on a GPU by default.",
+)  # fmt: skip
 @setting("compute", "device")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; all by default.")
 @output("benchmarks/results")
@@ -436,16 +443,37 @@ def bench(models: tuple[str, ...], output: Path, **options: Any) -> None:
     MODELS: resnet20 and resnet56 (of CIFAR-10's size), mobilenet_v3_large, vgg16, inception_v3,
     resnet50, densenet121, vit_b_16; all of them by default. Needs Captum (pip install -e
     '.[bench]'), and a machine with nothing else to do.
-    """
-    from igmask import bench as benchmark
-    from igmask.bench_page import write
 
+    `igmask bench kernels` instead sets each Triton kernel beside PyTorch, eager and compiled, and
+    beside a copy of as many bytes. Without a GPU it only shows that it works.
+    """
+    from igmask import bench as attributions
+    from igmask import bench_kernels, bench_kernels_page, bench_page
+
+    write: Callable[..., list[Path]]
+    if models == ("kernels",):
+        _leave_out(options, "repeats", "budget_s", of="kernels")
+        _use_threads(None, None, options.pop("threads"))
+        measured, write = bench_kernels.measure(**options), bench_kernels_page.write
+    else:
+        _leave_out(options, "compiled", of="attributions")
+        measured = attributions.measure(models or attributions.MODELS, **options)
+        write = bench_page.write
     command = shlex.join(["igmask", *sys.argv[1:]])
     paths: list[Path] = []
-    for result in benchmark.measure(models or benchmark.MODELS, **options):
-        paths = write(result, output, command)  # after each network, so that none is lost
+    for result in measured:
+        paths = write(result, output, command)  # each time, so that nothing is lost
     for path in paths:
         say(str(path))
+
+
+def _leave_out(options: dict[str, Any], *names: str, of: str) -> None:
+    """Take out options that say nothing of this benchmark; refuse them if they were given."""
+    context = click.get_current_context()
+    for option in (option for option in context.command.params if option.name in names):
+        options.pop(str(option.name))
+        if context.get_parameter_source(str(option.name)) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"{option.opts[0]} has no place in the benchmark of {of}")
 
 
 def main() -> None:

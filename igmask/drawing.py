@@ -112,15 +112,19 @@ def write_table(
 
 
 def draw_bars(
-    output: Path, groups: dict[str, list[float]], *, labels: list[str], title: str
+    output: Path, groups: dict[str, list[float | None]], *, labels: list[str], title: str
 ) -> None:
-    """Write horizontal bars, a group of them for each label, with a line at 1."""
+    """Write horizontal bars, one of each group for each label, with a line at 1; None has none."""
+    groups = {name: values for name, values in groups.items() if set(values) - {None}}
     height = 0.8 / max(len(groups), 1)
     with drawing(output, width=6, height=0.45 * len(labels) + 1, layout="constrained") as figure:
         axes = figure.subplots()
         places = np.arange(len(labels))[::-1]
         for i, (name, values) in enumerate(groups.items()):
-            bars = axes.barh(places - i * height, values, height, label=name, color=_BARS[i])
+            known = [k for k, value in enumerate(values) if value is not None]
+            widths = [value for value in values if value is not None]
+            at = places[known] - i * height
+            bars = axes.barh(at, widths, height, label=name, color=_BARS[i])
             axes.bar_label(bars, fmt="%.2f", padding=2)
         axes.axvline(1, color="0.4", linewidth=0.8)
         axes.set_yticks(places - height * (len(groups) - 1) / 2, labels)

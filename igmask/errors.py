@@ -1,6 +1,7 @@
 """The one error that a user can mend: bad input, named, with what to do about it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from fnmatch import filter as matches
 
 
 class InputError(ValueError):
@@ -12,3 +13,11 @@ def refuse(what: str, names: Iterable[str], bad: Iterable[bool]) -> None:
     named = [str(name) for name, is_bad in zip(names, bad, strict=True) if is_bad]
     if named:
         raise InputError(f"NaN or infinite {what} the images {named}")
+
+
+def matching(what: str, patterns: Iterable[str], names: Sequence[str]) -> set[str]:
+    """Return the names that a pattern such as `*tuned` matches; raise InputError if it has none."""
+    found = {pattern: matches(names, pattern) for pattern in patterns}
+    if unknown := sorted(pattern for pattern in found if not found[pattern]):
+        raise InputError(f"unknown {what} {unknown}; choose from {', '.join(names)}")
+    return {name for few in found.values() for name in few}

@@ -1,12 +1,17 @@
 """The benchmark at its smallest: that it runs, and that its pages say what was measured."""
 
+import contextlib
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from igmask import bench
+from igmask.bench import CONTESTANTS, ON_A_GPU, Contestant, Setting
 from igmask.bench_page import summary, to_markdown, write
 from igmask.errors import InputError
+from igmask.ig import integrated_gradients
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +34,91 @@ def test_both_compute_the_same_attributions(result):
     assert set(rows) == {"igmask", "captum right"}
     for row in rows.values():
         assert 0 < row["ms_fastest"] <= row["ms_per_step"] <= row["ms_slowest"]
+        assert row["images_per_s"] == pytest.approx(1000 / (4 * row["ms_per_step"]))
+        assert (row["precision"], row["engine"]) == ("fp32", "eager")
         assert row["error"] < 1e-2
         assert row["iou_50"] > 0.9
         assert row["peak_bytes_10_steps"] > 0
     ours, theirs = rows["igmask"], rows["captum right"]
     assert ours["relative_completeness"] == pytest.approx(theirs["relative_completeness"], rel=0.05)
     assert theirs["batch_size"] in (4, 8)
+
+
+def test_what_fails_is_a_row_that_says_why(monkeypatch):
+    ours = Contestant("igmask", "igmask")
+    monkeypatch.setattr(bench, "CONTESTANTS", (ours, Contestant("igmask tf32", "igmask", "tf32")))
+    options = {"n_images": 1, "n_steps": 2, "repeats": 1, "budget_s": 1, "skip": ("memory",)}
+    (found,) = bench.measure(("resnet20",), device="cpu", threads=1, **options)
+    first, second = found["rows"]
+    assert first["ms_per_step"] > 0
+    assert "ms_per_step" not in second
+    page = to_markdown({"machine": MACHINE, "rows": [r | {"command": ""} for r in found["rows"]]})
+    why = "InputError: precision tf32 needs a GPU, and the images are on the CPU"
+    assert f"| resnet20 | igmask tf32 | failed: {why} |" in page
+
+
+def test_precision_and_engine_reach_igmask(monkeypatch):
+    asked = []
+
+    def recorded(*arguments, **options):
+        asked.append((options["precision"], options["engine"]))
+        return integrated_gradients(*arguments, **options | {"engine": "eager"})
+
+    monkeypatch.setattr(bench, "integrated_gradients", recorded)
+    contestant = Contestant("igmask bf16 compile", "igmask", "bf16", "compile")
+    assert np.isfinite(run_here(contestant)["values"]).all()
+    assert asked == [("bf16", "compile")]
+
+
+@pytest.mark.parametrize("like", ["captum", "captum tuned"])
+def test_captum_gets_network_and_images_in_the_precision(like):
+    exact, found = (run_here(Contestant("", like, p))["values"] for p in ("fp32", "bf16"))
+    error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < 1
+
+
+def run_here(contestant):
+    """What a contestant finds, without a process of its own."""
+    with torch.random.fork_rng():
+        return bench._Run(Setting("resnet20", 1, 4, "cpu", 1), contestant).run(1)
+
+
+def test_on_a_gpu_every_precision_has_its_captum_and_one_works_at_a_time(monkeypatch):
+    values, at_work, most = np.ones((1, 3, 6, 6)), [], []
+
+    @contextlib.contextmanager
+    def worker(_, contestant):
+        def ask(question, *_):
+            if question == "run" and contestant.name == "captum fp16":
+                raise bench._Failed("FloatingPointError: NaN or infinite attributions")
+            found = {"seconds": 1, "n_pairs": 100, "peak_bytes": 2**30, "values": values}
+            answers = {"tune": 16, "run": found | {"relative_completeness": 0.1}, "memory": 2**20}
+            return answers.get(question)
+
+        at_work.append(contestant.name)
+        most.append(len(at_work))
+        yield ask
+        at_work.remove(contestant.name)
+
+    monkeypatch.setattr(bench, "_worker", worker)
+    setting, everyone = Setting("vgg16", 2, 50, "cuda", 1), CONTESTANTS + ON_A_GPU
+    rows = bench._measure_model(setting, 3, 60, everyone, (10, 1000))
+    assert [row["contestant"] for row in rows] == [contestant.name for contestant in everyone]
+    assert max(most) == 1
+    assert [row["contestant"] for row in rows if "failed" in row] == ["captum fp16"]
+    assert rows[0]["peak_bytes_1000_steps"] == 2**20
+    assert rows[0]["iou_50"] == 1
+
+    machine = MACHINE | {"kind": "cuda"}
+    page = to_markdown({"machine": machine, "rows": [r | {"command": ""} for r in rows]})
+    for engine in ("", " compile", " cudagraph"):
+        assert f"| vgg16 bf16{engine} | 10.00 ms | 1.00 × | 1.00 × |" in page
+        assert f"| vgg16 fp16{engine} | 10.00 ms |  | 1.00 × |" in page
+    for how in ("", " tf32", " fp32 compile", " fp32 cudagraph"):
+        assert f"| vgg16{how} | 10.00 ms | 1.00 × | 1.00 × |" in page
+    assert "| vgg16 | igmask bf16 | 10.00 | 10.00 – 10.00 | 2.00 | 3 | 16 |" in page
+    assert "| vgg16 | captum fp16 | failed: FloatingPointError" in page
+    assert page.count(" 1024 MiB |") == len(rows) - 1
 
 
 def row(contestant, like, ms, model="resnet50"):
@@ -87,6 +171,24 @@ def test_other_networks_of_the_same_setting_stay(tmp_path):
     assert written("resnet50") == ["vgg16", "resnet50"]
     assert written("vgg16") == ["resnet50", "vgg16"]
     assert written("vgg16", n_steps=10) == ["vgg16"]
+
+
+def test_precisions_are_compared_with_their_own():
+    rows = [row("igmask", "igmask", 10), row("captum right", "captum", 30)]
+    rows += [row("igmask bf16", "igmask", 5), row("captum bf16", "captum", 8)]
+    rows += [row("igmask fp16", "igmask", 4), row("captum fp16", "captum", 8) | {"failed": "!"}]
+    for found in rows:
+        found["precision"] = found["contestant"].partition(" ")[2].replace("right", "") or "fp32"
+    ours, in_bf16 = summary(rows)  # fp16 has nothing to be compared with
+    assert (ours["speedup"], in_bf16["speedup"]) == (3, 1.6)
+    assert in_bf16["contestant"] == "igmask bf16"
+
+
+@pytest.mark.parametrize("pattern", ["igmask", "igmask tf32", "*compile"])
+def test_what_there_is_not_cannot_be_skipped(pattern):
+    options = {"n_images": 1, "n_steps": 1, "repeats": 1, "budget_s": 1, "skip": (pattern,)}
+    with pytest.raises(InputError, match=r"unknown contestants .*choose from captum right"):
+        next(bench.measure(("resnet20",), device="cpu", threads=1, **options))
 
 
 def test_an_unknown_network_is_named():
