@@ -11,9 +11,7 @@ import math
 import os
 import re
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,16 +189,16 @@ WIDTHS |= {f"dwordx{n}": 4 * n for n in (2, 3, 4)}
 
 
 class Driver:
-    """As much of a GPU as compiling for it takes: of each thread another one."""
+    """As much of a GPU as compiling for it takes."""
 
-    def __init__(self) -> None:
-        self.here = threading.local()
+    target: Any = None
+    kernel: Any = None  # the last one that was compiled
 
     def get_current_target(self) -> Any:
-        return self.here.target
+        return self.target
 
     def get_current_device(self) -> Any:
-        return self.here.target  # what compiled kernels are filed under
+        return self.target  # what compiled kernels are filed under
 
     def get_current_stream(self, device: Any) -> int:
         return 0
@@ -213,16 +211,14 @@ def compiled(tmp_path_factory) -> Iterator[Callable[[Case], dict[str, Any]]]:
     run = jit.run
 
     def compile_only(self, *arguments, warmup, **options):
-        driver.here.kernel = run(self, *arguments, warmup=True, **options)
+        driver.kernel = run(self, *arguments, warmup=True, **options)
 
     def kernels_of(case: Case) -> dict[str, Any]:
-        def kernel(target: Any) -> Any:
-            driver.here.target = target
+        kernels = {}
+        for name, driver.target in TARGETS.items():
             case.launch(*case.arguments)
-            return driver.here.kernel
-
-        with ThreadPoolExecutor(len(TARGETS)) as threads:
-            return dict(zip(TARGETS, threads.map(kernel, TARGETS.values()), strict=True))
+            kernels[name] = driver.kernel
+        return kernels
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
