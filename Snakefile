@@ -2,7 +2,7 @@
 #
 #   snakemake --cores all                                       the demo (config.yaml)
 #   snakemake --cores all --configfile config/cifar10.yaml
-#   snakemake --cores 1 benchmarks                              igmask against Captum
+#   snakemake --cores 1 benchmarks                              igmask against Captum and PyTorch
 #
 # Everything is written below results/ of the working directory.
 
@@ -251,8 +251,10 @@ rule curves:
 # Not part of the study: `snakemake --cores 1 benchmarks`. Nothing else should run meanwhile.
 rule benchmarks:
     log:
-        "benchmarks/results/bench.log",
+        kernels="benchmarks/results/bench-kernels.log",
+        attributions="benchmarks/results/bench.log",
     params:
-        device=flow.study.compute["device"],
+        options=f"--device {shlex.quote(flow.study.compute['device'])} --output benchmarks/results",
     shell:
-        "igmask --log {log:q} bench --device {params.device:q} --output benchmarks/results"
+        "igmask --log {log.kernels:q} bench kernels {params.options}"
+        " && igmask --log {log.attributions:q} bench {params.options}"
