@@ -221,7 +221,7 @@ def _not_finite(
         paths.add(paths.slopes([image], [alpha], pick), [weight])
         if not all_finite(paths.close(image)):
             return NotFinite(image, alpha, step)
-    return NotFinite(image, pairs[-1][0], len(pairs))
+    return NotFinite(image, pairs[-1][0], len(pairs))  # in another order, their sum overflows
 
 
 @dataclass(frozen=True)

@@ -77,9 +77,7 @@ def _on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
     """Triton launches on the current device, which need not be that of the tensors."""
 
     def call(first: Tensor, *arguments: Any) -> Any:
-        if first.device.type != "cuda":
-            return launch(first, *arguments)
-        with torch.cuda.device(first.device):
+        with torch.cuda.device_of(first):  # of a tensor on the CPU none
             return launch(first, *arguments)
 
     return call

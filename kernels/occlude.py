@@ -9,7 +9,7 @@ from torch import Tensor
 
 from igmask.kernels.bits import unpack
 from igmask.kernels.dispatch import check, jit, operation, tl
-from igmask.kernels.path import piece
+from igmask.kernels.path import piece, pieces
 from igmask.kernels.squares import grid
 
 FILLS = ("black", "mean", "image-mean")
@@ -146,7 +146,7 @@ def _launch_occluded(
 ) -> Tensor:
     out = _empty_input(images, bits, fill, mean, std, side, drop, dtype, last)
     n, height, width, n_channels = images.shape
-    _occluded_kernel[(-(-height * width // _BLOCK) * n,)](
+    _occluded_kernel[pieces(height * width, n, _BLOCK)](
         out, images, bits, fill, mean, std, height, width, -(-width // side), bits.shape[1],
         0 if len(fill) == 1 else n_channels,
         n_channels, side, drop, last, _BLOCK,

@@ -39,12 +39,9 @@ def path_points(
     returns     (B, ...) in the memory format of `end`
     raises      ValueError for shapes that do not fit, or an unknown activation
     """
-    _check_path("path_points", start, end, spans, activation)
-    check("path_points", positions.ndim == 1, "positions (B,)", positions)
-    form = memory_format_of(end)
-    start, end = (t.contiguous(memory_format=form) for t in (start, end))
-    spans, positions = spans.contiguous(), positions.contiguous()
-    return _path_points(start, end, spans, positions, activation, dtype or end.dtype)
+    _check_activation(activation)
+    path = path_without_gaps("path_points", start, end, spans, positions, memory_format_of(end))
+    return _path_points(*path, activation, dtype or end.dtype)
 
 
 def accumulate_(
@@ -69,22 +66,17 @@ def accumulate_(
     activation: of `ACTIVATIONS`: the sum is of the gradients before it
     raises      ValueError for shapes that do not fit
     """
-    if path is not None:
-        start, end, positions = path
-    elif activation in ACTIVATIONS[1:]:
-        raise ValueError(f"accumulate_: the derivative of {activation} needs the path")
-    else:
-        start, end, positions = total, total, weights
-    _check_path("accumulate_", start, end, spans, activation)
+    _check_activation(activation)
     form = check_sum("accumulate_", total, gradient, total.shape[1:], spans, weights)
-    fits = start.shape == total.shape and positions.shape == weights.shape
-    check("accumulate_", fits, "a path shaped as the sum", total, start, positions)
-    if activation == "none":  # its memory must not be that of the sum
-        start = end = positions = gradient.new_empty(0)
-    else:
-        start, end = (t.contiguous(memory_format=form) for t in (start, end))
+    start = end = positions = gradient.new_empty(0)  # of which nothing is read
+    if path is not None:
+        start, end, _, positions = path_without_gaps("accumulate_", *path[:2], spans, path[2], form)
+        fits = start.shape == total.shape and positions.shape == weights.shape
+        check("accumulate_", fits, "a path shaped as the sum", total, start, positions)
+    elif activation != "none":
+        raise ValueError(f"accumulate_: the derivative of {activation} needs the path")
     gradient = gradient.contiguous(memory_format=form)
-    spans, weights, positions = (t.contiguous() for t in (spans, weights, positions))
+    spans, weights = spans.contiguous(), weights.contiguous()
     _accumulate(total, gradient, spans, weights, start, end, positions, activation)
     return total
 
@@ -120,10 +112,24 @@ def check_sum(
     return form
 
 
-def _check_path(who: str, start: Tensor, end: Tensor, spans: Tensor, activation: str) -> None:
+def path_without_gaps(
+    who: str,
+    start: Tensor,
+    end: Tensor,
+    spans: Tensor,
+    positions: Tensor,
+    form: torch.memory_format,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return a path in memory as the kernels take it; raise ValueError unless it is one."""
     fits = start.shape == end.shape and start.dtype == end.dtype
     fits = fits and spans.shape == (len(end), 2) and spans.dtype == torch.int64
     check(who, fits, "alike end points, and an int64 span an image", start, end, spans)
+    check(who, positions.ndim == 1, "positions (B,)", positions)
+    start, end = (t.contiguous(memory_format=form) for t in (start, end))
+    return start, end, spans.contiguous(), positions.contiguous()
+
+
+def _check_activation(activation: str) -> None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; choose from {', '.join(ACTIVATIONS)}")
 
@@ -179,8 +185,8 @@ def _launch_points(
     dtype: torch.dtype,
 ) -> Tensor:
     points = _empty_points(start, end, spans, positions, activation, dtype)
-    grid, n_values = _grid(end)
-    _points_kernel[grid](
+    n_values = end.shape[1:].numel()
+    _points_kernel[pieces(n_values, len(end), _BLOCK)](
         points, start, end, spans, positions, n_values, wide(end), activation, _BLOCK
     )
     return points
@@ -218,8 +224,8 @@ def _launch_accumulate(
     positions: Tensor,
     activation: str,
 ) -> None:
-    grid, n_values = _grid(total)
-    _accumulate_kernel[grid](
+    n_values = total.shape[1:].numel()
+    _accumulate_kernel[pieces(n_values, len(total), _BLOCK)](
         total, gradient, spans, weights, start, end, positions, n_values,
         wide(total), activation, _BLOCK,
     )  # fmt: skip
@@ -257,9 +263,9 @@ def wide(x: Tensor) -> Any:
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
-def _grid(x: Tensor) -> tuple[tuple[int], int]:
-    n_values = x[0].numel() if len(x) else 0
-    return (-(-n_values // _BLOCK) * len(x),), n_values
+def pieces(n_values: int, n_images: int, block: int) -> tuple[int]:
+    """The grid of a kernel whose programs have a `piece` of an image each."""
+    return (-(-n_values // block) * n_images,)
 
 
 @jit

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igmask.kernels.dispatch import check, jit, memory_format_of, operation, tl
-from igmask.kernels.path import between, check_sum, piece, wide
+from igmask.kernels.path import between, check_sum, path_without_gaps, piece, pieces, wide
 
 _DEAD = 255  # of a window without a positive value: no gradient passes
 _BLOCK = 256
@@ -52,14 +52,10 @@ def pooled_points(
     returns points:   (B, C, H', W') in the memory format of `end`
             taken:    alike, uint8: the place in the window, row by row; 255 if none is positive
     """
-    fits = start.shape == end.shape and end.ndim == 4 and start.dtype == end.dtype
-    fits = fits and spans.shape == (len(end), 2) and spans.dtype == torch.int64
-    check("pooled_points", fits, "alike end points (N, C, H, W), int64 spans", start, end, spans)
-    form = memory_format_of(end)
-    start, end = (t.contiguous(memory_format=form) for t in (start, end))
-    spans, positions = spans.contiguous(), positions.contiguous()
+    check("pooled_points", end.ndim == 4, "end points (N, C, H, W)", start, end)
+    path = path_without_gaps("pooled_points", start, end, spans, positions, memory_format_of(end))
     how = (pool.size, pool.padding, pool.side(end.shape[2]), pool.side(end.shape[3]))
-    return _pooled_points(start, end, spans, positions, *how, dtype or end.dtype)
+    return _pooled_points(*path, *how, dtype or end.dtype)
 
 
 def accumulate_pooled_(
@@ -113,7 +109,7 @@ def _launch_pooled(
 ) -> tuple[Tensor, Tensor]:
     points, taken = _empty_pooled(start, end, spans, positions, size, padding, height, width, dtype)
     n_values = end.shape[1] * height * width
-    _pooled_kernel[(-(-n_values // _BLOCK) * len(end),)](
+    _pooled_kernel[pieces(n_values, len(end), _BLOCK)](
         points, taken, start, end, spans, positions, *end.shape[1:], height, width,
         wide(end), size, padding, memory_format_of(end) == torch.channels_last, _BLOCK,
     )  # fmt: skip
@@ -163,7 +159,7 @@ def _launch_accumulate_pooled(
 ) -> None:
     cells = [(n + padding + 1) // 2 for n in total.shape[2:]]
     n_cells = total.shape[1] * cells[0] * cells[1]
-    _accumulate_pooled_kernel[(-(-n_cells // _BLOCK) * len(total),)](
+    _accumulate_pooled_kernel[pieces(n_cells, len(total), _BLOCK)](
         total, gradient, taken, spans, weights, *total.shape[1:], *gradient.shape[2:], *cells,
         wide(total), size, padding, memory_format_of(total) == torch.channels_last, _BLOCK,
     )  # fmt: skip

@@ -52,7 +52,7 @@ def select_bits(scores: Tensor, ps: Sequence[float], *, by: str = "mass") -> Ten
             "select: expected floating-point scores (N, P, Q) or (N, K), "
             f"got {scores.dtype} {tuple(scores.shape)}"
         )
-    if not scores[0:1].numel() and len(scores):
+    if len(scores) and not scores[0].numel():
         raise ValueError(f"select: there are no squares in scores {tuple(scores.shape)}")
     points = torch.tensor([basis_points(p) for p in ps], dtype=torch.int64, device=scores.device)
     flat = scores.flatten(1).contiguous()
@@ -154,17 +154,34 @@ def _integers(score, top_length):
 
 
 @jit
-def _at_least(values, threshold, live, BY_MASS: tl.constexpr):
-    """Mass, or number, of the squares from the threshold on."""
-    counted = live & (values >= threshold)
-    if BY_MASS:
-        return tl.sum(tl.where(counted & (values > 0), values, 0))
-    return tl.sum(counted.to(tl.int64))
+def _read(row, place, n_squares):
+    return tl.load(row + place, mask=place < n_squares, other=0).to(tl.float32)
 
 
 @jit
-def _read(row, place, n_squares):
-    return tl.load(row + place, mask=place < n_squares, other=0).to(tl.float32)
+def _of_chunk(held, row, place, n_squares, top_length, CHUNKS: tl.constexpr):
+    """The scores at a place as integers: those held, if they are all."""
+    if CHUNKS == 1:
+        return held
+    return _integers(_read(row, place, n_squares), top_length)
+
+
+@jit
+def _at_least(
+    threshold, held, row, n_squares, top_length,
+    BY_MASS: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """Mass, or number, of the squares from the threshold on."""
+    found = tl.sum(tl.zeros((BLOCK,), tl.int64))
+    for chunk in range(CHUNKS):
+        place = chunk * BLOCK + tl.arange(0, BLOCK)
+        values = _of_chunk(held, row, place, n_squares, top_length, CHUNKS)
+        counted = (place < n_squares) & (values >= threshold)
+        if BY_MASS:
+            found += tl.sum(tl.where(counted & (values > 0), values, 0))
+        else:
+            found += tl.sum(counted.to(tl.int64))
+    return found
 
 
 @jit
@@ -189,13 +206,10 @@ def _select_kernel(
     length = ((top_bits & 0x7FFFFF).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 126
     top_length = tl.where(top_bits >> 23 > 0, (top_bits >> 23) - 6, length - 29)
 
-    values = _integers(_read(row, lane, n_squares), top_length)
-    total = tl.sum(tl.zeros((BLOCK,), tl.int64))
-    for chunk in range(CHUNKS):
-        place = chunk * BLOCK + lane
-        if CHUNKS > 1:
-            values = _integers(_read(row, place, n_squares), top_length)
-        total += _at_least(values, -2147483648, place < n_squares, BY_MASS)
+    held = _integers(_read(row, lane, n_squares), top_length)
+    total = _at_least(
+        -2147483648, held, row, n_squares, top_length, BY_MASS, BLOCK, CHUNKS
+    )  # fmt: skip
     # Masses are at most 40,000 · 2³⁰ · 10⁴ < 2⁶³.
     need = (tl.load(p_points + which) * total + 9999) // 10000
 
@@ -204,22 +218,11 @@ def _select_kernel(
         low += 2147483648  # one
     for _ in range(32):
         threshold = (low + high) >> 1
-        found = tl.sum(tl.zeros((BLOCK,), tl.int64))
-        for chunk in range(CHUNKS):
-            place = chunk * BLOCK + lane
-            if CHUNKS > 1:
-                values = _integers(_read(row, place, n_squares), top_length)
-            found += _at_least(values, threshold, place < n_squares, BY_MASS)
+        found = _at_least(threshold, held, row, n_squares, top_length, BY_MASS, BLOCK, CHUNKS)
         enough = found >= need
         low, high = tl.where(enough, threshold, low), tl.where(enough, high, threshold)
 
-    above = tl.sum(tl.zeros((BLOCK,), tl.int64))
-    for chunk in range(CHUNKS):
-        place = chunk * BLOCK + lane
-        if CHUNKS > 1:
-            values = _integers(_read(row, place, n_squares), top_length)
-        above += _at_least(values, low + 1, place < n_squares, BY_MASS)
-    short = need - above
+    short = need - _at_least(low + 1, held, row, n_squares, top_length, BY_MASS, BLOCK, CHUNKS)
     if BY_MASS:
         short = (short + low - 1) // low
     n_ties = tl.where(top > 0, short, 0)
@@ -228,8 +231,7 @@ def _select_kernel(
     weight = 1 << tl.arange(0, 8)
     for chunk in range(CHUNKS):
         place = chunk * BLOCK + lane
-        if CHUNKS > 1:
-            values = _integers(_read(row, place, n_squares), top_length)
+        values = _of_chunk(held, row, place, n_squares, top_length, CHUNKS)
         tie = ((values == low) & (place < n_squares)).to(tl.int32)
         rank = n_before + tl.cumsum(tie, 0)
         chosen = (values > low) | ((tie > 0) & (rank <= n_ties))
