@@ -28,7 +28,7 @@ from igmask import machine, zoo
 from igmask.errors import InputError, matching
 from igmask.ig import integrated_gradients, overlap
 from igmask.models import pick_device
-from igmask.network import all_finite, input_gradients, prepare
+from igmask.network import all_finite, input_gradients, multiply_in, prepare
 from igmask.progress import Meter, say
 
 FOUR = ("vgg16", "inception_v3", "resnet50", "densenet121")
@@ -359,7 +359,8 @@ class _Run:
 
     def __init__(self, setting: Setting, contestant: Contestant) -> None:
         self._setting, self._contestant = setting, contestant
-        _multiply_in("fp32")
+        if setting.on_gpu:
+            multiply_in("fp32")
         self._network, self._images, self._targets = build(setting)
         if contestant.like == "captum tuned":
             self._network = self._network.requires_grad_(False)
@@ -368,7 +369,8 @@ class _Run:
             prepare(self._network, self._images)  # for its malloc
         if contestant.like.startswith("captum"):  # igmask sees to its precision itself
             self._convert(_HALVES.get(contestant.precision, torch.float32))
-            _multiply_in(contestant.precision)
+            if setting.on_gpu:
+                multiply_in(contestant.precision)
         if contestant.like == "reference":
             self._convert(torch.float64)
         self._batch_size: int | None = None
@@ -503,14 +505,6 @@ def _found(values: Tensor, relative: Tensor) -> dict[str, Any]:
         "values": values.detach().double().cpu().numpy(),
         "relative_completeness": float(relative.double().mean()),
     }
-
-
-def _multiply_in(precision: str) -> None:
-    """Let a GPU multiply float32 so in this process; PyTorch allows tf32 in convolutions only."""
-    if not torch.cuda.is_available():
-        return
-    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):  # type: ignore[attr-defined]
-        backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
 
 def _restart_peak() -> int:

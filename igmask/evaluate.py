@@ -79,25 +79,26 @@ def evaluate(
     batch_size = batch_size or 64
     n_batches = sum(-(-len(shard) // batch_size) for shard in images) * len(kinds)
     batches = (
-        (rows, kind, pixels) for rows, pixels in _batches(images, batch_size) for kind in kinds
+        (rows, kind, shown) for rows, shown in _batches(images, batch_size, where) for kind in kinds
     )
     label = f"evaluate {made_by['mode']} {made_by.get('p', '')}".strip()
     found = []
-    for rows, kind, pixels in progress(batches, total=n_batches, unit="batches", label=label):
+    for rows, kind, shown in progress(batches, total=n_batches, unit="batches", label=label):
         batch = records.iloc[rows]
         if bits is None:
-            record = _predict(network, models.pixels(pixels, where), batch)
+            record = _predict(network, models.pixels(shown, where), batch)
             found.append(record.assign(mask=kind, area_kept=1.0))
             continue
-        mask = unpack(torch.from_numpy(bits[rows]), tuple(made_by["grid"]))
+        chosen = torch.from_numpy(bits[rows])
+        mask = unpack(chosen, tuple(made_by["grid"]))
         if kind == "random":
             mask = random_like(mask, batch["position"].to_numpy(), seed=seed)
+            chosen = pack(mask)
         kept = mask if mode == "keep" else ~mask
-        kept_area = area(kept, *pixels.shape[1:3], side=made_by["side"]).numpy()
-        shown = torch.from_numpy(pixels).to(where)
+        kept_area = area(kept, *shown.shape[1:3], side=made_by["side"]).numpy()
         inputs = occluded_input(
             shown,
-            pack(mask).to(where),
+            chosen.to(where),
             side=made_by["side"],
             drop=mode == "drop",
             fill=fill_colours(shown, fill, mean),
@@ -134,13 +135,15 @@ def _predict(network: nn.Module, inputs: Tensor, batch: pd.DataFrame) -> pd.Data
     )
 
 
-def _batches(shards: list[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _batches(
+    shards: list[np.ndarray], size: int, device: torch.device
+) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Yield (rows of all images, the images in uint8) in full batches, shard by shard."""
     offset = 0
     for shard in shards:
         for start in range(0, len(shard), size):
             rows = full_batch(start, len(shard), size)
-            yield offset + rows, shard[rows]
+            yield offset + rows, torch.from_numpy(shard[rows]).to(device)
         offset += len(shard)
 
 

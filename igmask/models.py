@@ -213,9 +213,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def pixels(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+def pixels(images: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Return images (N, H, W, 3) uint8 as (N, 3, H, W) float32 in [0, 1], channels last."""
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2) / 255
+    if not isinstance(images, Tensor):
+        images = torch.from_numpy(np.ascontiguousarray(images))
+    return images.to(device).permute(0, 3, 1, 2) / 255
 
 
 def _build_callable(model: Model) -> nn.Module:

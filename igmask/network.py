@@ -373,6 +373,20 @@ def _no_autocast(x: Tensor) -> Any:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def _multipliers() -> tuple[Any, ...]:
+    """PyTorch's settings of how a GPU multiplies float32."""
+    return torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+
+
+def multiply_in(precision: str | None) -> None:
+    """Let a GPU multiply float32 in this process by TF32, or as IEEE says for any other precision.
+
+    PyTorch's own default allows TF32 in convolutions only.
+    """
+    for backend in _multipliers():
+        backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+
+
 _products_set = threading.Condition()
 _products_users = {"fp32": 0, "tf32": 0}
 _products_before: list[str] = []
@@ -387,14 +401,12 @@ def _products(precision: str | None) -> Iterator[None]:
     if precision not in _products_users or not torch.cuda.is_available():
         yield
         return
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     other = "tf32" if precision == "fp32" else "fp32"
     with _products_set:
         _products_set.wait_for(lambda: not _products_users[other])
         if not _products_users[precision]:
-            _products_before[:] = [backend.fp32_precision for backend in backends]
-            for backend in backends:
-                backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+            _products_before[:] = [backend.fp32_precision for backend in _multipliers()]
+            multiply_in(precision)
         _products_users[precision] += 1
     try:
         yield
@@ -402,6 +414,6 @@ def _products(precision: str | None) -> Iterator[None]:
         with _products_set:
             _products_users[precision] -= 1
             if not _products_users[precision]:
-                for backend, value in zip(backends, _products_before, strict=True):
+                for backend, value in zip(_multipliers(), _products_before, strict=True):
                     backend.fp32_precision = value
             _products_set.notify_all()
