@@ -1,12 +1,14 @@
 """Arrays and records on disk: whole or not there, and carrying the settings that made them.
 
 A shard is an array `x.npy` with a row an image, and beside it `x.parquet`, the records of the same
-images; the settings stand in the metadata of the records. Files appear under their final name
-only once they are complete.
+images, each with the checksum of its row; the settings stand in the metadata of the records. Files
+appear under their final name only once they are complete.
 """
 
+import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,10 @@ import pyarrow.parquet as pq
 
 from igmask.errors import InputError
 
+CHECKSUM = "crc32"  # the column of the records
+
 _METADATA = b"igmask"
+_ADVICE = "`igmask verify --remove` clears away what is damaged, and the next run makes it again"
 
 
 @contextmanager
@@ -40,19 +45,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 class ArrayWriter:
-    """Appends rows to a .npy file whose length is not known beforehand."""
+    """Appends rows to a .npy file whose length is not known beforehand.
+
+    checksums: the CRC-32 of the bytes of every row so far
+    """
 
     def __init__(self, file: BinaryIO, dtype: np.dtype, row_shape: tuple[int, ...]) -> None:
         self._file, self._dtype, self._row_shape = file, dtype, row_shape
-        self._n_rows = 0
+        self.checksums: list[int] = []
         self._write_header()
 
     def append(self, rows: np.ndarray) -> None:
         """Write rows (n, *row_shape), cast to the array's dtype."""
         if rows.shape[1:] != self._row_shape:
             raise ValueError(f"expected rows (n, {self._row_shape}), got {rows.shape}")
-        self._file.write(np.ascontiguousarray(rows, dtype=self._dtype).tobytes())
-        self._n_rows += len(rows)
+        plain = np.ascontiguousarray(rows, dtype=self._dtype)
+        self._file.write(plain.data)
+        self.checksums += checksums(plain)
 
     def finish(self) -> None:
         """Write the final number of rows into the header, which NumPy leaves room for."""
@@ -63,7 +72,7 @@ class ArrayWriter:
         header = {
             "descr": np.lib.format.dtype_to_descr(self._dtype),
             "fortran_order": False,
-            "shape": (self._n_rows, *self._row_shape),
+            "shape": (len(self.checksums), *self._row_shape),
         }
         np.lib.format.write_array_header_1_0(self._file, header)
 
@@ -82,7 +91,26 @@ def read_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a whole .npy array ({error}); make it again") from error
+        raise InputError(f"{path}: not a whole .npy array ({error}); {_ADVICE}") from error
+
+
+def read_rows(path: Path, rows: Any) -> np.ndarray:
+    """Return a copy of some rows of a .npy file, by numbers or a slice.
+
+    The file is mapped for this call only: pages that were read would else count as memory of the
+    process, which would grow with the dataset.
+    """
+    return np.array(read_array(path)[rows])
+
+
+def checksums(rows: np.ndarray) -> list[int]:
+    """Return the CRC-32 of the bytes of each row, as the records have them."""
+    return [zlib.crc32(row.data) for row in np.ascontiguousarray(rows)]
+
+
+def digest(records: pd.DataFrame) -> str:
+    """Return what stands for the content of an array with these records, however it is sharded."""
+    return hashlib.sha256(records[CHECKSUM].to_numpy("<u4").tobytes()).hexdigest()
 
 
 def write_records(path: Path, records: pd.DataFrame, settings: dict[str, Any]) -> None:
@@ -90,32 +118,68 @@ def write_records(path: Path, records: pd.DataFrame, settings: dict[str, Any]) -
     table = pa.Table.from_pandas(records, preserve_index=False)
     metadata = {**(table.schema.metadata or {}), _METADATA: json.dumps(settings).encode()}
     with replacing(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary)
+        whole = table.replace_schema_metadata(metadata)
+        pq.write_table(whole, temporary, write_page_checksum=True)
 
 
 def read_records(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Return (records, settings) of a file that `write_records` wrote."""
-    try:
-        table = pq.ParquetFile(path).read()
-        settings = json.loads(table.schema.metadata[_METADATA])
-    except (OSError, pa.ArrowException, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not records of igmask ({error}); make it again") from error
-    return table.to_pandas(), settings
+    """Return (records, settings) of a file that `write_records` wrote, its checksums verified."""
+    with _named(path):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        return file.read().to_pandas(), _settings(file.schema_arrow)
 
 
-def read_shards(
-    paths: list[Path],
-) -> tuple[list[np.ndarray], pd.DataFrame, dict[str, Any]]:
-    """Return (arrays, all their records, settings) of the shards at `paths`, in that order.
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings alone of a file that `write_records` wrote."""
+    with _named(path):
+        return _settings(pq.read_schema(path))
+
+
+def read_shard(path: Path) -> tuple[np.ndarray, pd.DataFrame, dict[str, Any]]:
+    """Return (array, records, settings) of a shard; raise InputError if they are of two runs."""
+    array, (records, settings) = read_array(path), read_records(records_of(path))
+    if len(array) != len(records):
+        raise InputError(
+            f"{path}: {len(array)} rows, and {len(records)} records beside it; {_ADVICE}"
+        )
+    return array, records, settings
+
+
+def read_shards(paths: list[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return (all records, settings) of the shards at `paths`, in that order.
 
     The settings are those that the shards share, with the skipped images of all.
     """
-    shards = [read_array(path) for path in paths]
-    read = [read_records(records_of(path)) for path in paths]
-    settings = {key: value for key, value in read[0][1].items() if key != "shard"}
+    read = [read_shard(path)[1:] for path in paths]
+    settings = {key: value for key, value in read[0][1].items() if key not in ("shard", "read")}
     settings["skipped"] = [image for _, shard in read for image in shard["skipped"]]
     records = pd.concat([records for records, _ in read], ignore_index=True)
-    return shards, records, settings
+    return records, settings
+
+
+def batches(paths: list[Path], size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (number of the first row, rows) of the arrays at `paths`, `size` rows or fewer at once.
+
+    A batch is of one array; its rows are numbered through all of them. Few are in memory at a time.
+    """
+    first = 0
+    for path in paths:
+        n_rows = len(read_array(path))
+        for start in range(0, n_rows, size):
+            yield first + start, read_rows(path, slice(start, start + size))
+        first += n_rows
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not records of igmask ({error}); {_ADVICE}") from error
+
+
+def _settings(schema: pa.Schema) -> dict[str, Any]:
+    return json.loads(schema.metadata[_METADATA])
 
 
 def write_text(path: Path, text: str) -> None:

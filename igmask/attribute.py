@@ -52,8 +52,7 @@ def write_scores(
     raises       InputError naming the images whose attribution is not finite or whose label does
                  not fit the model
     """
-    images = arrays.read_array(images_path)
-    records, made_by = arrays.read_records(arrays.records_of(images_path))
+    images, records, made_by = arrays.read_shard(images_path)
     model = models.complete(model)
     where = models.pick_device(device)
     network = models.load(model, device=where)
@@ -74,7 +73,7 @@ def write_scores(
         for start in progress(starts, total=len(starts), unit="groups", label=label):
             rows = full_batch(start, len(images), _GROUP)
             batch = records.iloc[rows]
-            pixels = models.pixels(images[rows], where)
+            pixels = models.pixels(arrays.read_rows(images_path, rows), where)
             labels = torch.tensor(batch["label"].to_numpy(), device=where)
             starts_of_paths = baselines.make(
                 attribution["baseline"],
@@ -123,11 +122,15 @@ def write_scores(
         records[name] = values.numpy().astype(dtype)
     made_by |= {
         "step": "attribute",
+        "read": {"images": arrays.digest(records)},
         "model": settings(model),
         "class_names": models.class_names(model) or made_by["classes"],
         "attribution": attribution,
         "side": side,
     }
+    if attribution["baseline"] == "uniform":
+        made_by["baseline_seed"] = seed
+    records[arrays.CHECKSUM] = np.array(scores.checksums, dtype=np.uint32)
     arrays.write_records(arrays.records_of(output), records, made_by)
 
 

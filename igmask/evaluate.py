@@ -13,8 +13,8 @@ from igmask import arrays, models
 from igmask.attribute import check_labels, full_batch
 from igmask.config import Model, settings
 from igmask.errors import InputError, refuse
-from igmask.kernels import fill_colours, occluded_input, pack, unpack
-from igmask.masks import area, random_like
+from igmask.kernels import fill_colours, occluded_input
+from igmask.masks import area, pack, random_like, unpack
 from igmask.progress import progress
 
 MODES = ("keep", "drop")
@@ -53,7 +53,7 @@ def evaluate(
     """
     if mode not in MODES or not set(controls) <= set(CONTROLS):
         raise InputError(f"unknown mode {mode!r} or control in {controls}")
-    images, records, made_by = arrays.read_shards(image_paths)
+    records, made_by = arrays.read_shards(image_paths)
     if records.empty:
         raise InputError("no image of the dataset is usable, so there is nothing to evaluate")
     model = models.complete(model)
@@ -65,40 +65,44 @@ def evaluate(
     mean, std = (value.flatten() for value in normalize.buffers())
 
     condition: dict[str, Any] = {"mode": "original"}
-    bits: np.ndarray | None = None
+    read = {"images": arrays.digest(records)}
     kinds: tuple[str, ...] = ("none",)
     if masks is not None:
-        bits, masked, made_by_mask = _read_masks(masks, records)
+        masked, made_by_mask = read_masks(masks, records, made_by)
         records = records.assign(predicted=masked["predicted"])
         made_by |= made_by_mask
-        condition = {"mode": mode, "fill": fill, "controls": list(controls), "seed": seed}
+        read["masks"] = arrays.digest(masked)
+        condition = {"mode": mode, "fill": fill, "controls": list(controls)}
+        if controls:
+            condition["control_seed"] = seed
         kinds = ("selection", *controls)
-    made_by |= condition | {"step": "evaluate", "name": name or model.source}
+    made_by |= condition | {"step": "evaluate", "name": name or model.source, "read": read}
     made_by |= {"model": settings(model), "n_classes": n_classes}
     made_by["class_names"] = models.class_names(model) or made_by["classes"]
     batch_size = batch_size or 64
-    n_batches = sum(-(-len(shard) // batch_size) for shard in images) * len(kinds)
+    sizes = [len(arrays.read_array(path)) for path in image_paths]
+    n_batches = sum(-(-size // batch_size) for size in sizes) * len(kinds)
     batches = (
-        (rows, kind, shown) for rows, shown in _batches(images, batch_size, where) for kind in kinds
+        (rows, kind, shown)
+        for rows, shown in _batches(image_paths, batch_size, where)
+        for kind in kinds
     )
     label = f"evaluate {made_by['mode']} {made_by.get('p', '')}".strip()
     found = []
     for rows, kind, shown in progress(batches, total=n_batches, unit="batches", label=label):
         batch = records.iloc[rows]
-        if bits is None:
+        if masks is None:
             record = _predict(network, models.pixels(shown, where), batch)
             found.append(record.assign(mask=kind, area_kept=1.0))
             continue
-        chosen = torch.from_numpy(bits[rows])
-        mask = unpack(chosen, tuple(made_by["grid"]))
+        mask = unpack(arrays.read_rows(masks, rows), tuple(made_by["grid"]))
         if kind == "random":
             mask = random_like(mask, batch["position"].to_numpy(), seed=seed)
-            chosen = pack(mask)
         kept = mask if mode == "keep" else ~mask
-        kept_area = area(kept, *shown.shape[1:3], side=made_by["side"]).numpy()
+        kept_area = area(kept, *shown.shape[1:3], side=made_by["side"])
         inputs = occluded_input(
             shown,
-            chosen.to(where),
+            torch.from_numpy(pack(mask)).to(where),
             side=made_by["side"],
             drop=mode == "drop",
             fill=fill_colours(shown, fill, mean),
@@ -136,20 +140,29 @@ def _predict(network: nn.Module, inputs: Tensor, batch: pd.DataFrame) -> pd.Data
 
 
 def _batches(
-    shards: list[np.ndarray], size: int, device: torch.device
+    shards: list[Path], size: int, device: torch.device
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Yield (rows of all images, the images in uint8) in full batches, shard by shard."""
-    offset = 0
-    for shard in shards:
-        for start in range(0, len(shard), size):
-            rows = full_batch(start, len(shard), size)
-            yield offset + rows, torch.from_numpy(shard[rows]).to(device)
-        offset += len(shard)
+    for first, images in arrays.batches(shards, size):
+        rows = full_batch(0, len(images), size)
+        yield first + rows, torch.from_numpy(images[rows]).to(device)
 
 
-def _read_masks(path: Path, images: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame, dict]:
-    bits = arrays.read_array(path)
-    records, made_by = arrays.read_records(arrays.records_of(path))
-    if len(bits) != len(images) or not records["name"].equals(images["name"]):
-        raise InputError(f"{path}: these masks belong to other images; make them again")
-    return bits, records, made_by
+def read_masks(
+    path: Path, images: pd.DataFrame, made_by: dict[str, Any]
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return the records and settings of masks.
+
+    images, made_by: the records of the images and their settings
+    raises           InputError if the masks are of other images
+    """
+    _, records, made_by_mask = arrays.read_shard(path)
+    if (
+        not records["name"].equals(images["name"])
+        or made_by_mask["geometry"] != made_by["geometry"]
+    ):
+        raise InputError(
+            f"{path}: these masks belong to other images; `igmask verify --remove` clears away "
+            "what does not fit the configuration, and the next run makes it again"
+        )
+    return records, made_by_mask

@@ -1,49 +1,107 @@
-"""Masks of squares: their area, random masks to compare with, and the step that selects."""
+"""Masks of squares on disk: the step that selects, their area, random masks to compare with.
+
+NumPy alone, since a job of this step takes less time than importing torch. Its selection is that of
+`kernels.select`, to the bit; the kernels are for masks that are used where they are made.
+"""
 
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from igmask import arrays
 from igmask.config import percent
 from igmask.errors import InputError, refuse
-from igmask.kernels import score_parts, select_bits, unpack
 from igmask.progress import progress
 
-_CHUNK = 1024  # images selected at a time
+_CHUNK = 256  # images selected at a time
+_INT32_MAX = 2**31 - 1
 
 _STREAM = 1  # of random numbers; noise baselines have another
 
 
-def area(mask: Tensor, height: int, width: int, *, side: int = 3) -> Tensor:
+def score_parts(parts: np.ndarray, score: str) -> np.ndarray:
+    """Return the scores (N, P, Q) of squares with parts (N, 2, P, Q), as `kernels.score_parts`."""
+    positive, negative = parts[:, 0], parts[:, 1]
+    return {
+        "positive": lambda: positive,
+        "absolute": lambda: positive + negative,
+        "signed": lambda: positive - negative,
+        "absolute-sum": lambda: np.abs(positive - negative),
+    }[score]()
+
+
+def select(scores: np.ndarray, p: float, *, by: str = "mass") -> np.ndarray:
+    """Return the mask of the squares that hold the top p %, as `kernels.select` does.
+
+    scores:  (N, P, Q) or (N, K) floating point, finite
+    p:       percent in (0, 100], at most two decimals
+    by:      `mass` or `count`
+    returns  bool, in the shape of `scores`
+    """
+    points = round(100 * p)
+    values = _to_integers(scores.reshape(len(scores), -1))
+    ordered = -np.sort(-values, axis=1)
+    if by == "mass":
+        mass = ordered.clip(min=0)
+        total = mass.cumsum(axis=1)
+        needed = (total - mass) * 10_000 < points * total[:, -1:]  # the mass before is short
+        n_chosen = needed.sum(axis=1, keepdims=True)
+    else:
+        n_best = -(-points * values.shape[1] // 10_000)
+        n_chosen = np.where(ordered[:, :1] > 0, n_best, 0)
+    last = np.take_along_axis(ordered, (n_chosen - 1).clip(min=0), axis=1)
+    above, ties = values > last, values == last
+    n_ties = n_chosen - above.sum(axis=1, keepdims=True)
+    chosen = above | (ties & (ties.cumsum(axis=1) <= n_ties))
+    return (chosen & (n_chosen > 0)).reshape(scores.shape)
+
+
+def _to_integers(scores: np.ndarray) -> np.ndarray:
+    """The scores (N, K) in units of their row, int64: see `kernels.select`."""
+    exact = scores.astype(np.float64)
+    top = exact.max(axis=1, keepdims=True).clip(min=np.finfo(np.float64).tiny)
+    _, exponent = np.frexp(top)
+    with np.errstate(over="ignore"):  # of scores far below a row's top, which are cut off
+        scaled = np.ldexp(exact, 30 - exponent)
+    return np.trunc(scaled.clip(-_INT32_MAX, _INT32_MAX)).astype(np.int64)
+
+
+def pack(mask: np.ndarray) -> np.ndarray:
+    """Return a mask's bits, as `kernels.pack`: (N, P, Q) or (N, K) bool → (N, ⌈K/8⌉) uint8."""
+    return np.packbits(mask.reshape(len(mask), -1), axis=1, bitorder="little")
+
+
+def unpack(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the mask (N, *shape) bool of bits (N, ⌈K/8⌉) uint8."""
+    flat = np.unpackbits(bits, axis=1, count=int(np.prod(shape)), bitorder="little")
+    return flat.view(bool).reshape(-1, *shape)
+
+
+def area(mask: np.ndarray, height: int, width: int, *, side: int = 3) -> np.ndarray:
     """Return the fraction of an image's pixels in a mask: (N, P, Q) bool → (N,) float64.
 
     Squares at the right and bottom border may be partial, and count by their pixels.
     """
-    heights = torch.full((mask.shape[1],), side, dtype=torch.float64)
-    widths = torch.full((mask.shape[2],), side, dtype=torch.float64)
+    heights, widths = (np.full(n, side, dtype=np.float64) for n in mask.shape[1:])
     heights[-1] -= side * mask.shape[1] - height
     widths[-1] -= side * mask.shape[2] - width
-    n_pixels = torch.einsum("npq,p,q->n", mask.double().cpu(), heights, widths)
-    return n_pixels / (height * width)
+    return mask @ widths @ heights / (height * width)
 
 
-def random_like(mask: Tensor, positions: np.ndarray, *, seed: int) -> Tensor:
+def random_like(mask: np.ndarray, positions: np.ndarray, *, seed: int) -> np.ndarray:
     """Return masks of as many squares, drawn at random for each image: (N, P, Q) bool.
 
     An image's draw depends on the seed and its position in the dataset only, so it is the same in
     every shard; the draws of growing masks contain each other, as selections of growing p do.
     """
-    flat = mask.flatten(1)
-    drawn = np.zeros(flat.shape, dtype=bool)
+    flat = mask.reshape(len(mask), -1)
+    drawn = np.zeros_like(flat)
     for row, (position, n_squares) in enumerate(
-        zip(positions.tolist(), flat.sum(dim=1).tolist(), strict=True)
+        zip(positions.tolist(), flat.sum(axis=1).tolist(), strict=True)
     ):
         order = np.random.default_rng([seed, _STREAM, position]).permutation(flat.shape[1])
         drawn[row, order[:n_squares]] = True
-    return torch.from_numpy(drawn).to(mask.device).view(mask.shape)
+    return drawn.reshape(mask.shape)
 
 
 def write_masks(score_paths: list[Path], output: Path, *, p: float, by: str, score: str) -> None:
@@ -53,26 +111,28 @@ def write_masks(score_paths: list[Path], output: Path, *, p: float, by: str, sco
     the number of squares.
 
     p, by, score: see `kernels.select` and `kernels.score_parts`
+    raises        InputError naming the images whose scores are not finite
     """
-    shards, records, made_by = arrays.read_shards(score_paths)
+    records, made_by = arrays.read_shards(score_paths)
     if records.empty:
         raise InputError("no image of the dataset is usable, so there is nothing to mask")
-    grid = shards[0].shape[2:]
-    chunks = [
-        shard[start : start + _CHUNK] for shard in shards for start in range(0, len(shard), _CHUNK)
-    ]
+    grid = arrays.read_array(score_paths[0]).shape[2:]
+    n_chunks = sum(-(-len(arrays.read_array(path)) // _CHUNK) for path in score_paths)
     counts: list[int] = []
     with arrays.writing(output, np.uint8, (-(-grid[0] * grid[1] // 8),)) as bits:
-        for parts in progress(chunks, total=len(chunks), unit="chunks", label=f"mask {percent(p)}"):
-            scores = score_parts(torch.from_numpy(np.array(parts)), score)
-            names = records["name"].iloc[len(counts) : len(counts) + len(parts)]
-            refuse("scores of", names, (~scores.isfinite().flatten(1).all(dim=1)).tolist())
-            (chosen,) = select_bits(scores, [p], by=by)
-            bits.append(chosen.numpy())
-            counts += unpack(chosen, tuple(grid)).flatten(1).sum(dim=1).tolist()
+        chunks = arrays.batches(score_paths, _CHUNK)
+        label = f"mask {percent(p)}"
+        for first, parts in progress(chunks, total=n_chunks, unit="chunks", label=label):
+            scores = score_parts(parts, score)
+            bad = ~np.isfinite(scores).all(axis=(1, 2))
+            refuse("scores of", records["name"][first : first + len(parts)], bad.tolist())
+            mask = select(scores, p, by=by)
+            bits.append(pack(mask))
+            counts += mask.sum(axis=(1, 2)).tolist()
     error = records["relative_completeness"]
     made_by |= {
         "step": "mask",
+        "read": {"scores": arrays.digest(records)},
         "grid": list(grid),
         "p": p,
         "by": by,
@@ -84,5 +144,6 @@ def write_masks(score_paths: list[Path], output: Path, *, p: float, by: str, sco
             "n_without_change": int(error.isna().sum()),
         },
     }
-    kept = records[["name", "label", "position", "predicted"]].assign(n_selected=counts)
+    kept = records[["name", "label", "position", "predicted"]]
+    kept = kept.assign(n_selected=counts, crc32=np.array(bits.checksums, dtype=np.uint32))
     arrays.write_records(arrays.records_of(output), kept, made_by)

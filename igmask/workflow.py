@@ -23,10 +23,10 @@ STAGES = {
     "train": 1,
     "index": 1,
     "preflight": 1,
-    "prepare": 1,
-    "attribute": 2,
-    "mask": 1,
-    "evaluate": 2,
+    "prepare": 2,
+    "attribute": 3,
+    "mask": 2,
+    "evaluate": 3,
 }
 
 
