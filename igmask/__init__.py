@@ -17,6 +17,7 @@ The modules, lower ones first; each imports from those above it only:
     captum, data, models, baselines, masks, published
     train, prepare, preflight, attribute, evaluate    the steps of the study
     drawing, tables, examples, curves, explain        what people look at
+    export    the evaluated images as files, for other tools
     loader, inspect    a DataLoader to disk; the engine seen from outside
     machine, bench_cases, bench, bench_kernels, pages, …_page    against Captum, against PyTorch
     workflow, cli                                     what Snakemake and people call

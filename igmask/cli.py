@@ -116,13 +116,16 @@ def _read_model(_context: click.Context, _option: click.Parameter, text: str) ->
     return config.model({"source": text, "weights": "IMAGENET1K_V1"})
 
 
-def output(default: str | None = None) -> Callable:
-    """Return the option that names the file, or the folder, to write."""
-    what = "The folder to write to." if default else "The file to write."
-    return click.option(
-        "--output", "-o", type=File, required=not default, default=default, help=what,
-        show_default=True,
-    )  # fmt: skip
+def output(default: str | None = None, **changes: Any) -> Callable:
+    """Return the option that names the file, or where it has a default the folder, to write."""
+    attributes: dict[str, Any] = {
+        "type": File,
+        "required": not default,
+        "default": default,
+        "show_default": True,
+        "help": "The folder to write to." if default else "The file to write.",
+    }
+    return click.option("--output", "-o", **attributes | changes)
 
 
 def model() -> Callable:
@@ -151,6 +154,19 @@ def fill(command: Callable) -> Callable:
         show_default=True,
         help="What masked pixels become.",
     )(command)
+
+
+def masking(command: Callable) -> Callable:
+    """Add the options of which masks are applied, and how."""
+    masks = click.option("--masks", type=File, help="Of `igmask mask`; without: original images.")
+    mode = click.option(
+        "--mode",
+        type=click.Choice(choices("masking", "modes")),
+        default="keep",
+        show_default=True,
+        help="Keep the selected squares, or drop them.",
+    )
+    return masks(mode(fill(command)))
 
 
 def compute(command: Callable) -> Callable:
@@ -300,15 +316,7 @@ def mask(scores: tuple[Path, ...], **options: Any) -> None:
 @click.argument("images", type=File, nargs=-1, required=True)
 @model()
 @click.option("--name", help="What the tables call the model; its source by default.")
-@click.option("--masks", type=File, help="Of `igmask mask`; without: the original images.")
-@click.option(
-    "--mode",
-    type=click.Choice(choices("masking", "modes")),
-    default="keep",
-    show_default=True,
-    help="Keep the selected squares, or drop them.",
-)
-@fill
+@masking
 @click.option(
     "--control",
     "controls",
@@ -378,6 +386,22 @@ def explain(image: Path, **options: Any) -> None:
     from igmask.explain import explain
 
     explain(image, **options)
+
+
+@app.command()
+@click.argument("images", type=File, nargs=-1, required=True)
+@masking
+@output(help="The folder to write to; an export that was cut short goes on.")
+def export(images: tuple[Path, ...], **options: Any) -> None:
+    """Write the prepared IMAGES of all shards, original or masked, as PNGs: a folder a class.
+
+    They are the pixels that `igmask evaluate` shows to a network; the colours of the fills mean and
+    image-mean are rounded to the nearest that a PNG can hold. torchvision's ImageFolder reads the
+    folder with its labels; labels.csv lists them, too.
+    """
+    from igmask.export import export
+
+    export(list(images), **options)
 
 
 @app.command()

@@ -60,7 +60,7 @@ def test_help_teaches(command):
 def test_the_commands_are_the_steps_in_their_order():
     listed = CliRunner().invoke(cli.app, ["--help"]).output.split("Commands:")[1]
     steps = "train index preflight prepare attribute mask evaluate tables examples curves"
-    by_hand = "explain inspect bench"
+    by_hand = "explain export inspect bench"
     assert [line.split()[0] for line in listed.strip().splitlines()] == f"{steps} {by_hand}".split()
 
 
@@ -79,11 +79,13 @@ def test_every_step_by_hand(here):
         ("tables", "original.parquet", "keep.parquet", "-o", "out"),
         ("curves", "out/accuracy.csv", "-o", "out"),
         ("examples", *files, "-o", "out"),
+        ("export", "images.npy", "--masks", "m.npy", "--fill", "mean", "-o", "exported"),
     ):  # fmt: skip
         done = igmask(*words, folder=here)
         assert done.returncode == 0, done.stderr
     assert "| cli_net:net" in (here / "out" / "table1.md").read_text()
     assert (here / "out" / "keep-model.png").stat().st_size > 1000
+    assert (here / "exported" / "a b" / "im'age 0;.png").is_file()
 
 
 def test_explain_draws_one_image(here):

@@ -23,7 +23,7 @@ FLOORS = [
         *("bench", "bench_kernels", "pages"),
     },
     {"preflight", "evaluate", "explain", "bench_page", "bench_kernels_page"},
-    {"workflow"},
+    {"workflow", "export"},
     {"cli"},
 ]
 FLOOR_OF = {name: i for i, floor in enumerate(FLOORS) for name in floor}
@@ -77,6 +77,7 @@ def test_kernels_know_tensors_only(path):
         ("igmask.cli", "pandas"),
         ("igmask.attribute", "torchvision"),
         ("igmask.evaluate", "torchvision"),
+        ("igmask.export", "torchvision"),
     ],
 )
 def test_light_modules_import_nothing_heavy(module, heavy):
