@@ -18,7 +18,7 @@ from igmask.config import EXTENSIONS
 from igmask.decode import read_rgb
 from igmask.errors import InputError
 from igmask.evaluate import MODES, read_masks
-from igmask.kernels import fill_colours, occluded_input
+from igmask.kernels import fill_colours, to_pixels, unpack
 from igmask.kernels.occlude import FILLS
 from igmask.machine import n_cores
 from igmask.progress import progress, say
@@ -109,25 +109,18 @@ def _batches(shards: list[np.ndarray]) -> Iterator[tuple[slice, np.ndarray]]:
 
 
 def _masked(images: np.ndarray, bits: np.ndarray, made_by: dict[str, Any]) -> np.ndarray:
-    """The input of the network before its normalisation, in bytes: (n, H, W, 3) uint8."""
+    """What `occluded_input` makes of the same, before normalisation and in bytes."""
     shown = torch.from_numpy(images)
-    mean = torch.tensor(made_by["model"]["mean"])
-    values = occluded_input(
-        shown,
-        torch.from_numpy(bits),
-        side=made_by["side"],
-        drop=made_by["mode"] == "drop",
-        fill=fill_colours(shown, made_by["fill"], mean),
-        mean=torch.zeros(3),
-        std=torch.ones(3),
-        memory_format=torch.channels_last,
-    )
-    return (values * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    kept = unpack(torch.from_numpy(bits), tuple(made_by["grid"])) ^ (made_by["mode"] == "drop")
+    pixels = to_pixels(kept, *shown.shape[1:3], side=made_by["side"]).unsqueeze(3)
+    colours = fill_colours(shown, made_by["fill"], torch.tensor(made_by["model"]["mean"]))
+    colours = (255 * colours).round().to(torch.uint8)
+    return torch.where(pixels, shown, colours[:, None, None]).numpy()
 
 
 def _write(path: Path, pixels: np.ndarray) -> None:
     if path.exists():
-        if not np.array_equal(read_rgb(path), pixels):
+        if not np.array_equal(np.asarray(read_rgb(path)), pixels):
             raise InputError(f"{path}: holds another image; remove it, or choose another folder")
         return
     with arrays.replacing(path) as temporary:
