@@ -3,7 +3,6 @@
 import json
 import os
 import unicodedata
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -61,28 +60,28 @@ def export(
     """
     if mode not in MODES or fill not in FILLS:
         raise InputError(f"unknown mode {mode!r} or fill {fill!r}")
-    images, records, made_by = arrays.read_shards(image_paths)
+    records, made_by = arrays.read_shards(image_paths)
     if records.empty:
         raise InputError("no image of the dataset is usable, so there is nothing to export")
     folders = _class_folders(records["label"], made_by["classes"])
     files = _files(records, folders)
-    bits: np.ndarray | None = None
     condition = {"mode": "original"}
     if masks is not None:
-        bits, _, made_by_mask = read_masks(masks, records, made_by)
+        _, made_by_mask = read_masks(masks, records, made_by)
         made_by |= made_by_mask
         condition = {"mode": mode, "fill": fill}
     made_by |= condition | {"step": "export", "n_images": len(records)}
     _claim(output, made_by)
     for folder in folders:
         (output / folder).mkdir(exist_ok=True)
-    n_batches = sum(-(-len(shard) // _BATCH) for shard in images)
+    n_batches = sum(-(-len(arrays.read_array(path)) // _BATCH) for path in image_paths)
     label = f"export {made_by['mode']} {made_by.get('p', '')}".strip()
-    batches = progress(_batches(images), total=n_batches, unit="batches", label=label)
+    batches = arrays.batches(image_paths, _BATCH)
     with ThreadPoolExecutor(n_cores()) as pool:  # Pillow encodes without holding the GIL
-        for rows, shown in batches:
-            if bits is not None:
-                shown = _masked(shown, np.array(bits[rows]), made_by)
+        for first, shown in progress(batches, total=n_batches, unit="batches", label=label):
+            rows = slice(first, first + len(shown))
+            if masks is not None:
+                shown = _masked(shown, arrays.read_rows(masks, rows), made_by)
             places = [output / file for file in files[rows]]
             list(pool.map(_write, places, shown))
     with arrays.replacing(output / LABELS) as temporary:
@@ -96,16 +95,6 @@ def export(
             f"{n_empty} of the folders are empty, so that the others keep their labels: read with "
             f"ImageFolder({str(output)!r}, allow_empty=True)"
         )
-
-
-def _batches(shards: list[np.ndarray]) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield (rows of all images, those images), shard by shard."""
-    offset = 0
-    for shard in shards:
-        for start in range(0, len(shard), _BATCH):
-            shown = np.array(shard[start : start + _BATCH])
-            yield slice(offset + start, offset + start + len(shown)), shown
-        offset += len(shard)
 
 
 def _masked(images: np.ndarray, bits: np.ndarray, made_by: dict[str, Any]) -> np.ndarray:
