@@ -89,14 +89,15 @@ def _folder(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
             raise InputError(
                 f"{root / folder}: no images in this class folder; remove it or fill it"
             )
-        rows += [(os.path.relpath(file, root), file, numbers[folder]) for file in files]
+        label = numbers[folder]
+        rows += [(os.path.join(folder, name), file, label) for name, file in files.items()]
     return pd.DataFrame(rows, columns=["name", "path", "label"]), class_names(numbers)
 
 
 def _csv(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     root, table = _existing(Path(dataset.root or "")), Path(dataset.labels or "")
     numbers = class_numbers(Path(dataset.classes)) if dataset.classes else {}
-    files = {os.path.relpath(file, root): file for file in _images_below(root)}
+    files = _images_below(root)
     by_stem = {os.path.splitext(name)[0]: name for name in files}
     rows = []
     with io.StringIO(_text(table)) as file:
@@ -224,17 +225,19 @@ def class_names(numbers: dict[str, int]) -> list[str]:
     return [by_number.get(i, str(i)) for i in range(max(by_number, default=-1) + 1)]
 
 
-def _images_below(folder: Path) -> list[str]:
-    """Image files below a folder, sorted as torchvision's ImageFolder sorts them."""
-    found: list[str] = []
-    for where, _, files in sorted(os.walk(folder, followlinks=True)):
-        found += [
-            os.path.join(where, name) for name in sorted(files) if name.lower().endswith(EXTENSIONS)
-        ]
-    for path in found:
+def _images_below(folder: Path) -> dict[str, str]:
+    """{name: path} of image files below a folder, sorted as torchvision's ImageFolder sorts them."""
+    start = len(os.path.join(folder, ""))  # os.path.relpath would take half the time of an index
+    paths = [
+        os.path.join(where, name)
+        for where, _, files in sorted(os.walk(folder, followlinks=True))
+        for name in sorted(files)
+        if name.lower().endswith(EXTENSIONS)
+    ]
+    for path in paths:
         if not path.isprintable() and not _is_unicode(path):
             raise InputError(f"the file name {os.fsencode(path)!r} is not UTF-8; rename it")
-    return found
+    return {path[start:]: path for path in paths}
 
 
 def _is_unicode(text: str) -> bool:

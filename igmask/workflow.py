@@ -108,8 +108,9 @@ class Workflow:
         dataset = self.study.dataset
         digests = [_digest(Path(path)) for path in (dataset.labels, dataset.classes) if path]
         if dataset.root and dataset.source in ("folder", "csv"):
+            start = len(os.path.join(dataset.root, ""))
             names = sorted(
-                os.path.relpath(os.path.join(folder, name), dataset.root)
+                os.path.join(folder, name)[start:]
                 for folder, _, files in os.walk(dataset.root, followlinks=True)
                 for name in files
                 if name.lower().endswith(EXTENSIONS)

@@ -203,6 +203,29 @@ def test_the_report_has_tables_and_figures(results):
     assert "accuracy-area.png" in report
 
 
+def test_the_published_experiment_is_planned_over_its_50000_images(tmp_path):
+    wnids = [f"n{i:08d}" for i in range(1000)]
+    rows = ["ImageId,PredictionString"]
+    (tmp_path / "imagenet/val").mkdir(parents=True)
+    for i in range(1, 50_001):
+        (tmp_path / f"imagenet/val/ILSVRC2012_val_{i:08d}.JPEG").touch()
+        rows.append(f"ILSVRC2012_val_{i:08d},{wnids[i % 1000]} 10 20 30 40 ")
+    (tmp_path / "imagenet/LOC_val_solution.csv").write_text("\n".join(rows))
+    (tmp_path / "imagenet/LOC_synset_mapping.txt").write_text("\n".join(wnids))
+    assert jobs(tmp_path, yaml.safe_load((ROOT / "config/imagenet.yaml").read_text())) == {
+        "index": 1,
+        "preflight": 4,
+        "prepare": 2 * 50,  # 224 pixels for three models, 299 for one
+        "attribute": 4 * 50,
+        "mask": 4 * 4,
+        "evaluate_original": 4,
+        "evaluate": 4 * 2 * 4,
+        "tables": 1,
+        "examples": 4,
+        "curves": 1,
+    }
+
+
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     """A study of a folder of hostile names, bad files among them, by --configfile alone."""
