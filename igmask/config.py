@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import jsonschema
@@ -36,6 +37,8 @@ class Dataset:
     class_: str | None
     arguments: dict[str, Any]
     download: bool
+    obtain: str | None
+    n_expected: int | None
     n_images: int
     n_train: int
     limit: int | None
@@ -121,10 +124,11 @@ def schema() -> dict[str, Any]:
     return json.loads(Path(__file__).with_name("config.schema.json").read_text("utf-8"))
 
 
-def parse(config: Mapping[str, Any]) -> Study:
+def parse(config: Mapping[str, Any], *, with_files: bool = True) -> Study:
     """Return the study that a configuration describes.
 
-    raises InputError that names every key or value that is wrong, files that are missing included
+    with_files: whether a file that is missing is an error, too
+    raises      InputError that names every key or value that is wrong
     """
     full = _valid(config, schema(), "the configuration is")
     study = Study(
@@ -134,10 +138,36 @@ def parse(config: Mapping[str, Any]) -> Study:
             "models": {name: model(given) for name, given in full["models"].items()},
         }
     )
-    problems = [*_inconsistencies(study), *_missing_files(study)]
+    problems = _inconsistencies(study)
+    missing = missing_files(study) if with_files else {}
+    problems += [f"  {key}: {problem}" for key, problem in missing.items()]
+    if study.dataset.obtain and any(key.startswith("dataset.") for key in missing):
+        problems.append(indent(study.dataset.obtain.strip(), "    "))
     if problems:
         raise InputError("the configuration is not valid:\n" + "\n".join(problems))
     return study
+
+
+def missing_files(study: Study) -> dict[str, str]:
+    """Return {key: problem} of the files and folders that a study names and that are not there."""
+    files = {
+        "dataset.labels": study.dataset.labels,
+        "dataset.classes": study.dataset.classes,
+    }
+    if study.attribution["baseline"] not in BASELINES:
+        files["attribution.baseline"] = study.attribution["baseline"]
+    for name, item in study.models.items():
+        if item.weights_kind == "file":
+            files[f"models.{name}.weights"] = item.weights
+    problems = {
+        key: f"there is no file {path!r}{_hint(key)}"
+        for key, path in files.items()
+        if path is not None and not Path(path).is_file()
+    }
+    root = study.dataset.root
+    if root and study.dataset.source != "torchvision" and not Path(root).is_dir():
+        problems["dataset.root"] = f"there is no folder {root!r}"
+    return problems
 
 
 def dataset(settings: Mapping[str, Any]) -> Dataset:
@@ -268,27 +298,6 @@ def _inconsistencies(study: Study) -> list[str]:
             problems.append(f"  models.{name}.size: missing; torchvision's weights alone know it")
         if item.size and item.resize and item.resize < item.size:
             problems.append(f"  models.{name}.resize: {item.resize} is less than size {item.size}")
-    return problems
-
-
-def _missing_files(study: Study) -> list[str]:
-    files = {
-        "dataset.labels": study.dataset.labels,
-        "dataset.classes": study.dataset.classes,
-    }
-    if study.attribution["baseline"] not in BASELINES:
-        files["attribution.baseline"] = study.attribution["baseline"]
-    for name, item in study.models.items():
-        if item.weights_kind == "file":
-            files[f"models.{name}.weights"] = item.weights
-    problems = [
-        f"  {key}: there is no file {path!r}{_hint(key)}"
-        for key, path in files.items()
-        if path is not None and not Path(path).is_file()
-    ]
-    root = study.dataset.root
-    if root and study.dataset.source != "torchvision" and not Path(root).is_dir():
-        problems.append(f"  dataset.root: there is no folder {root!r}")
     return problems
 
 

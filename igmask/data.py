@@ -226,7 +226,7 @@ def class_names(numbers: dict[str, int]) -> list[str]:
 
 
 def _images_below(folder: Path) -> dict[str, str]:
-    """{name: path} of image files below a folder, sorted as torchvision's ImageFolder sorts them."""
+    """{name: path} of the images below a folder, sorted as torchvision's ImageFolder sorts them."""
     start = len(os.path.join(folder, ""))  # os.path.relpath would take half the time of an index
     paths = [
         os.path.join(where, name)

@@ -104,21 +104,29 @@ def build(model: Model, *, seed: int = 0) -> nn.Module:
         return _build_callable(model) if ":" in model.source else _build_torchvision(model)
 
 
+def weights_place(model: Model) -> tuple[Path, str | None]:
+    """Return the file of a model's weights, there or not yet, and the URL it is fetched from."""
+    url = model.weights or ""
+    if model.weights_kind == "file":
+        return Path(url), None
+    if model.weights_kind == "torchvision":
+        url = _torchvision_weights(model).url
+    name = Path(urlparse(url).path).name
+    if model.weights_kind == "url":  # model.pth is a common name
+        name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
+    return Path(torch.hub.get_dir()) / "checkpoints" / name, url
+
+
 def weights_file(model: Model) -> Path:
     """Return the file of a model's weights, fetched first if they are given by URL.
 
     raises InputError if it cannot be had or its hash is not the model's `sha256`
     """
-    location = model.weights or ""
-    path = Path(location)
-    if model.weights_kind == "url":
-        digest = hashlib.sha256(location.encode()).hexdigest()[:8]  # model.pth is a common name
-        name = f"{digest}-{Path(urlparse(location).path).name}"
-        path = Path(torch.hub.get_dir()) / "checkpoints" / name
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _downloading(location, path):
-                torch.hub.download_url_to_file(location, str(path))
+    path, url = weights_place(model)
+    if url is not None and not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _downloading(url, path):
+            torch.hub.download_url_to_file(url, str(path))
     if not path.is_file():
         raise InputError(f"{path}: there is no such weights file")
     if model.sha256 is not None:
@@ -250,8 +258,8 @@ def _build_torchvision(model: Model) -> nn.Module:
     download: AbstractContextManager = nullcontext()
     if model.weights_kind == "torchvision":
         weights = _torchvision_weights(model)
-        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
-        download = _downloading(weights.url, path)
+        path, url = weights_place(model)
+        download = _downloading(str(url), path)
     with download:
         try:
             return _torchvision().get_model(model.source, weights=weights, **model.arguments)

@@ -18,6 +18,7 @@ from typing import Any
 
 from igmask import config
 from igmask.config import EXTENSIONS, Dataset, Model, percent
+from igmask.errors import InputError
 
 STAGES = {
     "train": 1,
@@ -33,12 +34,12 @@ STAGES = {
 class Workflow:
     """The jobs of one configuration; methods named `…_options` take a rule's wildcards."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.study = config.parse(settings)
+    def __init__(self, settings: Mapping[str, Any], *, with_files: bool = True) -> None:
+        self.study = config.parse(settings, with_files=with_files)
         dataset = self.study.dataset
         self.data = dataset.name + (f"-first{dataset.limit}" if dataset.limit else "")
         self.folder = f"results/{self.data}"
-        self.models = {name: self._placed(name, m) for name, m in self.study.models.items()}
+        self.models = self._placed_models()
         self.shards = [
             f"{i}-of-{self.study.compute['shards']}"
             for i in range(1, self.study.compute["shards"] + 1)
@@ -146,10 +147,11 @@ class Workflow:
         )
 
     def index_options(self, wildcards: SimpleNamespace) -> str:
-        """Of `igmask index`; bad images and training images are other steps' concern."""
+        """Of `igmask index`, without what is other steps' concern, or people's."""
         defaults = config.dataset({"source": "demo"})
+        others = ("on_bad_image", "n_train", "obtain", "n_expected")
         dataset = dataclasses.replace(
-            self.study.dataset, on_bad_image=defaults.on_bad_image, n_train=defaults.n_train
+            self.study.dataset, **{key: getattr(defaults, key) for key in others}
         )
         seed = self.study.seed if dataset.source == "demo" else None
         return _options(dataset=_json(dataset), seed=seed)
@@ -223,6 +225,17 @@ class Workflow:
     def example_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask examples`."""
         return _options(model_name=wildcards.model, **self.study.figures)
+
+    def _placed_models(self) -> dict[str, Model]:
+        placed, problems = {}, []
+        for name, model in self.study.models.items():
+            try:
+                placed[name] = self._placed(name, model)
+            except InputError as error:
+                problems.append(f"  models.{name}: {error}")
+        if problems:
+            raise InputError("the configuration is not valid:\n" + "\n".join(problems))
+        return placed
 
     def _placed(self, name: str, model: Model) -> Model:
         """The model with its input described and, if it is trained here, its weights' place."""
