@@ -1,6 +1,6 @@
 """The command line: each command reads its options, calls one function, and names its errors.
 
-The commands are the steps of the workflow, in its order, then what people use by hand. Their
+The commands are a look ahead, the steps of the workflow, in its order, then what people use by hand. Their
 options take defaults, choices and help from config.schema.json, each under its key's name.
 """
 
@@ -204,10 +204,37 @@ class InOrder(click.Group):
 def app(log: Path | None) -> None:
     """What happens to an image classifier when the unimportant parts of an image are masked out?
 
-    Run the whole study with `snakemake --cores all`, a single image with `igmask explain`. The
-    other commands are the steps of the study, in their order.
+    Run the whole study with `snakemake --cores all`, and `igmask check` before it; a single image
+    with `igmask explain`. The other commands are the steps of the study, in their order.
     """
     log_to(log)
+
+
+@app.command()
+@click.option(
+    "--configfile", type=File, help="The configuration; by default config.yaml, else the demo's."
+)
+@click.option(
+    "--trial/--no-trial",
+    default=True,
+    show_default=True,
+    help="Load the networks, compare them with the labels and time them.",
+)
+def check(configfile: Path | None, trial: bool) -> None:
+    """Look for all that would stop the study, and estimate its time; writes nothing.
+
+    Exits with 1 if something would.
+    """
+    from igmask.check import check
+
+    file = configfile or config.default_file()
+    levels = []
+    for finding in check(_read_settings(str(file)), trial=trial):
+        click.echo(str(finding))
+        levels.append(finding.level)
+    n_errors = levels.count("error")
+    click.echo(f"\n{n_errors} to mend: {file}" if n_errors else f"\nall is well: {file}")
+    sys.exit(1 if n_errors else 0)
 
 
 @app.command()

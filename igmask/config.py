@@ -124,6 +124,15 @@ def schema() -> dict[str, Any]:
     return json.loads(Path(__file__).with_name("config.schema.json").read_text("utf-8"))
 
 
+def default_file() -> Path:
+    """Return config.yaml of the working directory, else the demo's beside the Snakefile."""
+    here = Path("config.yaml")
+    shipped = Path(__file__).resolve().parents[1] / here
+    if not here.is_file() and not shipped.is_file():
+        raise InputError(f"there is no {here} in the working directory; give --configfile")
+    return here if here.is_file() else shipped
+
+
 def parse(config: Mapping[str, Any], *, with_files: bool = True) -> Study:
     """Return the study that a configuration describes.
 

@@ -19,11 +19,22 @@ FLOORS = [
     {"arrays", "decode", "ig", "published"},
     {"captum", "data", "models", "baselines", "masks", "drawing"},
     {
-        *("train", "prepare", "attribute", "tables", "examples", "curves", "loader", "inspect"),
+        *(
+            "train",
+            "prepare",
+            "attribute",
+            "tables",
+            "examples",
+            "curves",
+            "loader",
+            "inspect",
+            "trial",
+        ),
         *("bench", "bench_kernels", "pages"),
     },
     {"preflight", "evaluate", "explain", "bench_page", "bench_kernels_page"},
     {"workflow", "export"},
+    {"check"},
     {"cli"},
 ]
 FLOOR_OF = {name: i for i, floor in enumerate(FLOORS) for name in floor}

@@ -1,0 +1,299 @@
+"""What `igmask check` finds, good and bad."""
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+from torch import nn
+
+from igmask import check, cli, models, trial
+from igmask.check import Finding
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE, N_IMAGES = 16, 9
+
+NETWORK = """
+from torch import nn
+
+def conv(classes=3):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, classes))
+
+class Broken(nn.Module):
+    def forward(self, x):
+        raise KeyError("no such layer")
+"""
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Settings of a study of a flat folder with labels and one network, in its directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(trial, "_BUDGET_S", 0.1)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    (tmp_path / "check_net.py").write_text(NETWORK)
+    (tmp_path / "classes.txt").write_text("cat\ndog\nemu\n")
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    rows = ["file,label"]
+    for i in range(N_IMAGES):
+        pixels = rng.integers(0, 256, (20, 18, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+        rows.append(f"{i}.png,{('cat', 'dog', 'emu')[i % 3]}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    return {
+        "dataset": {
+            "name": "pets",
+            "source": "csv",
+            "root": "photos",
+            "labels": "labels.csv",
+            "classes": "classes.txt",
+        },
+        "models": {"a": {"source": "check_net:conv", "size": SIZE}},
+        "attribution": {"n_steps": 5},
+    }
+
+
+def found(study, about, **options):
+    """What is found about something: {level: all that is said}."""
+    findings = [f for f in check.check(study, **options) if f.about == about]
+    return {f.level: "\n".join(g.says for g in findings if g.level == f.level) for f in findings}
+
+
+def test_a_good_study_has_nothing_to_mend_and_nothing_is_written(study, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    findings = list(check.check(study))
+    assert {f.level for f in findings} == {"ok"}
+    about = ["configuration", "dataset", "images", "a", "a", "disk", "memory", "time"]
+    assert [f.about for f in findings] == about
+    assert found(study, "dataset")["ok"] == "9 images of 3 classes"
+    assert "8 tried as 16" in found(study, "images")["ok"]
+    assert "3 classes; an attribution takes" in found(study, "a")["ok"]
+    assert [p for p in sorted(tmp_path.rglob("*")) if "__pycache__" not in str(p)] == before
+
+
+def test_no_trial_loads_no_network(study, monkeypatch):
+    monkeypatch.setattr(models, "build", None)
+    about = [f.about for f in check.check(study, trial=False)]
+    assert about == ["configuration", "dataset", "images", "a", "disk"]
+
+
+def test_a_wrong_configuration_names_every_mistake(study):
+    study["models"]["b"] = {"source": "resnet5O", "weights": "IMAGENET1K_V1"}
+    study["models"]["c"] = {"source": "resnet50", "weights": "IMAGENET1K_V9"}
+    (finding,) = check.check(study)
+    assert finding.level == "error"
+    assert "models.b: torchvision has no classifier 'resnet5O'" in finding.says
+    assert "models.c: resnet50 has no weights 'IMAGENET1K_V9'" in finding.says
+
+
+def test_problems_of_several_kinds_are_all_found(study):
+    study["models"]["b"] = {"source": "check_net:Broken", "size": SIZE}
+    study["models"]["c"] = {"source": "check_net:conv", "size": SIZE, "weights": "no.pth"}
+    study["attribution"]["baseline"] = "no.png"
+    Path("labels.csv").unlink()
+    Path("photos").rename("other")
+    findings = list(check.check(study))
+    wrong = {f.about: f.says for f in findings if f.level == "error"}
+    assert list(wrong) == ["dataset", "baseline", "b", "c"]
+    assert "dataset.labels: there is no file 'labels.csv'" in wrong["dataset"]
+    assert "dataset.root: there is no folder 'photos'" in wrong["dataset"]
+    assert "no.png: there is no such file" in wrong["baseline"]
+    assert "KeyError: 'no such layer'" in wrong["b"]
+    assert "no file 'no.pth'" in wrong["c"]
+    assert "an attribution takes" in found(study, "a")["ok"]
+
+
+def test_missing_images_name_how_they_are_had_and_an_archive_at_hand(study):
+    study["dataset"]["obtain"] = "my photos.tar from example.org"
+    Path("photos").rename("other")
+    Path("my photos.tar").touch()
+    Path("unrelated.tar").touch()
+    says = found(study, "dataset")["error"]
+    assert "my photos.tar from example.org" in says
+    assert "mkdir -p photos && tar -xf 'my photos.tar' -C photos" in says
+    assert "unrelated" not in says
+    Path("photos").mkdir()
+    assert "tar -xf" in found(study, "dataset")["error"]
+    shutil.copy("other/1.png", "photos")
+    assert "tar -xf" not in found(study, "dataset")["error"]
+
+
+def test_imagenet_says_which_archive_to_get(study):
+    imagenet = yaml.safe_load((ROOT / "config/imagenet.yaml").read_text())["dataset"]
+    study["dataset"] = imagenet
+    says = found(study, "dataset", trial=False)["error"]
+    assert "mkdir -p imagenet/val && tar -xf ILSVRC2012_img_val.tar -C imagenet/val" in says
+    assert "LOC_synset_mapping.txt" in says
+    # With the images missing, those that are expected are reckoned with.
+    assert f"images {50_000 * 3 * SIZE**2 / 1e6:.3g} MB" in found(study, "disk", trial=False)["ok"]
+
+
+def test_another_number_of_images_is_a_warning(study):
+    study["dataset"]["n_expected"] = 10
+    assert "9 images of 3 classes; 10 are" in found(study, "dataset", trial=False)["warning"]
+    study["dataset"]["n_expected"] = 9
+    assert "ok" in found(study, "dataset", trial=False)
+
+
+def test_unreadable_images_are_named(study):
+    Path("photos/0.png").write_text("no image")
+    Image.new("RGB", (8, 8)).save("photos/8.png")
+    says = found(study, "images", trial=False)["error"]
+    assert says.startswith("2 of 8 tried cannot be used")
+    assert "photos/0.png: not an image" in says
+    assert "8.png: 8×8 pixels are fewer" in says
+    study["dataset"]["on_bad_image"] = "skip"
+    assert "warning" in found(study, "images", trial=False)
+
+
+def test_labels_outside_the_network_are_an_error(study):
+    study["models"]["a"]["arguments"] = {"classes": 2}
+    assert "3 labels are outside the model's classes 0 … 1" in found(study, "a")["error"]
+
+
+def test_folders_that_do_not_name_all_classes_are_a_warning(study):
+    for name in ("cat", "dog", "emu"):
+        Path("tree", name).mkdir(parents=True)
+        shutil.copy("photos/0.png", f"tree/{name}/0.png")
+    study["dataset"] = {"source": "folder", "root": "tree"}
+    study["models"]["a"]["arguments"] = {"classes": 5}
+    assert "has 5 classes, and the dataset 3 class folders" in found(study, "a")["warning"]
+
+
+def test_weights_that_fit_and_that_do_not(study):
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3)
+    torch.save(nn.Sequential(*layers).state_dict(), "good.pth")
+    torch.save(nn.Sequential(*layers[:2]).state_dict(), "bad.pth")
+    study["models"]["a"]["weights"] = "good.pth"
+    assert "weights: good.pth, 1" in found(study, "a")["ok"]
+    study["models"]["a"]["weights"] = "bad.pth"
+    assert "bad.pth: the weights do not fit the network" in found(study, "a")["error"]
+
+
+def test_weights_to_be_fetched_are_sized_and_left_where_they_are(study, tmp_path):
+    Path("far.pth").write_bytes(bytes(3_000_000))
+    study["models"]["a"]["weights"] = (tmp_path / "far.pth").as_uri()
+    findings = found(study, "a")
+    assert set(findings) == {"ok"}
+    assert "weights: 3 MB will be fetched from file://" in findings["ok"]
+    assert not Path("hub").exists()
+    Path("far.pth").unlink()
+    findings = found(study, "a")
+    assert "cannot be fetched here" in findings["error"]
+    assert str(tmp_path / "hub") in findings["error"]
+    assert "an attribution takes" in findings["ok"]  # with random weights
+
+
+def test_a_disk_that_is_too_small(study, monkeypatch):
+    images = 9 * 3 * SIZE**2
+    scores = 9 * 2 * 36 * 4
+    masks = 9 * 4 * 5
+    records = 9 * (1 + 4 + 8 * 2) * check._RECORD_BYTES
+    needed = images + scores + masks + records
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(needed, 1, needed - 1))
+    assert f"{needed / 1e3:.3g} kB to be written" in found(study, "disk", trial=False)["error"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(needed, 0, needed))
+    assert "ok" in found(study, "disk", trial=False)
+    # What a part of the study has written is written.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(needed, 100, needed - 100))
+    Path("results/pets").mkdir(parents=True)
+    Path("results/pets/x.npy").write_bytes(bytes(100))
+    assert "ok" in found(study, "disk", trial=False)
+
+
+@pytest.mark.parametrize(
+    ("free", "level", "message"),
+    [
+        (10**12, "ok", "a job of a takes"),
+        (10**9, "warning", "not enough for 4 jobs side by side"),
+        (10**8, "error", "set compute.batch_size lower"),
+    ],
+)
+def test_memory(study, monkeypatch, free, level, message):
+    memory = namedtuple("Memory", "available")
+    monkeypatch.setattr(check, "n_cores", lambda: 4)
+    monkeypatch.setattr(check.psutil, "virtual_memory", lambda: memory(free))
+    study["compute"] = {"shards": 4, "batch_size": 2}
+    assert message in found(study, "memory")[level]
+
+
+def test_a_device_that_is_not_there(study):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    study["compute"] = {"device": "cuda"}
+    assert "no usable GPU" in found(study, "a")["error"]
+
+
+def test_the_time_is_that_of_the_pace(study, monkeypatch):
+    pace = trial.Pace(2.0, 0.5, weight_bytes=1, point_bytes=1, batch_size=1)
+    monkeypatch.setattr(check, "pace", lambda *_, **__: pace)
+    monkeypatch.setattr(check, "_JOB_S", 0)
+    monkeypatch.setattr(check, "n_cores", lambda: 4)
+    study["compute"] = {"threads": 2, "shards": 4}
+    lines = [line.split() for line in found(study, "time")["ok"].splitlines()]
+    assert ["attribute", "9", "s"] in lines  # 9 images of 2 s, two side by side
+    assert ["evaluate", "38.2", "s"] in lines  # 9 · (1 + 8 · 2) of 0.5 s, two side by side
+
+
+def test_a_slow_network_takes_fewer_steps_for_the_same_pace(monkeypatch):
+    asked = []
+
+    def attribute(n_images, n_steps):
+        asked.append((n_images, n_steps))
+        return n_images * (1 + 2 * n_steps)
+
+    monkeypatch.setattr(trial, "_BUDGET_S", 20)
+    assert trial._attribution_s(attribute, 50) == 101
+    assert asked == [(1, 2), (1, 2), (1, 8)]
+    asked.clear()
+    monkeypatch.setattr(trial, "_BUDGET_S", 500)
+    assert trial._attribution_s(attribute, 50) == 101
+    assert asked[-1] == (4, 50)
+
+
+def test_the_threads_are_the_studys_and_then_as_before(study, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+
+    def pace(*_, **__):
+        seen.append(torch.get_num_threads())
+        return trial.Pace(2.0, 0.5, weight_bytes=1, point_bytes=1, batch_size=1)
+
+    monkeypatch.setattr(check, "pace", pace)
+    study["compute"] = {"threads": before + 1}
+    found(study, "a")
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
+
+
+def test_the_demo_is_well(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trial, "_BUDGET_S", 0.1)
+    done = CliRunner().invoke(cli.app, ["check"])
+    assert done.exit_code == 0, done.output
+    assert done.output.count("weights: trained by the study") == 4
+    assert f"all is well: {ROOT / 'config.yaml'}" in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_exits_with_one_and_takes_the_configuration_at_hand(study, tmp_path):
+    study["models"]["a"]["arguments"] = {"classes": 2}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(study))
+    done = CliRunner().invoke(cli.app, ["check"])
+    assert done.exit_code == 1
+    assert "1 to mend: config.yaml" in done.output
+    done = CliRunner().invoke(cli.app, ["check", "--configfile", "config.yaml", "--no-trial"])
+    assert done.exit_code == 0, done.output
+
+
+def test_lines_are_aligned():
+    lines = str(Finding("disk", "one\ntwo", "warning")).splitlines()
+    assert lines == ["warning  disk           one", "                        two"]
