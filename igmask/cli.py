@@ -1,7 +1,7 @@
 """The command line: each command reads its options, calls one function, and names its errors.
 
-The commands are a look ahead, the steps of the workflow, in its order, then what people use by hand. Their
-options take defaults, choices and help from config.schema.json, each under its key's name.
+The commands are a look ahead, the steps of the workflow in its order, and what people use by hand.
+Their options take defaults, choices and help from config.schema.json, each under its key's name.
 """
 
 import json

@@ -123,6 +123,15 @@ def test_all_mistakes_are_named_at_once():
     assert all(key in message for key in ("n_steps", "sed", "models.a.sizes"))
 
 
+def test_missing_images_say_how_they_are_had_and_need_not_be_there_yet():
+    settings = changed(
+        "dataset", {"source": "folder", "root": "no such", "obtain": "a.tar\nof example.org\n"}
+    )
+    with pytest.raises(InputError, match=r"no folder 'no such'\n    a\.tar\n    of example\.org$"):
+        config.parse(settings)
+    assert config.parse(settings, with_files=False).dataset.root == "no such"
+
+
 def test_training_needs_the_demo_and_no_weights(tmp_path):
     settings = changed("models/a/train", {})
     settings["dataset"] = {"source": "folder", "root": str(tmp_path)}

@@ -87,6 +87,14 @@ def test_unlisted_and_empty_class_folders_are_named(tree, tmp_path):
         index(config.dataset(dataset))
 
 
+@pytest.mark.parametrize("root", [".", "./", "../{}"])
+def test_names_are_the_same_from_wherever_the_root_is_named(tree, monkeypatch, root):
+    expected, _ = index(config.dataset({"source": "folder", "root": str(tree)}))
+    monkeypatch.chdir(tree)
+    found, _ = index(config.dataset({"source": "folder", "root": root.format(tree.name)}))
+    assert found["name"].tolist() == expected["name"].tolist()
+
+
 def test_missing_root_and_no_folders_are_named(tmp_path):
     with pytest.raises(InputError, match="nowhere: there is no such folder"):
         index(config.dataset({"source": "folder", "root": str(tmp_path / "nowhere")}))

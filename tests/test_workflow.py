@@ -141,6 +141,8 @@ def test_options_leave_out_what_a_job_does_not_depend_on(flow):
     assert "--batch-size 3" in other.compute_options()
     more = Workflow(STUDY | {"dataset": {"source": "demo", "n_train": 77, "limit": 3}})
     assert more.index_options(of()) == flow.index_options(of())
+    said = Workflow(STUDY | {"dataset": STUDY["dataset"] | {"obtain": "there", "n_expected": 9}})
+    assert said.index_options(of()) == flow.index_options(of())
     assert more.train_options(of()) != flow.train_options(of())
 
 
