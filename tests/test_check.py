@@ -113,17 +113,17 @@ def test_problems_of_several_kinds_are_all_found(study):
 
 
 def test_missing_images_name_how_they_are_had_and_an_archive_at_hand(study):
-    study["dataset"]["obtain"] = "my photos.tar from example.org"
+    study["dataset"] |= {"obtain": "my photos.tar from example.org", "root": "the photos"}
     Path("photos").rename("other")
     Path("my photos.tar").touch()
     Path("unrelated.tar").touch()
     says = found(study, "dataset")["error"]
     assert "my photos.tar from example.org" in says
-    assert "mkdir -p photos && tar -xf 'my photos.tar' -C photos" in says
+    assert "mkdir -p 'the photos' && tar -xf 'my photos.tar' -C 'the photos'" in says
     assert "unrelated" not in says
-    Path("photos").mkdir()
+    Path("the photos").mkdir()
     assert "tar -xf" in found(study, "dataset")["error"]
-    shutil.copy("other/1.png", "photos")
+    shutil.copy("other/1.png", "the photos")
     assert "tar -xf" not in found(study, "dataset")["error"]
 
 
@@ -224,6 +224,21 @@ def test_memory(study, monkeypatch, free, level, message):
     monkeypatch.setattr(check.psutil, "virtual_memory", lambda: memory(free))
     study["compute"] = {"shards": 4, "batch_size": 2}
     assert message in found(study, "memory")[level]
+
+
+@pytest.mark.parametrize(
+    "attribution",
+    [
+        {"n_steps": "auto"},
+        {"baseline": "uniform", "n_baselines": 2, "n_steps": 1},
+        {"target": "label", "of": "logit", "rule": "trapezoid", "n_steps": 2, "precision": "bf16"},
+    ],
+)
+def test_networks_are_tried_with_the_studys_attribution(study, attribution):
+    study["attribution"] = attribution
+    findings = list(check.check(study))
+    assert {f.level for f in findings} == {"ok"}, findings
+    assert ("n_steps is auto" in findings[-1].says) == (attribution["n_steps"] == "auto")
 
 
 def test_a_device_that_is_not_there(study):
