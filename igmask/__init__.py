@@ -13,6 +13,7 @@ The modules, lower ones first; each imports from those above it only:
     kernels/      tensors: path, squares, selection, masks, filling
     errors, config, progress     the user's side: bad input, settings, bars
     quadrature, stem, network, ig    the engine
+    devices       a GPU of its own for each job
     arrays, decode, demo, zoo
     captum, data, models, baselines, masks, published
     train, prepare, preflight, attribute, evaluate    the steps of the study

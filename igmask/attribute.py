@@ -9,6 +9,7 @@ import torch
 
 from igmask import arrays, baselines, models
 from igmask.config import Model, settings
+from igmask.devices import take_device
 from igmask.errors import InputError, refuse
 from igmask.ig import Auto, NotFinite, integrated_gradients
 from igmask.kernels import grid, square_parts
@@ -54,7 +55,7 @@ def write_scores(
     """
     images, records, made_by = arrays.read_shard(images_path)
     model = models.complete(model)
-    where = models.pick_device(device)
+    where = take_device(device)
     network = models.load(model, device=where)
     check_labels(records, models.n_classes(network, model))
     n_steps = attribution["n_steps"]

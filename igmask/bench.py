@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from igmask import machine, zoo
+from igmask.devices import take_device
 from igmask.errors import InputError, matching
 from igmask.ig import integrated_gradients, overlap
-from igmask.models import pick_device
 from igmask.network import all_finite, input_gradients, multiply_in, prepare
 from igmask.progress import Meter, say
 
@@ -161,7 +161,7 @@ def measure(
               peaks, in processes of their own
     raises    InputError for an unknown model or contestant, or if Captum is not installed
     """
-    where = str(pick_device(device))
+    where = str(take_device(device))
     on_gpu = where.startswith("cuda")
     if unknown := sorted(set(models) - set(MODELS)):
         raise InputError(f"unknown models {unknown}; choose from {', '.join(MODELS)}")
@@ -360,6 +360,7 @@ class _Run:
     def __init__(self, setting: Setting, contestant: Contestant) -> None:
         self._setting, self._contestant = setting, contestant
         if setting.on_gpu:
+            torch.cuda.set_device(setting.device)  # whose memory is counted
             multiply_in("fp32")
         self._network, self._images, self._targets = build(setting)
         if contestant.like == "captum tuned":

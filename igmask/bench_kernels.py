@@ -15,9 +15,9 @@ from torch import Tensor
 
 from igmask import machine
 from igmask.bench_cases import KERNELS, ONE_DTYPE, ONE_LAYOUT, Case, Kind, Tensors
+from igmask.devices import take_device
 from igmask.errors import matching
 from igmask.kernels import has_kernel
-from igmask.models import pick_device
 from igmask.progress import Meter
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,7 +43,7 @@ def measure(
     skip:     names of kernels to leave out, or patterns such as `path_*`
     raises    InputError for an unknown kernel
     """
-    where = pick_device(device)
+    where = take_device(device)
     left_out = matching("kernels", skip, list(KERNELS))
     names = [name for name in KERNELS if name not in left_out]
     compiled = where.type == "cuda" if compiled is None else compiled

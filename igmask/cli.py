@@ -444,12 +444,13 @@ def inspect(model: str, size: int | None, device: str) -> None:
     import torch
 
     from igmask import models
+    from igmask.devices import pick_device
     from igmask.inspect import inspect as inspected
     from igmask.inspect import report
 
     described = config.model(_read_settings(model) if _are_settings(model) else {"source": model})
     side = size or described.size or models.usual_size(described)
-    where = models.pick_device(device)
+    where = pick_device(device)
     network = models.build(described).eval().to(where)
     images = torch.rand(2, 3, side, side, device=where)
     print(report(described.source, inspected(network, images), (3, side, side)))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from igmask import arrays, models
 from igmask.attribute import check_labels, full_batch
 from igmask.config import Model, settings
+from igmask.devices import take_device
 from igmask.errors import InputError, refuse
 from igmask.kernels import fill_colours, occluded_input
 from igmask.masks import area, pack, random_like, unpack
@@ -57,7 +58,7 @@ def evaluate(
     if records.empty:
         raise InputError("no image of the dataset is usable, so there is nothing to evaluate")
     model = models.complete(model)
-    where = models.pick_device(device)
+    where = take_device(device)
     network = models.load(model, device=where)
     n_classes = models.n_classes(network, model)
     check_labels(records, n_classes)

@@ -11,6 +11,7 @@ from igmask import config, models
 from igmask.config import Model, percent
 from igmask.data import class_names, class_numbers
 from igmask.decode import fit, read_rgb
+from igmask.devices import pick_device
 from igmask.drawing import draw_explanation
 from igmask.errors import InputError
 from igmask.examples import class_name
@@ -57,7 +58,7 @@ def load_model(source: str, *, device: str = "cpu", **settings: Any) -> torch.nn
     raises InputError if it cannot be had
     """
     model = config.model({"source": source, **settings})
-    return models.load(model, device=models.pick_device(device))
+    return models.load(model, device=pick_device(device))
 
 
 def explain(
@@ -81,7 +82,7 @@ def explain(
     classes of a network of one's own. Options as in config.yaml.
     """
     model = models.complete(model)
-    where = models.pick_device(device)
+    where = pick_device(device)
     network = models.load(model, device=where)
     names = class_names(class_numbers(classes)) if classes else models.class_names(model)
     try:

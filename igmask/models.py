@@ -212,15 +212,6 @@ def class_names(model: Model) -> list[str]:
     return list(_torchvision_weights(model).meta.get("categories", []))
 
 
-def pick_device(name: str) -> torch.device:
-    """Return the device of that name; `auto` is a GPU if there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("device cuda: this machine has no usable GPU; set device to cpu or auto")
-    return torch.device(name)
-
-
 def pixels(images: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Return images (N, H, W, 3) uint8 as (N, 3, H, W) float32 in [0, 1], channels last."""
     if not isinstance(images, Tensor):

@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
+from igmask import devices
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu_held():
+    """Steps run within a test would hold a GPU that later tests' jobs wait for."""
+    yield
+    devices.release()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     {"kernels", "errors", "quadrature"},
     {"config", "progress", "demo", "zoo", "stem", "machine", "bench_cases"},
-    {"network"},
+    {"network", "devices"},
     {"arrays", "decode", "ig", "published"},
     {"captum", "data", "models", "baselines", "masks", "drawing"},
     {
@@ -83,6 +83,7 @@ def test_kernels_know_tensors_only(path):
         ("igmask", "torch"),
         ("igmask.cli", "torch"),
         ("igmask.workflow", "torch"),
+        ("igmask.devices", "torch"),
         ("igmask.prepare", "torch"),
         ("igmask.tables", "torch"),
         ("igmask.cli", "pandas"),

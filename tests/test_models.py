@@ -264,13 +264,6 @@ def test_pixels_are_scaled_and_channels_last():
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_named():
-    assert models.pick_device("auto") == torch.device("cpu")
-    with pytest.raises(InputError, match="no usable GPU"):
-        models.pick_device("cuda")
-
-
 @pytest.mark.parametrize(("depth", "file", "top1"), [(20, "resnet20-12fca82f.th", 80.4)])
 def test_trained_cifar_networks(cifar, depth, file, top1):
     settings = {

@@ -330,3 +330,19 @@ def test_half_precision_is_close_to_single(study):
         found.append(arrays.read_array(scores[0])[:, 0])
     assert not np.array_equal(*found)
     assert np.linalg.norm(found[1] - found[0]) < 0.1 * np.linalg.norm(found[0])
+
+
+def test_a_device_is_taken_before_a_network_comes_to_it(study, monkeypatch):
+    images, _, masks = run(study / "out")
+
+    def taken(name):
+        raise InputError(f"{name} is taken")
+
+    monkeypatch.setattr("igmask.attribute.take_device", taken)
+    monkeypatch.setattr("igmask.evaluate.take_device", taken)
+    monkeypatch.setattr(models, "load", None)
+    options = {"model": network(), "device": "cuda:1"}
+    with pytest.raises(InputError, match="cuda:1 is taken"):
+        write_scores(images[0], study / "x.npy", **options, attribution=ATTRIBUTION, side=3, seed=0)
+    with pytest.raises(InputError, match="cuda:1 is taken"):
+        evaluate(images, study / "x.parquet", masks=masks, **options)
