@@ -27,6 +27,7 @@ from igmask.baselines import read_baseline
 from igmask.config import Dataset, Geometry, Model, Study
 from igmask.data import index, opener, unnamed_classes
 from igmask.decode import fit
+from igmask.devices import pick_device
 from igmask.errors import InputError
 from igmask.kernels import grid
 from igmask.machine import n_cores
@@ -208,7 +209,7 @@ def network(
     if attribution["baseline"] not in config.BASELINES:
         attribution["baseline"] = "black"  # a file has a finding of its own
     try:
-        device = models.pick_device(compute["device"])
+        device = pick_device(compute["device"])
         loaded = ready(model, device)
         n_classes = models.n_classes(loaded, model)
         if len(images.records):
@@ -268,7 +269,7 @@ def disk(flow: Workflow, n_images: int) -> Finding:
 
 def memory(study: Study, paces: dict[str, Pace]) -> Finding:
     """Whether the jobs' batches fit into the memory of the device that they run on."""
-    device = models.pick_device(study.compute["device"])
+    device = pick_device(study.compute["device"])
     on_gpu = device.type == "cuda"
     takes = {
         name: p.weight_bytes + p.batch_size * p.point_bytes + (0 if on_gpu else _JOB_BYTES)
@@ -349,7 +350,7 @@ def duration(flow: Workflow, images: Images, paces: dict[str, Pace]) -> Finding:
 
 def _beside(study: Study, n_models: int) -> int:
     """Networks that run side by side: all cores' worth of them, or one on a GPU."""
-    if models.pick_device(study.compute["device"]).type == "cuda":
+    if pick_device(study.compute["device"]).type == "cuda":
         return 1
     lanes = max(1, n_cores() // study.compute["threads"])
     return min(lanes, n_models * study.compute["shards"])
