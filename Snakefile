@@ -32,6 +32,19 @@ try:
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
+# Snakemake knows what made a file by its own notes. Where it has none, results may have been copied
+# here, and it would take them for its own whatever made them.
+if not os.path.isdir(".snakemake/metadata") or not os.listdir(".snakemake/metadata"):
+    from igmask.verify import foreign
+
+    if strangers := foreign(flow):
+        listed = "\n".join(f"  {line}" for line in strangers[:5])
+        raise WorkflowError(
+            f"{len(strangers)} results were made with other settings, the first\n{listed}\n"
+            "Move them away, or let `igmask verify --remove`, with the same --configfile, remove "
+            "what is not of this configuration"
+        )
+
 
 # Not in params: a change of device, batch size, threads or engine re-runs nothing.
 COMPUTE = flow.compute_options()

@@ -21,7 +21,7 @@ The modules, lower ones first; each imports from those above it only:
     export    the evaluated images as files, for other tools
     loader, inspect    a DataLoader to disk; the engine seen from outside
     machine, bench_cases, bench, bench_kernels, pages, …_page    against Captum, against PyTorch
-    trial, workflow, check, cli                       what Snakemake and people call
+    trial, workflow, check, verify, cli               what Snakemake and people call
 """
 
 import importlib

@@ -24,7 +24,7 @@ from igmask.errors import InputError
 CHECKSUM = "crc32"  # the column of the records
 
 _METADATA = b"igmask"
-_ADVICE = "`igmask verify --remove` clears away what is damaged, and the next run makes it again"
+ADVICE = "`igmask verify --remove` clears away what is damaged, and the next run makes it again"
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def read_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a whole .npy array ({error}); {_ADVICE}") from error
+        raise InputError(f"{path}: not a whole .npy array ({error}); {ADVICE}") from error
 
 
 def read_rows(path: Path, rows: Any) -> np.ndarray:
@@ -140,7 +140,7 @@ def read_shard(path: Path) -> tuple[np.ndarray, pd.DataFrame, dict[str, Any]]:
     array, (records, settings) = read_array(path), read_records(records_of(path))
     if len(array) != len(records):
         raise InputError(
-            f"{path}: {len(array)} rows, and {len(records)} records beside it; {_ADVICE}"
+            f"{path}: {len(array)} rows, and {len(records)} records beside it; {ADVICE}"
         )
     return array, records, settings
 
@@ -175,7 +175,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not records of igmask ({error}); {_ADVICE}") from error
+        raise InputError(f"{path}: not records of igmask ({error}); {ADVICE}") from error
 
 
 def _settings(schema: pa.Schema) -> dict[str, Any]:

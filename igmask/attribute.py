@@ -123,7 +123,7 @@ def write_scores(
         records[name] = values.numpy().astype(dtype)
     made_by |= {
         "step": "attribute",
-        "read": {"images": arrays.digest(records)},
+        "read": {"images": arrays.digest(records)} | models.weights_digest(model),
         "model": settings(model),
         "class_names": models.class_names(model) or made_by["classes"],
         "attribution": attribution,

@@ -128,6 +128,12 @@ def output(default: str | None = None, **changes: Any) -> Callable:
     return click.option("--output", "-o", **attributes | changes)
 
 
+def configfile() -> Callable:
+    """Return the option that names the configuration."""
+    text = "The configuration; by default config.yaml, else the demo's."
+    return click.option("--configfile", type=File, help=text)
+
+
 def model() -> Callable:
     """Return the option that describes a model."""
     return click.option(
@@ -211,9 +217,7 @@ def app(log: Path | None) -> None:
 
 
 @app.command()
-@click.option(
-    "--configfile", type=File, help="The configuration; by default config.yaml, else the demo's."
-)
+@configfile()
 @click.option(
     "--trial/--no-trial",
     default=True,
@@ -413,6 +417,34 @@ def explain(image: Path, **options: Any) -> None:
     from igmask.explain import explain
 
     explain(image, **options)
+
+
+@app.command()
+@click.argument("results", type=File, default="results", required=False)
+@configfile()
+@click.option(
+    "--remove", is_flag=True, help="Remove what is bad, so that the next run makes it again."
+)
+def verify(results: Path, configfile: Path | None, remove: bool) -> None:
+    """Check every file of a study: is it there, whole, and made with these settings of the others?
+
+    RESULTS is the folder, results/ by default. Exits with 1 if something is missing, damaged or
+    stale.
+    """
+    from igmask import verify as checks
+    from igmask.workflow import Workflow
+
+    flow = Workflow(_read_settings(str(configfile or config.default_file())))
+    n_bad = 0
+    for made, problem in checks.verify(flow, results):
+        n_bad += 1
+        say(f"{made.path}: {problem}")
+        if remove:
+            checks.remove(made, results)
+    if n_bad:
+        say(f"{n_bad} files are not as they should be" + (", and are removed" if remove else ""))
+        sys.exit(1 - remove)
+    say("every file is there, whole, and of this configuration")
 
 
 @app.command()

@@ -66,7 +66,7 @@ def evaluate(
     mean, std = (value.flatten() for value in normalize.buffers())
 
     condition: dict[str, Any] = {"mode": "original"}
-    read = {"images": arrays.digest(records)}
+    read = {"images": arrays.digest(records)} | models.weights_digest(model)
     kinds: tuple[str, ...] = ("none",)
     if masks is not None:
         masked, made_by_mask = read_masks(masks, records, made_by)

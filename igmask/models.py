@@ -137,6 +137,14 @@ def weights_file(model: Model) -> Path:
     return path
 
 
+def weights_digest(model: Model) -> dict[str, str]:
+    """Return {"weights": sha256} of the file of a model's weights, if it has one."""
+    if model.weights_kind != "file":
+        return {}
+    with weights_file(model).open("rb") as file:
+        return {"weights": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
 def load_weights(network: nn.Module, path: Path, *, key: str | None, prefix: str) -> None:
     """Load a state dict, .safetensors or .pth, into the network; every parameter must fit.
 

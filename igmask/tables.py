@@ -74,11 +74,16 @@ def collect(record_paths: Iterable[Path]) -> Results:
     return Results(accuracy, _notes(notes, accuracy))
 
 
+def accuracy_text(record_paths: list[Path]) -> str:
+    """Return the text of accuracy.csv."""
+    return _csv(collect(record_paths).accuracy)
+
+
 def write_tables(record_paths: list[Path], *, output: Path) -> None:
     """Write accuracy.csv, and table1 … table3 as .csv, .md, .html and .tex, to a folder."""
     results = collect(record_paths)
     accuracy = results.accuracy
-    arrays.write_text(output / "accuracy.csv", accuracy.round(4).to_csv(index=False))
+    arrays.write_text(output / "accuracy.csv", _csv(accuracy))
     middle = _nearest(accuracy["p"].dropna().unique(), 50)
     tables = {
         "Table 1. Top-1 accuracy in %, keeping the squares with the top p % of the attribution": (
@@ -138,6 +143,10 @@ def render(wide: pd.DataFrame, *, title: str, notes: list[str]) -> dict[str, str
         "tex": f"\\begin{{table}}\n\\centering\n\\caption{{{_latex(title)}}}\n"
         f"{latex}{latex_notes}\n\\end{{table}}\n",
     }
+
+
+def _csv(accuracy: pd.DataFrame) -> str:
+    return accuracy.round(4).to_csv(index=False)
 
 
 def _row(records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str, Any]:

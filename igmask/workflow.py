@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from igmask import config
-from igmask.config import EXTENSIONS, Dataset, Model, percent
+from igmask.config import EXTENSIONS, Model, percent
 from igmask.errors import InputError
 
 STAGES = {
@@ -142,24 +142,26 @@ class Workflow:
     def train_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask train`."""
         model = dataclasses.replace(self.models[wildcards.model], weights=None)
-        return _options(
-            model=_json(model), n_train=self.study.dataset.n_train, seed=self.study.seed
-        )
+        return _options(model=_of(model), n_train=self.study.dataset.n_train, seed=self.study.seed)
 
-    def index_options(self, wildcards: SimpleNamespace) -> str:
-        """Of `igmask index`, without what is other steps' concern, or people's."""
+    def index_settings(self) -> dict[str, Any]:
+        """The dataset's settings that differ from their defaults, without other steps' concerns."""
         defaults = config.dataset({"source": "demo"})
         others = ("on_bad_image", "n_train", "obtain", "n_expected")
         dataset = dataclasses.replace(
             self.study.dataset, **{key: getattr(defaults, key) for key in others}
         )
-        seed = self.study.seed if dataset.source == "demo" else None
-        return _options(dataset=_json(dataset), seed=seed)
+        return config.given_settings(dataset)
+
+    def index_options(self, wildcards: SimpleNamespace) -> str:
+        """Of `igmask index`."""
+        seed = self.study.seed if self.study.dataset.source == "demo" else None
+        return _options(dataset=_json(self.index_settings()), seed=seed)
 
     def preflight_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask preflight`."""
         model = self.models[wildcards.model]
-        return _options(model=_json(model), baseline=self.study.attribution["baseline"])
+        return _options(model=_of(model), baseline=self.study.attribution["baseline"])
 
     def prepare_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask prepare`."""
@@ -174,17 +176,21 @@ class Workflow:
             on_bad_image=self.study.dataset.on_bad_image,
         )
 
-    def attribute_options(self, wildcards: SimpleNamespace) -> str:
-        """Of `igmask attribute`, without what only another baseline would need."""
+    def attribution_settings(self) -> dict[str, Any]:
+        """The settings of attributions, without what only another baseline or rule would need."""
         attribution, kind = self.study.attribution, self.study.attribution["baseline"]
         of_other = {"blur_sigma": kind != "blur", "n_baselines": kind != "uniform"}
         fixed = attribution["n_steps"] != "auto"
         of_other |= dict.fromkeys(("tolerance", "agreement", "most_steps"), fixed)
+        return {key: value for key, value in attribution.items() if not of_other.get(key)}
+
+    def attribute_options(self, wildcards: SimpleNamespace) -> str:
+        """Of `igmask attribute`."""
         return _options(
-            model=_json(self.models[wildcards.model]),
-            **{key: value for key, value in attribution.items() if not of_other.get(key)},
+            model=_of(self.models[wildcards.model]),
+            **self.attribution_settings(),
             side=self.study.squares["side"],
-            seed=self.study.seed if kind == "uniform" else None,
+            seed=self.study.seed if self.study.attribution["baseline"] == "uniform" else None,
         )
 
     def mask_options(self, wildcards: SimpleNamespace) -> str:
@@ -196,13 +202,13 @@ class Workflow:
     def original_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask evaluate` on the original images."""
         model = self.models[wildcards.model]
-        return _options(model=_json(model), name=wildcards.model)
+        return _options(model=_of(model), name=wildcards.model)
 
     def evaluate_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask evaluate` on masked images."""
         mode, _, fill = wildcards.condition.split("-", 2)
         return _options(
-            model=_json(self.models[wildcards.model]),
+            model=_of(self.models[wildcards.model]),
             name=wildcards.model,
             mode=mode,
             fill=fill,
@@ -264,8 +270,12 @@ def _options(**values: Any) -> str:
     return shlex.join(words)
 
 
-def _json(item: Dataset | Model) -> str:
-    return json.dumps(config.given_settings(item), sort_keys=True, ensure_ascii=False)
+def _of(model: Model) -> str:
+    return _json(config.given_settings(model))
+
+
+def _json(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True, ensure_ascii=False)
 
 
 @cache

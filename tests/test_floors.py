@@ -34,7 +34,7 @@ FLOORS = [
     },
     {"preflight", "evaluate", "explain", "bench_page", "bench_kernels_page"},
     {"workflow", "export"},
-    {"check"},
+    {"check", "verify"},
     {"cli"},
 ]
 FLOOR_OF = {name: i for i, floor in enumerate(FLOORS) for name in floor}

@@ -50,7 +50,7 @@ def test_bits_are_the_kernels_there_and_back():
     np.testing.assert_array_equal(masks.unpack(masks.pack(mask), (5, 7)), mask)
 
 
-@pytest.mark.parametrize("step", ["index", "prepare", "mask", "tables"])
+@pytest.mark.parametrize("step", ["index", "prepare", "mask", "tables", "verify"])
 def test_steps_without_networks_start_without_torch(step):
     module = {"index": "prepare", "mask": "masks"}.get(step, step)
     code = f"import sys, igmask.cli, igmask.{module}; sys.exit('torch' in sys.modules)"

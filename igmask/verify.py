@@ -1,0 +1,245 @@
+"""Are the files of a study whole, of this configuration, and made of what lies beside them?
+
+Every array carries a checksum a row, every file of records those of its pages, the settings that
+made it, and digests of what it was made of. So damage, another configuration's results and files
+that were exchanged are seen whatever their names and times say. No torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from igmask import arrays, config
+from igmask.errors import InputError
+from igmask.progress import progress
+from igmask.tables import accuracy_text
+from igmask.workflow import Workflow
+
+_CHUNK = 256  # rows checked at a time
+
+
+@dataclass(frozen=True)
+class Made:
+    """A file of the study, and what it should be.
+
+    settings: those that it carries, or some of them; None if it carries none
+    read:     what it was made of: arrays, in order, or one file of weights
+    """
+
+    path: Path
+    settings: dict[str, Any] | None = None
+    read: dict[str, list[Path]] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> list[Path]:
+        """Return the files of the same job: an array has its records beside it."""
+        paired = self.path.suffix == ".npy"
+        return [self.path, arrays.records_of(self.path)] if paired else [self.path]
+
+
+def files(flow: Workflow) -> Iterator[Made]:
+    """Yield every file of the study, those that others are made of first."""
+    study, folder = flow.study, Path(flow.folder)
+    settings: dict[str, Any] = {"dataset": flow.index_settings()}
+    if study.dataset.source == "demo":
+        settings["seed"] = study.seed
+    yield Made(folder / "index.parquet", settings)
+    settings = settings | {"on_bad_image": study.dataset.on_bad_image}
+    geometries = {model.geometry.name: model.geometry for model in flow.models.values()}
+    for geometry in geometries.values():
+        for shard in flow.shards:
+            path = folder / "images" / geometry.name / f"{shard}.npy"
+            yield Made(path, settings | {"geometry": vars(geometry), "shard": shard})
+    for name, model in flow.models.items():
+        yield from _of_model(flow, name, settings | {"geometry": vars(model.geometry)})
+    tables = Path("results/tables")
+    yield Made(tables / "accuracy.csv")
+    for number in (1, 2, 3):
+        yield from (Made(tables / f"table{number}.{kind}") for kind in ("csv", "md", "html", "tex"))
+    yield from (Made(Path(figure)) for figure in flow.figures())
+
+
+def _of_model(flow: Workflow, name: str, settings: dict[str, Any]) -> Iterator[Made]:
+    study, model, one = flow.study, flow.models[name], SimpleNamespace(model=name)
+    images, scores = ([Path(p) for p in paths] for paths in (flow.images(one), flow.scores(one)))
+    weights = {"weights": [Path(p) for p in flow.weights(one)]} if flow.weights(one) else {}
+    if model.train is not None:
+        yield Made(Path(str(model.weights)))
+    yield Made(Path(flow.folder, "models", name, "preflight.json"))
+    settings = settings | {"model": config.settings(model)}
+    original = settings | {"mode": "original", "name": name}
+    settings |= {"attribution": flow.attribution_settings(), "side": study.squares["side"]}
+    if study.attribution["baseline"] == "uniform":
+        settings["baseline_seed"] = study.seed
+    for shard, array, path in zip(flow.shards, images, scores, strict=True):
+        yield Made(path, settings | {"shard": shard}, {"images": [array]} | weights)
+    settings |= {"by": study.selection["by"], "score": study.squares["score"]}
+    for p, masks in zip(study.selection["p"], flow.masks(one), strict=True):
+        yield Made(Path(masks), settings | {"p": p}, {"scores": scores})
+    controls = study.masking["controls"]
+    settings |= {"name": name, "controls": controls}
+    settings |= {"control_seed": study.seed} if controls else {}
+    read = {"images": images} | weights
+    for condition, records in zip(flow.conditions, flow.records(one), strict=True):
+        if condition == "original":
+            yield Made(Path(records), original, read)
+            continue
+        mode, p, fill = condition.split("-", 2)
+        of_condition = settings | {"mode": mode, "fill": fill, "p": float(p)}
+        applied = flow.mask_of(SimpleNamespace(model=name, condition=condition))
+        yield Made(Path(records), of_condition, read | {"masks": [Path(applied)]})
+
+
+def verify(flow: Workflow, results: Path = Path("results")) -> Iterator[tuple[Made, str]]:
+    """Yield each file of the study that is not as it should be, and what is wrong with it.
+
+    A problem begins with missing, damaged or stale; half-written files that a killed job has left
+    are `left over`.
+
+    results: the folder of the study's results, wherever it is now
+    """
+    expected = list(files(flow))
+    digests = _Digests(results)
+    bad: set[Path] = set()
+    for made in progress(expected, total=len(expected), unit="files", label="verify"):
+        problem = _problem(made, results, digests, bad, flow)
+        if problem:
+            bad.add(made.path)
+            yield made, problem
+    for path in sorted(results.rglob(".*.tmp")):
+        yield Made("results" / path.relative_to(results)), "left over by a job that was killed"
+
+
+def foreign(flow: Workflow) -> list[str]:
+    """Return what results are there that were made with other settings: a line each."""
+    lines = []
+    for made in files(flow):
+        carrier = made.outputs[-1]
+        if made.settings is not None and carrier.is_file():
+            try:
+                different = differences(made.settings, arrays.read_settings(carrier))
+            except InputError:
+                different = ["not readable"]
+            lines += [f"{carrier}: {', '.join(different)}"] if different else []
+    return lines
+
+
+def remove(made: Made, results: Path = Path("results")) -> None:
+    """Remove a file and its fellows, so that the next run makes them again."""
+    for path in made.outputs:
+        _placed(path, results).unlink(missing_ok=True)
+
+
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Return the settings that differ, such as `attribution.n_steps is 50, not 100`.
+
+    Of `attribution` only what is expected counts; other groups must be equal.
+    """
+    lines = []
+    for key, value in json.loads(json.dumps(expected)).items():
+        there = found.get(key)
+        if key == "attribution" and isinstance(there, dict):
+            lines += [f"{key}.{line}" for line in differences(value, there)]
+        elif isinstance(value, dict) and isinstance(there, dict):
+            changed = sorted(k for k in value | there if value.get(k) != there.get(k))
+            lines += [f"{key}.{k} is {there.get(k)!r}, not {value.get(k)!r}" for k in changed]
+        elif there != value:
+            lines.append(f"{key} is {there!r}, not {value!r}")
+    return lines
+
+
+class _Digests:
+    """What stands for the content of arrays and weights, each read once."""
+
+    def __init__(self, results: Path) -> None:
+        self._results = results
+        self._found: dict[tuple[Path, ...], str] = {}
+
+    def of(self, paths: list[Path]) -> str:
+        key = tuple(paths)
+        if key not in self._found:
+            places = [_placed(path, self._results) for path in paths]
+            if places[0].suffix == ".npy":
+                read = [arrays.read_records(arrays.records_of(place))[0] for place in places]
+                self._found[key] = arrays.digest(pd.concat(read))
+            else:
+                with places[0].open("rb") as file:
+                    self._found[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._found[key]
+
+
+def _problem(
+    made: Made, results: Path, digests: _Digests, bad: set[Path], flow: Workflow
+) -> str | None:
+    places = [_placed(path, results) for path in made.outputs]
+    if any(not place.is_file() for place in places):
+        return "missing"
+    try:
+        if made.settings is None:
+            return _look(made, places[0], results, bad, flow)
+        if places[0].suffix == ".npy":
+            found = _check_rows(places[0])
+        else:
+            found = arrays.read_records(places[0])[1]
+    except InputError as error:
+        what = str(error).removeprefix(f"{places[0]}: ").removesuffix(f"; {arrays.ADVICE}")
+        return f"damaged: {what}"
+    if different := differences(made.settings, found):
+        return f"stale: {', '.join(different)}"
+    for kind, paths in made.read.items():
+        if any(path in bad for path in paths):
+            return f"stale: its {kind} are"
+        if found["read"].get(kind) != digests.of(paths):
+            return f"stale: made of other {kind}"
+    return None
+
+
+def _check_rows(path: Path) -> dict[str, Any]:
+    """The settings of an array, or InputError naming the images whose rows are not as written."""
+    _, records, settings = arrays.read_shard(path)
+    written = records[arrays.CHECKSUM].to_numpy()
+    for first, rows in arrays.batches([path], _CHUNK):
+        here = slice(first, first + len(rows))
+        wrong = np.array(arrays.checksums(rows)) != written[here]
+        if wrong.any():
+            raise InputError(f"other bytes than written for {records['name'][here][wrong].iloc[0]}")
+    return settings
+
+
+def _look(made: Made, place: Path, results: Path, bad: set[Path], flow: Workflow) -> str | None:
+    """What is wrong with a file that carries no settings."""
+    try:
+        if place.suffix == ".png":
+            with Image.open(place) as image:
+                image.verify()
+        elif place.suffix == ".safetensors":
+            with safe_open(place, framework="numpy"):
+                pass
+        elif place.suffix == ".json":
+            json.loads(place.read_text("utf-8"))
+        elif not place.stat().st_size:
+            return "damaged: empty"
+    except (OSError, SyntaxError, ValueError, SafetensorError) as error:
+        return f"damaged: {error}"
+    if made.path.name == "accuracy.csv":
+        records = [Path(path) for path in flow.records(SimpleNamespace())]
+        if bad.intersection(records):
+            return "stale: its records are"
+        expected = accuracy_text([_placed(path, results) for path in records])
+        if place.read_text("utf-8") != expected:
+            return "stale: its records say otherwise"
+    return None
+
+
+def _placed(path: Path, results: Path) -> Path:
+    """Where a file of results/ is, if that folder is elsewhere; others are where they are."""
+    return results / path.relative_to("results") if path.parts[0] == "results" else path
