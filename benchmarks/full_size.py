@@ -1,0 +1,124 @@
+"""Time and peak memory of every step on 5,000 and on 50,000 drawn images, with a small network.
+
+    python benchmarks/full_size.py benchmarks/results/full-size-cpu.md
+
+Jobs run one after the other, as Snakemake would call them; the network is ResNet-8 on 32×32 pixels
+with random weights, m = 2. What is shown is whether a step's memory grows with the dataset, and its
+time more than linearly. Linux only: peaks are the kernel's, files that are mapped included.
+"""
+
+import os
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from tqdm import tqdm
+
+from igmask.arrays import write_text
+from igmask.machine import describe
+from igmask.workflow import Workflow
+
+SIZES = (5_000, 50_000)
+
+
+def study(n_images: int, n_shards: int) -> Workflow:
+    """Return the jobs of a study of so many images."""
+    network = {"source": "igmask.zoo:cifar_resnet", "arguments": {"depth": 8}}
+    return Workflow(
+        {
+            "dataset": {"source": "demo", "n_images": n_images},
+            "models": {"resnet8": network | {"size": 32, "resize": 32}},
+            "attribution": {"n_steps": 2},
+            "selection": {"p": [50]},
+            "masking": {"modes": ["keep"]},
+            "compute": {"shards": n_shards, "device": "cpu"},
+        }
+    )
+
+
+def jobs(flow: Workflow) -> list[tuple[str, list[str]]]:
+    """Return (step, command line) of each job, in order."""
+    geometry = flow.models["resnet8"].geometry.name
+    one = SimpleNamespace(model="resnet8", p="50", condition="keep-50-black", geometry=geometry)
+    index, folder = f"{flow.folder}/index.parquet", f"{flow.folder}/models/resnet8"
+    images, scores, (masks,) = flow.images(one), flow.scores(one), flow.masks(one)
+    found = [("index", ["index", flow.index_options(one), "--output", index])]
+    for shard, array in zip(flow.shards, images, strict=True):
+        of_shard = SimpleNamespace(**vars(one), shard=shard)
+        found += [("prepare", ["prepare", index, flow.prepare_options(of_shard), "-o", array])]
+    for array, parts in zip(images, scores, strict=True):
+        options = f"{flow.attribute_options(one)} {flow.compute_options()}"
+        found += [("attribute", ["attribute", array, options, "-o", parts])]
+    found += [("mask", ["mask", *scores, flow.mask_options(one), "-o", masks])]
+    for step, options in (
+        ("evaluate the originals", flow.original_options(one)),
+        ("evaluate, and random masks", f"--masks {masks} {flow.evaluate_options(one)}"),
+    ):
+        output = f"{folder}/records/{'keep-50-black' if 'masks' in options else 'original'}.parquet"
+        options += f" {flow.compute_options()}"
+        found += [(step, ["evaluate", *images, options, "-o", output])]
+    records = flow.records(one)
+    return [*found, ("tables", ["tables", *records, "-o", "results/tables"])]
+
+
+def run(arguments: list[str], log: Path) -> tuple[float, float]:
+    """Return (seconds, peak memory in MiB) of a command."""
+    words = [word for argument in arguments for word in shlex.split(argument)]
+    with log.open("ab") as file:
+        start = time.perf_counter()
+        actions = [(os.POSIX_SPAWN_DUP2, file.fileno(), fd) for fd in (1, 2)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path[1:])}
+        command = [sys.executable, "-c", "from igmask.cli import main; main()", *words]
+        process = os.posix_spawn(sys.executable, command, environment, file_actions=actions)
+        _, status, usage = os.wait4(process, 0)
+    if status:
+        sys.exit(f"{shlex.join(words)} failed:\n{log.read_text()[-2000:]}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def measure(n_images: int, n_shards: int) -> dict[str, tuple[float, float]]:
+    """Return step → (seconds of all its jobs, the highest peak in MiB)."""
+    found: dict[str, tuple[float, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        for step, arguments in tqdm(jobs(study(n_images, n_shards)), f"{n_images}, {n_shards}"):
+            seconds, peak = run(arguments, Path(folder, "log"))
+            before = found.get(step, (0.0, 0.0))
+            found[step] = before[0] + seconds, max(before[1], peak)
+        os.chdir("/")
+    return found
+
+
+def main(output: Path) -> None:
+    """Measure, and write a page."""
+    on = describe("cpu", 1, ("torch", "numpy", "pandas", "pyarrow"))
+    versions = ", ".join(f"{name} {number}" for name, number in on["versions"].items())
+    lines = [
+        "# Every step on 5,000 and on 50,000 images",
+        "",
+        f"{on['device']}, {on['cores']} cores, {on['system']}, Python {on['python']}, "
+        f"{versions}, {on['date']}: "
+        f"`{shlex.join(['python', *sys.argv])}`",
+        "",
+        "ResNet-8 on 32×32 pixels, m = 2, jobs one after the other. Peaks are of the highest job,",
+        "with all files that it had mapped.",
+    ]
+    for n_shards in (1, 10):
+        small, large = (measure(n, n_shards) for n in SIZES)
+        lines += ["", f"## {n_shards} {'shard' if n_shards == 1 else 'shards'}", ""]
+        lines += ["| step | 5,000: s | MiB | 50,000: s | MiB | time × | memory + |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for step, (seconds, peak) in small.items():
+            more_s, more = large[step]
+            lines += [
+                f"| {step} | {seconds:.1f} | {peak:.0f} | {more_s:.1f} | {more:.0f} "
+                f"| {more_s / seconds:.1f} | {more - peak:+.0f} MiB |"
+            ]
+    write_text(output, "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).absolute())
