@@ -45,7 +45,7 @@ from igmask import devices
 devices._SECONDS_BETWEEN_TRIES = 0.01
 print(torch.seen[devices.take_device(sys.argv[1]).index], flush=True)
 if "children" in sys.argv:
-    subprocess.Popen(["cat"])
+    subprocess.Popen(["cat"], close_fds=False)
     if os.fork() == 0:
         print("child", len(devices._held), flush=True)
 sys.stdin.read()
