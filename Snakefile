@@ -50,6 +50,10 @@ if not os.path.isdir(".snakemake/metadata") or not os.listdir(".snakemake/metada
 COMPUTE = flow.compute_options()
 ENGINE = flow.engine_options()
 
+# Asked for by attribute and evaluate, which take one; a cluster gives it, `--resources gpu=2` or the
+# default profile count it, and nothing else heeds it. Resources re-run nothing.
+GPU = int(flow.study.compute["device"] != "cpu")
+
 
 wildcard_constraints:
     data=r"[^/]+",
@@ -141,6 +145,8 @@ rule attribute:
     log:
         "results/{data}/logs/attribute/{model}-{shard}.log",
     threads: flow.study.compute["threads"]
+    resources:
+        gpu=GPU,
     params:
         options=flow.attribute_options,
         contents=flow.model_contents,
@@ -176,6 +182,8 @@ rule evaluate_original:
     log:
         "results/{data}/logs/evaluate/{model}-original.log",
     threads: flow.study.compute["threads"]
+    resources:
+        gpu=GPU,
     params:
         options=flow.original_options,
         contents=flow.model_contents,
@@ -195,6 +203,8 @@ rule evaluate:
     log:
         "results/{data}/logs/evaluate/{model}-{condition}.log",
     threads: flow.study.compute["threads"]
+    resources:
+        gpu=GPU,
     params:
         options=flow.evaluate_options,
         contents=flow.model_contents,
