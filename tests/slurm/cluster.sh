@@ -21,7 +21,11 @@ stop() {
   for name in slurmd slurmctld munged; do
     pid=$(cat "$folder/$name.pid" 2>/dev/null) || continue
     kill "$pid" 2>/dev/null || continue
-    while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
+    for _ in {1..100}; do
+      kill -0 "$pid" 2>/dev/null || continue 2
+      sleep 0.1
+    done
+    kill -KILL "$pid" 2>/dev/null || true
   done
 }
 
@@ -46,8 +50,7 @@ SlurmctldPidFile=$folder/slurmctld.pid
 SlurmdPidFile=$folder/slurmd.pid
 SlurmctldLogFile=$folder/slurmctld.log
 SlurmdLogFile=$folder/slurmd.log
-JobCompType=jobcomp/filetxt
-JobCompLoc=$folder/jobs.log
+MinJobAge=3600
 ProctrackType=proctrack/linuxproc
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
@@ -77,7 +80,7 @@ start() {
     --log-file="$folder/munged.log" 2>> "$folder/munged.log"
   slurmctld -c # knows of no earlier start
   slurmd
-  for _ in {1..100}; do
+  while ((SECONDS < 30)); do
     [[ $(timeout 2 sinfo --noheader --format %T 2>/dev/null) == idle ]] && return
     sleep 0.1
   done
