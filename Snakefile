@@ -127,11 +127,14 @@ rule prepare:
     log:
         "results/{data}/logs/prepare/{geometry}-{shard}.log",
     priority: 50
+    # workflow.cores would raise an error where a cluster has no number of them.
+    threads: flow.prepare_threads(workflow.resource_settings.cores)
     params:
         options=flow.prepare_options,
         version=code_version("prepare"),
     shell:
-        "igmask --log {log:q} prepare {input:q} {params.options} --output {output[0]:q}"
+        "igmask --log {log:q} prepare {input:q} {params.options} --workers {threads}"
+        " --output {output[0]:q}"
 
 
 rule attribute:

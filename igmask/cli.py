@@ -294,6 +294,9 @@ def preflight(index: Path, **options: Any) -> None:
 )
 @click.option("--shard", default="1-of-1", show_default=True, help="Which part of the images.")
 @setting("dataset", "on_bad_image")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Threads that decode; all cores by default."
+)
 @output()
 def prepare(index: Path, size: int, resize: int, interpolation: str, **options: Any) -> None:
     """Decode, resize and crop the images of INDEX, once for all networks of the same input."""

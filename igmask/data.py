@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 
 from igmask import demo
 from igmask.config import EXTENSIONS, Dataset
-from igmask.decode import read_rgb
+from igmask.decode import naming, read_rgb
 from igmask.errors import InputError
 from igmask.progress import progress
 
@@ -51,15 +52,15 @@ def unnamed_classes(made_by: dict[str, Any], n_classes: int) -> str | None:
 
 
 def opener(dataset: Dataset, *, seed: int) -> Callable[[Any], Image.Image]:
-    """Return the function that opens the image of an index record, in RGB.
+    """Return the function that opens the image of an index record, in RGB, from any thread.
 
     raises InputError (the function), naming the image, if it cannot be read
     """
     if dataset.source == "demo":
         return lambda record: Image.fromarray(demo.draw(record.position, split="test", seed=seed))
     if dataset.source == "torchvision":
-        source = _torchvision_dataset(dataset)
-        return lambda record: _from_torchvision(source, record)
+        source, alone = _torchvision_dataset(dataset), threading.Lock()
+        return lambda record: _from_torchvision(source, record, alone)
     return lambda record: read_rgb(Path(record.path))
 
 
@@ -161,11 +162,10 @@ def _torchvision_dataset(dataset: Dataset) -> Any:
         raise InputError(f"torchvision.datasets.{dataset.class_}: {error}") from error
 
 
-def _from_torchvision(source: Any, record: Any) -> Image.Image:
-    try:
+def _from_torchvision(source: Any, record: Any, alone: threading.Lock) -> Image.Image:
+    # Datasets are made for processes: FakeData, say, seeds PyTorch's only generator.
+    with naming(record.name), alone:
         image = source[record.position][0]
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{record.name}: cannot be decoded ({error})") from None
     if not isinstance(image, Image.Image):
         raise InputError(f"{record.name}: the dataset gives {type(image).__name__}, not an image")
     return image.convert("RGB")

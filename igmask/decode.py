@@ -5,7 +5,8 @@ torchvision.transforms._presets.ImageClassification on PIL images: `convert("RGB
 colour mode, EXIF orientation ignored, resize of the shorter side, centre crop.
 """
 
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +25,29 @@ _FILTERS = {
 
 def read_rgb(path: Path) -> Image.Image:
     """Return an image file as RGB; raise InputError, naming it, if it cannot be read whole."""
+    with naming(path), Image.open(path) as image:
+        # Pillow only warns up to twice its limit, and what becomes of a warning is the process's
+        # choice, which no thread can make for itself.
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and image.width * image.height > limit:
+            size = f"{image.width}×{image.height} pixels are"
+            raise Image.DecompressionBombError(f"{size} more than {limit}")
+        return image.convert("RGB")
+
+
+@contextmanager
+def naming(image: object) -> Iterator[None]:
+    """Turn what Pillow raises within the block into InputError that names the image."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return image.convert("RGB")
+        yield
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
+        raise InputError(f"{image}: there is no such file") from None
     except Image.UnidentifiedImageError:
-        raise InputError(f"{path}: not an image") from None
+        raise InputError(f"{image}: not an image") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"{path}: too large to be decoded safely ({error})") from None
+        raise InputError(f"{image}: too large to be decoded safely ({error})") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-        raise InputError(f"{path}: cannot be decoded ({error})") from None
+        raise InputError(f"{image}: cannot be decoded ({error})") from None
 
 
 def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:

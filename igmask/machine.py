@@ -8,8 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def n_cores() -> int:
     """Return how many CPU cores this process may use.
@@ -23,6 +21,8 @@ def n_cores() -> int:
 
 def describe(device: str, threads: int, packages: tuple[str, ...]) -> dict[str, Any]:
     """Return what was computed on, and with which versions of the packages, as far as installed."""
+    import torch  # here alone: who asks for the cores only can do without
+
     on_gpu = device.startswith("cuda")
     versions = {}
     for package in packages:
@@ -47,6 +47,8 @@ def _cpu_name() -> str:
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
                 name = line.partition(":")[2].strip()
+                import torch
+
                 # The name alone says little on a rented machine.
                 return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
     return platform.processor() or "unknown CPU"

@@ -1,7 +1,11 @@
 """Step: the images of a shard, decoded once, in the geometry of a network's input."""
 
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -10,7 +14,13 @@ from igmask.config import Geometry, dataset
 from igmask.data import index, opener
 from igmask.decode import fit
 from igmask.errors import InputError
+from igmask.machine import n_cores
 from igmask.progress import progress
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+WINDOW = 4  # images a worker, at work, waiting for it or waiting to be written
 
 
 def write_index(settings: dict[str, Any], output: Path, *, seed: int) -> None:
@@ -30,11 +40,13 @@ def prepare(
     geometry: Geometry,
     shard: str = "1-of-1",
     on_bad_image: str = "error",
+    workers: int | None = None,
 ) -> None:
     """Write the images of one shard, (n, size, size, 3) uint8, and their records.
 
     on_bad_image: `skip` leaves out an image that cannot be decoded and lists it in the settings; a
                   shard may be left without images, a dataset not
+    workers:      threads that decode, a core each by default; the files do not depend on them
     raises        InputError that names every bad image of the shard, if they are not to be skipped
     """
     records, made_by = arrays.read_records(index_path)
@@ -42,18 +54,27 @@ def prepare(
     first, last = arrays.shard_bounds(shard, len(records))
     records = records.iloc[first:last]
     open_image = opener(data, seed=made_by["seed"])
+
+    def decode(record: Any) -> np.ndarray | InputError:
+        try:
+            return fit(open_image(record), geometry)
+        except InputError as error:
+            return error
+
     good, skipped = [], []
-    with arrays.writing(output, np.uint8, (geometry.size, geometry.size, 3)) as images:
-        rows = records.itertuples(index=False)
-        for record in progress(rows, total=len(records), unit="images", label=f"prepare {shard}"):
-            try:
-                pixels = fit(open_image(record), geometry)
-            except InputError as error:
-                skipped.append([str(record.name), str(error)])
-                good.append(False)
-                continue
-            images.append(pixels[np.newaxis])
-            good.append(True)
+    with (
+        warnings.catch_warnings(),
+        arrays.writing(output, np.uint8, (geometry.size, geometry.size, 3)) as images,
+    ):
+        warnings.simplefilter("ignore")  # of Pillow, on what it then decodes all the same
+        decoded = in_order(decode, records.itertuples(index=False), workers=workers or n_cores())
+        shown = progress(decoded, total=len(records), unit="images", label=f"prepare {shard}")
+        for name, pixels in zip(records["name"], shown, strict=True):
+            good.append(not isinstance(pixels, InputError))
+            if isinstance(pixels, InputError):
+                skipped.append([str(name), str(pixels)])
+            else:
+                images.append(pixels[np.newaxis])
         if skipped and on_bad_image == "error":
             lines = "\n".join(f"  {name}: {reason}" for name, reason in skipped)
             raise InputError(
@@ -65,3 +86,18 @@ def prepare(
     made_by |= {"step": "prepare", "geometry": vars(geometry), "shard": shard, "skipped": skipped}
     made_by["on_bad_image"] = on_bad_image
     arrays.write_records(arrays.records_of(output), kept, made_by)
+
+
+def in_order(work: Callable[[In], Out], items: Iterable[In], *, workers: int) -> Iterator[Out]:
+    """Yield work(item) of every item, in their order, by threads; Pillow and NumPy free the GIL.
+
+    WINDOW items a worker are at work or done and not yielded, and no more.
+    """
+    ahead: deque[Future[Out]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            if len(ahead) == WINDOW * workers:
+                yield ahead.popleft().result()
+            ahead.append(pool.submit(work, item))
+        while ahead:
+            yield ahead.popleft().result()

@@ -137,6 +137,13 @@ class Workflow:
         baseline = self.study.attribution["baseline"]
         return "" if baseline in config.BASELINES else _digest(Path(baseline))
 
+    # -- cores ---------------------------------------------------------------------------------
+
+    def prepare_threads(self, cores: int | None) -> int:
+        """Of `igmask prepare`: an equal share of the cores, or one where their number is open."""
+        geometries = {model.geometry.name for model in self.models.values()}
+        return max(1, (cores or 1) // (len(self.shards) * len(geometries)))
+
     # -- options -------------------------------------------------------------------------------
 
     def train_options(self, wildcards: SimpleNamespace) -> str:

@@ -1,6 +1,8 @@
 """Small networks and images that many tests use."""
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,22 @@ def _no_gpu_held():
     """Steps run within a test would hold a GPU that later tests' jobs wait for."""
     yield
     devices.release()
+
+
+@pytest.fixture
+def bomb():
+    """Return a function that writes a PNG of some bytes which declares width × height pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    def write(path: Path, width: int, height: int) -> None:
+        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        chunks = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"")), chunk(b"IEND", b"")
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+    return write
 
 
 @pytest.fixture(scope="session")

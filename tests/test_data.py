@@ -2,6 +2,8 @@
 
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -186,7 +188,7 @@ def test_bad_images_of_torchvision_datasets_are_named(tree):
     records, _ = index(dataset)
     open_image = opener(dataset, seed=0)
     bad = next(r for r in records.itertuples() if r.name.endswith("b class/plain.jpg"))
-    with pytest.raises(InputError, match=r"b class/plain\.jpg: cannot be decoded"):
+    with pytest.raises(InputError, match=r"b class/plain\.jpg: not an image"):
         open_image(bad)
 
 
@@ -237,6 +239,39 @@ def test_torchvision_dataset_images_and_labels(monkeypatch):
     open_image = opener(dataset, seed=0)
     pixels = [np.asarray(open_image(r))[0, 0].tolist() for r in records.itertuples()]
     assert pixels == [[0, 0, 0], [1, 1, 1]]
+
+
+def test_torchvision_datasets_serve_one_thread_at_a_time(monkeypatch):
+    class Guarded:
+        def __init__(self, root):
+            self.targets, self.inside, self.met = [0] * 40, 0, False
+
+        def __len__(self):
+            return len(self.targets)
+
+        def __getitem__(self, i):
+            self.inside += 1
+            time.sleep(0.001)  # others come in, if anything lets them
+            self.met |= self.inside > 1
+            self.inside -= 1
+            return Image.new("L", (9, 9), i), 0
+
+    made = Guarded("there")
+    monkeypatch.setattr(torchvision.datasets, "Guarded", lambda root: made, raising=False)
+    dataset = config.dataset({"source": "torchvision", "class": "Guarded", "root": "there"})
+    records, _ = index(dataset)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(opener(dataset, seed=0), records.itertuples()))
+    assert not made.met
+
+
+def test_bombs_in_torchvision_datasets_are_named(tree, bomb):
+    bomb(tree / "b class" / "plain.jpg", 60_000, 60_000)
+    dataset = config.dataset({"source": "torchvision", "class": "ImageFolder", "root": str(tree)})
+    records, _ = index(dataset)
+    bad = next(r for r in records.itertuples() if r.name.endswith("b class/plain.jpg"))
+    with pytest.raises(InputError, match=r"b class/plain\.jpg: too large"):
+        opener(dataset, seed=0)(bad)
 
 
 def test_unknown_torchvision_classes_and_missing_data_are_named(tmp_path):

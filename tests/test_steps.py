@@ -1,6 +1,7 @@
 """The steps on files: prepare → attribute → mask → evaluate, on a small tree of images."""
 
 import json
+import threading
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from igmask.ig import integrated_gradients
 from igmask.kernels import occlude, select, square_scores, unpack
 from igmask.masks import write_masks
 from igmask.preflight import preflight
-from igmask.prepare import prepare, write_index
+from igmask.prepare import WINDOW, in_order, prepare, write_index
 
 SIZE, N_IMAGES = 16, 21
 ATTRIBUTION = config.parse(
@@ -217,6 +218,73 @@ def test_skipped_images_are_left_out_and_listed(study):
     records, made_by = arrays.read_records(study / "out" / "keep.parquet")
     assert "cat/00.png" not in set(records["name"])
     assert [name for name, _ in made_by["skipped"]] == ["cat/00.png"]
+
+
+@pytest.mark.parametrize("on_bad_image", ["skip", "error"])
+def test_files_and_errors_do_not_depend_on_workers(study, bomb, on_bad_image):
+    (study / "images" / "cat" / "00.png").write_text("no image")
+    bomb(study / "images" / "dog" / "13.png", 60_000, 60_000)
+    Image.new("RGB", (10, 10)).save(study / "images" / "emu" / "20.png")
+    write_index({"source": "folder", "root": "images"}, study / "index.parquet", seed=0)
+    found = []
+    for workers in (1, 2, 5):
+        images = study / f"{workers}.npy"
+        geometry = config.Geometry(SIZE, None, "bilinear")
+        options = {"on_bad_image": on_bad_image, "workers": workers}
+        try:
+            prepare(study / "index.parquet", images, geometry=geometry, **options)
+        except InputError as error:
+            found.append(str(error))
+        else:
+            found.append((images.read_bytes(), arrays.records_of(images).read_bytes()))
+    assert found[0] == found[1] == found[2]
+    if on_bad_image == "error":
+        places = [found[0].index(name) for name in ("cat/00", "dog/13", "emu/20")]
+        assert places == sorted(places)
+    else:
+        skipped = arrays.read_settings(study / "5.parquet")["skipped"]
+        assert [name for name, _ in skipped] == ["cat/00.png", "dog/13.png", "emu/20.png"]
+    assert len(list(study.glob("*.npy"))) == (3 if on_bad_image == "skip" else 0)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_workers_work_side_by_side_and_a_few_images_ahead(workers):
+    ready = threading.Barrier(workers, timeout=60)
+    taken = []
+
+    def work(item):
+        ready.wait()  # for ever, if there were fewer workers
+        return -item
+
+    done = in_order(work, (taken.append(i) or i for i in range(20 * workers)), workers=workers)
+    for i, result in enumerate(done):
+        assert result == -i
+        assert len(taken) - i <= WINDOW * workers + 1  # the last of them waits for its turn
+    assert i + 1 == 20 * workers
+
+
+def test_few_images_are_open_at_once(study, monkeypatch):
+    index, n_open, most = study / "index.parquet", [], []
+    write_index({"source": "demo", "n_images": 60}, index, seed=0)
+
+    def opener(dataset, *, seed):
+        def open_image(record):
+            n_open.append(record.name)
+            most.append(len(n_open))
+            return Image.new("RGB", (SIZE, SIZE))
+
+        return open_image
+
+    def append(images, rows):
+        n_open.pop()
+        images.checksums.append(0)
+
+    monkeypatch.setattr("igmask.prepare.opener", opener)
+    monkeypatch.setattr(arrays.ArrayWriter, "append", append)
+    geometry = config.Geometry(SIZE, None, "bilinear")
+    prepare(index, study / "x.npy", geometry=geometry, workers=2)
+    assert len(most) == 60
+    assert max(most) <= 2 * WINDOW
 
 
 def test_a_dataset_of_bad_images_only_is_an_error(study):

@@ -131,6 +131,14 @@ def test_options_name_every_setting_in_one_quoted_string():
     assert swapped[0] != swapped[1]
 
 
+@pytest.mark.parametrize(
+    ("shards", "cores", "threads"), [(1, 16, 8), (2, 16, 4), (3, 16, 2), (9, 16, 1), (1, None, 1)]
+)
+def test_cores_are_shared_among_the_jobs_of_preparation(shards, cores, threads):
+    flow = Workflow(STUDY | {"compute": {"shards": shards}})  # of two geometries
+    assert flow.prepare_threads(cores) == threads
+
+
 def test_options_leave_out_what_a_job_does_not_depend_on(flow):
     attribute = flow.attribute_options(of())
     assert "--seed" not in attribute
