@@ -308,7 +308,7 @@ def duration(flow: Workflow, images: Images, paces: dict[str, Pace]) -> Finding:
         ),
         "prepare": (
             shards * len(images.decode_s),
-            images.n * sum(images.decode_s.values()),
+            images.n * sum(images.decode_s.values()) / flow.prepare_threads(cores),
             cores,
         ),
         "attribute": (
