@@ -25,7 +25,7 @@ from igmask.config import Geometry
 from igmask.pages import made_on, table
 from igmask.prepare import prepare, write_index
 
-N_IMAGES, N_ROUNDS, BATCH = 1500, 3, 64
+N_IMAGES, N_ROUNDS, BATCH = 400, 3, 64
 GEOMETRY = Geometry(224, 256, "bilinear")
 PACKAGES = ("igmask", "pillow", "numpy", "torch", "torchvision")
 
