@@ -116,8 +116,9 @@ def main(page: Path) -> None:
         f"{N_IMAGES} drawn JPEGs of 500×375, to 224×224 by a resize of the shorter side to 256 and "
         f"a crop: written to an array, and gone through once in batches of {BATCH}. Both have the "
         "same pixels. The array is read from the page cache, and the largest value of each batch "
-        f"found. {N_ROUNDS} rounds, in each all ways in this order. *Cores busy*: what the machine "
-        "gave; below the number of workers, others had the rest.",
+        f"found. {N_ROUNDS} rounds, in each all ways in this order. *Cores busy*: those that the "
+        "way had; where one worker has less than one, others used the machine, and two "
+        "show little.",
         "",
         *table(rows, columns),
     ]
