@@ -59,7 +59,7 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
 GresTypes=gpu
-NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$(free --mebi | awk '/^Mem/ {print $2 - 500}') Gres=gpu:1
+NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(nproc --all) RealMemory=$(free --mebi | awk '/^Mem/ {print $2 - 500}') Gres=gpu:1
 PartitionName=main Nodes=ALL Default=YES DefMemPerCPU=500
 CONF
   # Snakemake's plugin takes SLURM_CONF away before it calls srun.
