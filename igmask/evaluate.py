@@ -21,6 +21,10 @@ from igmask.progress import progress
 MODES = ("keep", "drop")
 CONTROLS = ("random",)
 
+# Small tables that stay between large tensors that come and go keep malloc from using their room
+# again, which cost half a megabyte a batch; so they become one now and then.
+_MOST_TABLES = 32
+
 
 def evaluate(
     image_paths: list[Path],
@@ -89,9 +93,11 @@ def evaluate(
         for kind in kinds
     )
     label = f"evaluate {made_by['mode']} {made_by.get('p', '')}".strip()
-    found = []
+    found: list[pd.DataFrame] = []
     for rows, kind, shown in progress(batches, total=n_batches, unit="batches", label=label):
         batch = records.iloc[rows]
+        if len(found) == _MOST_TABLES:
+            found = [pd.concat(found, ignore_index=True)]
         if masks is None:
             record = _predict(network, models.pixels(shown, where), batch)
             found.append(record.assign(mask=kind, area_kept=1.0))
