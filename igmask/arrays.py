@@ -170,6 +170,11 @@ def batches(paths: list[Path], size: int) -> Iterator[tuple[int, np.ndarray]]:
         first += n_rows
 
 
+def n_batches(paths: list[Path], size: int) -> int:
+    """Return how many `batches` there are."""
+    return sum(-(-len(read_array(path)) // size) for path in paths)
+
+
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     try:

@@ -85,8 +85,7 @@ def evaluate(
     made_by |= {"model": settings(model), "n_classes": n_classes}
     made_by["class_names"] = models.class_names(model) or made_by["classes"]
     batch_size = batch_size or 64
-    sizes = [len(arrays.read_array(path)) for path in image_paths]
-    n_batches = sum(-(-size // batch_size) for size in sizes) * len(kinds)
+    n_batches = arrays.n_batches(image_paths, batch_size) * len(kinds)
     batches = (
         (rows, kind, shown)
         for rows, shown in _batches(image_paths, batch_size, where)

@@ -74,7 +74,7 @@ def export(
     _claim(output, made_by)
     for folder in folders:
         (output / folder).mkdir(exist_ok=True)
-    n_batches = sum(-(-len(arrays.read_array(path)) // _BATCH) for path in image_paths)
+    n_batches = arrays.n_batches(image_paths, _BATCH)
     label = f"export {made_by['mode']} {made_by.get('p', '')}".strip()
     batches = arrays.batches(image_paths, _BATCH)
     with ThreadPoolExecutor(n_cores()) as pool:  # Pillow encodes without holding the GIL

@@ -117,7 +117,7 @@ def write_masks(score_paths: list[Path], output: Path, *, p: float, by: str, sco
     if records.empty:
         raise InputError("no image of the dataset is usable, so there is nothing to mask")
     grid = arrays.read_array(score_paths[0]).shape[2:]
-    n_chunks = sum(-(-len(arrays.read_array(path)) // _CHUNK) for path in score_paths)
+    n_chunks = arrays.n_batches(score_paths, _CHUNK)
     counts: list[int] = []
     with arrays.writing(output, np.uint8, (-(-grid[0] * grid[1] // 8),)) as bits:
         chunks = arrays.batches(score_paths, _CHUNK)

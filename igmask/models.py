@@ -82,6 +82,11 @@ def load(model: Model, *, device: torch.device | str = "cpu") -> nn.Sequential:
         raise InputError(
             f"{model.weights or model.source}: NaN or infinite weights in {broken[:5]}"
         )
+    return frozen(network, model, device=device)
+
+
+def frozen(network: nn.Module, model: Model, *, device: torch.device | str) -> nn.Sequential:
+    """Return the network behind the normalisation of a complete model, as `load` does."""
     whole = with_input(network, model).eval().requires_grad_(False)
     return whole.to(device).to(memory_format=torch.channels_last)
 

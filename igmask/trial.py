@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from igmask import baselines, models
 from igmask.config import Model
 from igmask.ig import integrated_gradients
-from igmask.kernels import grid, select_bits
+from igmask.kernels import grid
+from igmask.masks import select
 from igmask.network import prepare
 
 _BUDGET_S = 5.0  # for the attributions of a network
@@ -50,8 +51,7 @@ def ready(model: Model, device: torch.device) -> nn.Sequential:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of how torchvision draws them
         built = models.build(dataclasses.replace(model, weights=None))
-    whole = models.with_input(built, model).eval().requires_grad_(False)
-    return whole.to(device).to(memory_format=torch.channels_last)
+    return models.frozen(built, model, device=device)
 
 
 @contextmanager
@@ -133,8 +133,8 @@ def pace(
 
 def selection_s(size: int, *, side: int, by: str) -> float:
     """Return the seconds that selecting squares takes for an image of `size` × `size` pixels."""
-    scores = torch.rand(64, *grid(size, size, side))
-    return seconds(lambda: select_bits(scores, [50.0], by=by)) / len(scores)
+    scores = np.random.default_rng(0).random((64, *grid(size, size, side)), dtype=np.float32)
+    return seconds(lambda: select(scores, 50, by=by)) / len(scores)
 
 
 def seconds(work: Callable[[], Any]) -> float:

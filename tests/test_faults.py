@@ -100,6 +100,13 @@ def tables(folder):
     return {path.name: path.read_bytes() for path in (folder / TABLES).iterdir()}
 
 
+def ends_undisturbed(folder, undisturbed):
+    """The next run succeeds, with the tables of a run without faults."""
+    succeeded, said = snakemake(folder)
+    assert succeeded, said
+    assert tables(folder) == tables(undisturbed)
+
+
 @pytest.fixture(scope="module")
 def blank(tmp_path_factory):
     """A folder with images, a network and a configuration, in which nothing has run."""
@@ -143,9 +150,7 @@ def test_a_job_that_is_killed_is_run_again(study, undisturbed, fault):
     succeeded, said = snakemake(study)
     assert not succeeded, said
     assert not (study / TABLES).exists()
-    succeeded, said = snakemake(study)
-    assert succeeded, said
-    assert tables(study) == tables(undisturbed)
+    ends_undisturbed(study, undisturbed)
 
 
 def test_a_killed_snakemake_goes_on_once_unlocked(study, undisturbed):
@@ -159,9 +164,7 @@ def test_a_killed_snakemake_goes_on_once_unlocked(study, undisturbed):
     assert not succeeded
     assert "--unlock" in said
     snakemake(study, "--unlock")
-    succeeded, said = snakemake(study)
-    assert succeeded, said
-    assert tables(study) == tables(undisturbed)
+    ends_undisturbed(study, undisturbed)
 
 
 def test_a_second_run_in_the_same_folder_is_turned_away(study, undisturbed):
@@ -195,9 +198,7 @@ def test_a_full_disk_is_named_and_more_room_is_enough(study, undisturbed, full_d
     assert not succeeded
     assert "No space left on device" in said
     subprocess.run(["mount", "-o", "remount,size=16m", full_disk], check=True)
-    succeeded, said = snakemake(study)
-    assert succeeded, said
-    assert tables(study) == tables(undisturbed)
+    ends_undisturbed(study, undisturbed)
 
 
 def test_a_truncated_array_is_named_and_made_again(finished, undisturbed, monkeypatch):
@@ -208,9 +209,7 @@ def test_a_truncated_array_is_named_and_made_again(finished, undisturbed, monkey
     assert "igmask verify --remove" in said
     done = igmask(finished, monkeypatch, "verify", "--remove")
     assert done.exit_code == 0, done.output
-    succeeded, said = snakemake(finished)
-    assert succeeded, said
-    assert tables(finished) == tables(undisturbed)
+    ends_undisturbed(finished, undisturbed)
 
 
 def test_results_of_another_configuration_are_not_taken_for_ones_own(
@@ -237,9 +236,7 @@ def test_results_of_another_configuration_are_not_taken_for_ones_own(
     assert not succeeded
     assert "igmask verify --remove" in said
     assert igmask(study, monkeypatch, "verify", "--remove").exit_code == 0
-    succeeded, said = snakemake(study)
-    assert succeeded, said
-    assert tables(study) == tables(undisturbed)
+    ends_undisturbed(study, undisturbed)
 
 
 def test_one_bad_image_among_a_thousand(study):

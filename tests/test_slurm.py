@@ -10,17 +10,12 @@ from importlib.util import find_spec
 
 import pytest
 from test_dag import ROOT, snakemake
+from test_dag import STUDY as LARGER
 
 STUDY = {
     "dataset": {"source": "demo", "n_images": 10, "n_train": 64},
-    "models": {
-        "one": {
-            "source": "igmask.zoo:small_resnet",
-            "size": 64,
-            "train": {"epochs": 1, "batch_size": 32},
-        }
-    },
-    "attribution": {"n_steps": 2},
+    "models": {"one": LARGER["models"]["one"]},
+    "attribution": LARGER["attribution"],
     "selection": {"p": [50]},
     "masking": {"modes": ["keep"]},
     "figures": {"n_images": 1},
