@@ -8,6 +8,7 @@ appear under their final name only once they are complete.
 import hashlib
 import json
 import os
+import platform
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,8 @@ def replacing(path: Path) -> Iterator[Path]:
     If it fails, for lack of space say, nothing is left and what was at `path` before still is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The host, since nodes of a cluster write to the same folder.
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -45,15 +47,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 class ArrayWriter:
-    """Appends rows to a .npy file whose length is not known beforehand.
-
-    checksums: the CRC-32 of the bytes of every row so far
-    """
+    """Appends rows to a .npy file whose length is not known beforehand."""
 
     def __init__(self, file: BinaryIO, dtype: np.dtype, row_shape: tuple[int, ...]) -> None:
         self._file, self._dtype, self._row_shape = file, dtype, row_shape
-        self.checksums: list[int] = []
+        self._checksums: list[int] = []
         self._write_header()
+
+    @property
+    def checksums(self) -> np.ndarray:
+        """Return the CRC-32 of the bytes of every row so far, uint32."""
+        return np.array(self._checksums, dtype=np.uint32)
 
     def append(self, rows: np.ndarray) -> None:
         """Write rows (n, *row_shape), cast to the array's dtype."""
@@ -61,7 +65,7 @@ class ArrayWriter:
             raise ValueError(f"expected rows (n, {self._row_shape}), got {rows.shape}")
         plain = np.ascontiguousarray(rows, dtype=self._dtype)
         self._file.write(plain.data)
-        self.checksums += checksums(plain)
+        self._checksums += checksums(plain)
 
     def finish(self) -> None:
         """Write the final number of rows into the header, which NumPy leaves room for."""
@@ -72,7 +76,7 @@ class ArrayWriter:
         header = {
             "descr": np.lib.format.dtype_to_descr(self._dtype),
             "fortran_order": False,
-            "shape": (len(self.checksums), *self._row_shape),
+            "shape": (len(self._checksums), *self._row_shape),
         }
         np.lib.format.write_array_header_1_0(self._file, header)
 

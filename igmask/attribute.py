@@ -16,9 +16,10 @@ from igmask.kernels import grid, square_parts
 from igmask.progress import progress
 
 # Images attributed together: enough that their steps fill batches, few enough to stay in memory.
-_GROUP = 16
+GROUP = 16
 
 
+# What the records say of an image, besides what those of the images say; names as of `Attribution`.
 _COLUMNS = {
     "predicted": "int64",
     "target": "int64",
@@ -66,13 +67,13 @@ def write_scores(
             most=attribution["most_steps"],
             side=side,
         )
-    starts = range(0, len(images), _GROUP)
+    starts = range(0, len(images), GROUP)
     parts_shape = (2, *grid(images.shape[1], images.shape[2], side))
-    columns: dict[str, list[torch.Tensor]] = {name: [] for name in _COLUMNS}
+    columns = {name: np.zeros(len(images), dtype) for name, dtype in _COLUMNS.items()}
     with arrays.writing(output, np.float32, parts_shape) as scores:
         label = f"attribute {made_by['shard']}"
         for start in progress(starts, total=len(starts), unit="groups", label=label):
-            rows = full_batch(start, len(images), _GROUP)
+            rows = full_batch(start, len(images), GROUP)
             batch = records.iloc[rows]
             pixels = models.pixels(arrays.read_rows(images_path, rows), where)
             labels = torch.tensor(batch["label"].to_numpy(), device=where)
@@ -102,25 +103,13 @@ def write_scores(
             except NotFinite as error:
                 name = batch["name"].iloc[error.image]
                 raise NotFinite(error.image, error.alpha, error.step, name) from None
-            n_live = min(_GROUP, len(images) - start)
+            n_live = min(GROUP, len(images) - start)
             parts = square_parts(result.values, side=side).cpu()[:n_live]
             bad = ~parts.isfinite().flatten(1).all(dim=1)
             refuse("attributions of", batch["name"][:n_live], bad.tolist())
             scores.append(parts.numpy())
-            found = (
-                result.predicted,
-                result.target,
-                result.output,
-                result.baseline_output,
-                result.completeness,
-                result.relative_completeness,
-                result.n_steps,
-            )
-            for name, values in zip(_COLUMNS, found, strict=True):
-                columns[name].append(values[:n_live].cpu())
-    for name, dtype in _COLUMNS.items():
-        values = torch.cat(columns[name]) if columns[name] else torch.zeros(0)
-        records[name] = values.numpy().astype(dtype)
+            for name, column in columns.items():
+                column[start : start + n_live] = getattr(result, name)[:n_live].cpu()
     made_by |= {
         "step": "attribute",
         "read": {"images": arrays.digest(records)} | models.weights_digest(model),
@@ -131,7 +120,8 @@ def write_scores(
     }
     if attribution["baseline"] == "uniform":
         made_by["baseline_seed"] = seed
-    records[arrays.CHECKSUM] = np.array(scores.checksums, dtype=np.uint32)
+    records = records.assign(**columns)
+    records[arrays.CHECKSUM] = scores.checksums
     arrays.write_records(arrays.records_of(output), records, made_by)
 
 

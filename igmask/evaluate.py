@@ -1,6 +1,5 @@
 """Step: a model's predictions on the original or the masked images → one record an image."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,17 @@ from igmask.progress import progress
 MODES = ("keep", "drop")
 CONTROLS = ("random",)
 
-# Small tables that stay between large tensors that come and go keep malloc from using their room
-# again, which cost half a megabyte a batch; so they become one now and then.
-_MOST_TABLES = 32
+# What the network says of an image under a mask.
+_RECORD = np.dtype(
+    [
+        ("predicted", "int64"),
+        ("correct", "bool"),
+        ("probability_predicted", "float32"),
+        ("probability_label", "float32"),
+        ("probability_original", "float32"),
+        ("area_kept", "float64"),
+    ]
+)
 
 
 def evaluate(
@@ -87,44 +94,44 @@ def evaluate(
     batch_size = batch_size or 64
     n_batches = arrays.n_batches(image_paths, batch_size) * len(kinds)
     batches = (
-        (rows, kind, shown)
-        for rows, shown in _batches(image_paths, batch_size, where)
-        for kind in kinds
+        (first, images, i)
+        for first, images in arrays.batches(image_paths, batch_size)
+        for i in range(len(kinds))
     )
     label = f"evaluate {made_by['mode']} {made_by.get('p', '')}".strip()
-    found: list[pd.DataFrame] = []
-    for rows, kind, shown in progress(batches, total=n_batches, unit="batches", label=label):
-        batch = records.iloc[rows]
-        if len(found) == _MOST_TABLES:
-            found = [pd.concat(found, ignore_index=True)]
+    found = np.zeros((len(records), len(kinds)), dtype=_RECORD)
+    for first, images, i in progress(batches, total=n_batches, unit="batches", label=label):
+        # One shape for every batch, and so one result however the images are sharded.
+        rows = full_batch(0, len(images), batch_size)
+        shown, batch = torch.from_numpy(images[rows]).to(where), records.iloc[first + rows]
         if masks is None:
             record = _predict(network, models.pixels(shown, where), batch)
-            found.append(record.assign(mask=kind, area_kept=1.0))
-            continue
-        mask = unpack(arrays.read_rows(masks, rows), tuple(made_by["grid"]))
-        if kind == "random":
-            mask = random_like(mask, batch["position"].to_numpy(), seed=seed)
-        kept = mask if mode == "keep" else ~mask
-        kept_area = area(kept, *shown.shape[1:3], side=made_by["side"])
-        inputs = occluded_input(
-            shown,
-            torch.from_numpy(pack(mask)).to(where),
-            side=made_by["side"],
-            drop=mode == "drop",
-            fill=fill_colours(shown, fill, mean),
-            mean=mean,
-            std=std,
-            memory_format=torch.channels_last,  # that of the bytes
-        )
-        record = _predict(classifier, inputs, batch)
-        found.append(record.assign(mask=kind, area_kept=kept_area))
-    # Padding repeats the last image of a shard; its first record stands.
-    results = pd.concat(found, ignore_index=True)
-    results = results[~results.duplicated(["name", "mask"])].reset_index(drop=True)
+            record["area_kept"] = 1
+        else:
+            mask = unpack(arrays.read_rows(masks, first + rows), tuple(made_by["grid"]))
+            if kinds[i] == "random":
+                mask = random_like(mask, batch["position"].to_numpy(), seed=seed)
+            inputs = occluded_input(
+                shown,
+                torch.from_numpy(pack(mask)).to(where),
+                side=made_by["side"],
+                drop=mode == "drop",
+                fill=fill_colours(shown, fill, mean),
+                mean=mean,
+                std=std,
+                memory_format=torch.channels_last,  # that of the bytes
+            )
+            record = _predict(classifier, inputs, batch)
+            kept = mask if mode == "keep" else ~mask
+            record["area_kept"] = area(kept, *shown.shape[1:3], side=made_by["side"])
+        found[first : first + len(images), i] = record[: len(images)]
+    shown_images = records[["name", "label"]].loc[records.index.repeat(len(kinds))]
+    results = shown_images.reset_index(drop=True).assign(mask=np.tile(kinds, len(records)))
+    results = results.join(pd.DataFrame(found.ravel()))
     arrays.write_records(output, results, made_by)
 
 
-def _predict(network: nn.Module, inputs: Tensor, batch: pd.DataFrame) -> pd.DataFrame:
+def _predict(network: nn.Module, inputs: Tensor, batch: pd.DataFrame) -> np.ndarray:
     with torch.no_grad():
         probabilities = network(inputs).softmax(dim=1).cpu()
     refuse("outputs for", batch["name"], probabilities.isnan().any(dim=1).tolist())
@@ -132,26 +139,12 @@ def _predict(network: nn.Module, inputs: Tensor, batch: pd.DataFrame) -> pd.Data
     label = batch["label"].to_numpy()
     original = batch["predicted"].to_numpy() if "predicted" in batch else predicted
     rows = np.arange(len(batch))
-    return pd.DataFrame(
-        {
-            "name": batch["name"].to_numpy(),
-            "label": label,
-            "predicted": predicted,
-            "correct": predicted == label,
-            "probability_predicted": probabilities.numpy()[rows, predicted],
-            "probability_label": probabilities.numpy()[rows, label],
-            "probability_original": probabilities.numpy()[rows, original],
-        }
-    )
-
-
-def _batches(
-    shards: list[Path], size: int, device: torch.device
-) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Yield (rows of all images, the images in uint8) in full batches, shard by shard."""
-    for first, images in arrays.batches(shards, size):
-        rows = full_batch(0, len(images), size)
-        yield first + rows, torch.from_numpy(images[rows]).to(device)
+    record = np.zeros(len(batch), dtype=_RECORD)
+    record["predicted"] = predicted
+    record["correct"] = predicted == label
+    for name, classes in (("predicted", predicted), ("label", label), ("original", original)):
+        record[f"probability_{name}"] = probabilities.numpy()[rows, classes]
+    return record
 
 
 def read_masks(

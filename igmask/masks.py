@@ -145,5 +145,5 @@ def write_masks(score_paths: list[Path], output: Path, *, p: float, by: str, sco
         },
     }
     kept = records[["name", "label", "position", "predicted"]]
-    kept = kept.assign(n_selected=counts, crc32=np.array(bits.checksums, dtype=np.uint32))
+    kept = kept.assign(n_selected=counts, crc32=bits.checksums)
     arrays.write_records(arrays.records_of(output), kept, made_by)

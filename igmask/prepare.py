@@ -82,7 +82,7 @@ def prepare(
                 f"set dataset.on_bad_image to skip\n{lines}"
             )
     kept = records.loc[good, ["name", "label", "position"]].reset_index(drop=True)
-    kept[arrays.CHECKSUM] = np.array(images.checksums, dtype=np.uint32)
+    kept[arrays.CHECKSUM] = images.checksums
     made_by |= {"step": "prepare", "geometry": vars(geometry), "shard": shard, "skipped": skipped}
     made_by["on_bad_image"] = on_bad_image
     arrays.write_records(arrays.records_of(output), kept, made_by)

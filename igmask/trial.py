@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from igmask import baselines, models
+from igmask.attribute import GROUP
 from igmask.config import Model
 from igmask.ig import integrated_gradients
 from igmask.kernels import grid
@@ -20,7 +21,6 @@ from igmask.masks import select
 from igmask.network import prepare
 
 _BUDGET_S = 5.0  # for the attributions of a network
-_GROUP = 16  # images attributed together, as the study has it
 AUTO_STEPS = 100  # what n_steps auto is taken for
 
 
@@ -152,7 +152,7 @@ def _attribution_s(attribute: Callable[[int, int], float], n_steps: int) -> floa
     few = attribute(1, 2)
     affordable = int(_BUDGET_S / few) * 2  # steps, or less: what an image costs counts as steps
     n_tried = min(n_steps, max(4, affordable))
-    n_images = min(_GROUP, max(1, affordable // n_steps))
+    n_images = min(GROUP, max(1, affordable // n_steps))
     tried = attribute(n_images, n_tried)
     more = (n_steps - n_tried) * (tried - few) / (n_tried - 2) if n_tried < n_steps else 0
     return tried / n_images + max(more, 0)

@@ -5,9 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,10 +12,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from running import ROOT, snakemake
 
 from igmask.zoo import cifar_resnet
-
-ROOT = Path(__file__).resolve().parents[1]
 
 STUDY = {
     "dataset": {"source": "demo", "n_images": 20, "n_train": 64},
@@ -53,18 +49,6 @@ ONE_MODEL = {
     "examples": 1,
     "curves": 1,
 }
-
-
-def snakemake(folder, *arguments, study=None, snakefile=ROOT / "Snakefile"):
-    """Run Snakemake in a folder, with this configuration written there first."""
-    if study is not None:
-        (folder / "config.yaml").write_text(yaml.safe_dump(study))
-    command = [sys.executable, "-m", "snakemake", "--snakefile", snakefile]
-    command += ["--directory", folder, "--cores", "2", "--nocolor", *arguments]
-    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment, check=False, cwd=folder
-    )
 
 
 def jobs(folder, study):

@@ -7,21 +7,20 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import running
 import yaml
 from click.testing import CliRunner
 from PIL import Image
+from running import ENVIRONMENT, command
 
 from igmask import arrays, cli
 from igmask.verify import differences
 
-ROOT = Path(__file__).resolve().parents[1]
 TABLES = "results/tables"
 IMAGES = "results/folder/images/16/1-of-1.npy"
 
@@ -74,20 +73,13 @@ STUDY = {
 }
 
 
-def command(folder, *arguments):
-    found = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
-    found += ["--directory", str(folder), "--cores", "2", "--nocolor", *arguments]
-    return found if arguments else [*found, f"{TABLES}/accuracy.csv"]
-
-
-ENVIRONMENT = os.environ | {"PYTHONWARNINGS": "ignore"}
+def tables_command(folder):
+    return command(folder, f"{TABLES}/accuracy.csv")
 
 
 def snakemake(folder, *arguments):
     """Run what makes the tables in a folder; return (whether it succeeded, what it said)."""
-    done = subprocess.run(
-        command(folder, *arguments), capture_output=True, text=True, env=ENVIRONMENT, check=False
-    )
+    done = running.snakemake(folder, *(arguments or [f"{TABLES}/accuracy.csv"]))
     return done.returncode == 0, done.stdout + done.stderr
 
 
@@ -156,7 +148,7 @@ def test_a_job_that_is_killed_is_run_again(study, undisturbed, fault):
 def test_a_killed_snakemake_goes_on_once_unlocked(study, undisturbed):
     (study / "work-slowly").touch()
     with subprocess.Popen(
-        command(study), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
+        tables_command(study), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
     ) as run:
         wait_for(study / "working", run)
         run.send_signal(signal.SIGKILL)
@@ -170,7 +162,7 @@ def test_a_killed_snakemake_goes_on_once_unlocked(study, undisturbed):
 def test_a_second_run_in_the_same_folder_is_turned_away(study, undisturbed):
     (study / "work-slowly").touch()
     with subprocess.Popen(
-        command(study), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT
+        tables_command(study), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT
     ) as first:
         wait_for(study / "working", first)
         succeeded, said = snakemake(study)
@@ -301,7 +293,7 @@ def test_a_file_exchanged_for_one_of_other_content_is_found(finished, monkeypatc
     records, settings = arrays.read_records(arrays.records_of(masks))
     with arrays.writing(masks, np.uint8, (5,)) as writer:
         writer.append(np.zeros((12, 5)))
-    records["crc32"] = np.array(writer.checksums, dtype=np.uint32)
+    records["crc32"] = writer.checksums
     arrays.write_records(arrays.records_of(masks), records, settings)
     found = verified(finished, monkeypatch)
     evaluated = "results/folder/models/net/records/keep-50-black.parquet"

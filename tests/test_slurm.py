@@ -1,6 +1,7 @@
 """The workflow through a real Slurm: of one node, this machine, where Slurm is installed."""
 
 import getpass
+import os
 import re
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import pytest
-from test_dag import ROOT, snakemake
+from running import ROOT, snakemake
 from test_dag import STUDY as LARGER
 
 STUDY = {
@@ -36,7 +37,9 @@ rule greedy:
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
     """A running Slurm, in reach of what the tests start."""
-    missing = [name for name in ("munged", "slurmctld", "slurmd") if shutil.which(name) is None]
+    places = f"{os.environ['PATH']}:/usr/sbin"
+    daemons = ("munged", "slurmctld", "slurmd")
+    missing = [name for name in daemons if shutil.which(name, path=places) is None]
     if missing:
         pytest.skip(f"no {', '.join(missing)}: apt-get install slurm-wlm munge")
     if find_spec("snakemake_executor_plugin_slurm") is None:

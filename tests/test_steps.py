@@ -277,7 +277,7 @@ def test_few_images_are_open_at_once(study, monkeypatch):
 
     def append(images, rows):
         n_open.pop()
-        images.checksums.append(0)
+        images._checksums.append(0)
 
     monkeypatch.setattr("igmask.prepare.opener", opener)
     monkeypatch.setattr(arrays.ArrayWriter, "append", append)

@@ -14,7 +14,7 @@ if [[ $# != 2 || ! $1 =~ ^(start|stop)$ ]]; then
 fi
 mkdir -p "$2"
 folder=$(cd "$2" && pwd)
-export SLURM_CONF=$folder/slurm.conf
+export SLURM_CONF=$folder/slurm.conf PATH=$PATH:/usr/sbin
 
 stop() {
   local name pid
