@@ -4,6 +4,7 @@ The commands are a look ahead, the steps of the workflow in its order, and what 
 Their options take defaults, choices and help from config.schema.json, each under its key's name.
 """
 
+import gc
 import json
 import os
 import shlex
@@ -565,6 +566,7 @@ def _leave_out(options: dict[str, Any], *names: str, of: str) -> None:
 
 def main() -> None:
     """Run the command line; errors that a user can mend are one message, without a traceback."""
+    gc.set_threshold(10_000, 50, 50)  # imports make many objects and no cycles: a tenth of a job
     try:
         app()
     except SystemExit as ended:
