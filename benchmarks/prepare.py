@@ -30,9 +30,9 @@ GEOMETRY = Geometry(224, 256, "bilinear")
 PACKAGES = ("igmask", "pillow", "numpy", "torch", "torchvision")
 
 
-def draw(root: Path) -> None:
+def draw(root: Path, n_images: int) -> None:
     """Draw the demo's images at 500×375, with grain: about 50 kB each, a folder a class."""
-    for i in range(N_IMAGES):
+    for i in range(n_images):
         path = root / demo.CLASSES[demo.label_of(i)] / f"{i:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(demo.draw(i, split="test", seed=0)).resize((500, 375))
@@ -73,7 +73,7 @@ def main(page: Path) -> None:
     """Measure in rounds, and write the page."""
     with tempfile.TemporaryDirectory() as name:
         root, index, output = (Path(name) / part for part in ("photos", "index.parquet", "x.npy"))
-        draw(root)
+        draw(root, N_IMAGES)
         write_index({"source": "folder", "root": str(root)}, index, seed=0)
         ways: dict[str, Callable[[], None]] = {
             f"prepare, {n} worker{'s' * (n > 1)}": (

@@ -28,8 +28,9 @@ from igmask import machine, zoo
 from igmask.devices import take_device
 from igmask.errors import InputError, matching
 from igmask.ig import integrated_gradients, overlap
-from igmask.network import all_finite, input_gradients, multiply_in, prepare
+from igmask.network import Network, all_finite, multiply_in, prepare
 from igmask.progress import Meter, say
+from igmask.stem import Split, whole
 
 FOUR = ("vgg16", "inception_v3", "resnet50", "densenet121")
 MODELS = ("resnet20", "resnet56", "mobilenet_v3_large", *FOUR, "vit_b_16")
@@ -46,9 +47,9 @@ class Contestant:
     """A way to compute the same attributions.
 
     like:      what it is compared as: `igmask`, `captum`, `captum tuned`, `bare`; or `reference`
-    precision: igmask's; or that of the network and images that Captum gets, tf32 being allowed in
-               float32's products or not
-    engine:    igmask's
+    precision: igmask's and that of bare passes; or that of the network and images that Captum gets,
+               tf32 being allowed in float32's products or not
+    engine:    of `ENGINES`; Captum has none
     method:    Captum's rule
     turns:     most turns it takes on a CPU
     """
@@ -73,7 +74,8 @@ CONTESTANTS = (
     Contestant("igmask bf16", "igmask", "bf16", turns=1),
 )
 
-# On a GPU there are more: each precision of igmask with each engine, and Captum in the same ones.
+# On a GPU there are more: each precision of igmask with each engine, bare passes and Captum in the
+# same ones.
 ON_A_GPU = (
     Contestant("igmask tf32", "igmask", "tf32"),
     Contestant("igmask fp16", "igmask", "fp16"),
@@ -83,6 +85,14 @@ ON_A_GPU = (
     Contestant("igmask fp32 cudagraph", "igmask", "fp32", "cudagraph"),
     Contestant("igmask bf16 cudagraph", "igmask", "bf16", "cudagraph"),
     Contestant("igmask fp16 cudagraph", "igmask", "fp16", "cudagraph"),
+    Contestant("bare passes tf32", "bare", "tf32"),
+    Contestant("bare passes bf16", "bare", "bf16"),
+    Contestant("bare passes fp16", "bare", "fp16"),
+    Contestant("bare passes fp32 cudagraph", "bare", "fp32", "cudagraph"),
+    Contestant("bare passes bf16 cudagraph", "bare", "bf16", "cudagraph"),
+    Contestant("bare passes fp16 cudagraph", "bare", "fp16", "cudagraph"),
+    Contestant("bare passes bf16 compile", "bare", "bf16", "compile"),
+    Contestant("bare passes fp16 compile", "bare", "fp16", "compile"),
     Contestant("captum tf32", "captum", "tf32"),
     Contestant("captum bf16", "captum", "bf16"),
     Contestant("captum fp16", "captum", "fp16"),
@@ -375,6 +385,7 @@ class _Run:
         if contestant.like == "reference":
             self._convert(torch.float64)
         self._batch_size: int | None = None
+        self._bare: Network | None = None
 
     def _convert(self, dtype: torch.dtype) -> None:
         self._network, self._images = self._network.to(dtype), self._images.to(dtype)
@@ -486,8 +497,11 @@ class _Run:
         return _found(values, (delta / change).abs())
 
     def _pass(self, images: Tensor, targets: Tensor, n_steps: int) -> dict[str, Any]:
-        """As many passes, in the engine's batches, of the network with norms folded."""
-        split = prepare(self._network, images, precision="fp32").split
+        """As many passes, in the engine's batches, of the whole network in its best form."""
+        if self._bare is None:
+            how = {"precision": self._contestant.precision, "engine": self._contestant.engine}
+            split = prepare(self._network, images, precision="fp32").split
+            self._bare = Network(_Whole(split), images, **how, split=whole(_Whole(split), "bare"))
         size = self._batch_size or 8
         n_pairs = len(images) * n_steps
         size = -(-n_pairs // -(-n_pairs // size))
@@ -495,8 +509,20 @@ class _Run:
         picked = targets[rows].unsqueeze(1)
         n_batches = -(-n_pairs // size)
         for _ in range(n_batches):
-            input_gradients(lambda x: split(x).gather(1, picked).squeeze(1), (images[rows],))
+            points = images[rows].to(self._bare.dtype or images.dtype)
+            self._bare.gradients((points,), lambda outputs: outputs.gather(1, picked).squeeze(1))
         return {"n_pairs": n_batches * size}
+
+
+class _Whole(nn.Module):
+    """A network in its parts, which are folded and laid out best, as one."""
+
+    def __init__(self, split: Split) -> None:
+        super().__init__()
+        self.stem, self.head, self.trunk = split.stem, split.head, split.trunk
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.trunk(*map(self.head, self.stem(x)))
 
 
 def _found(values: Tensor, relative: Tensor) -> dict[str, Any]:

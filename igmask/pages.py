@@ -50,6 +50,11 @@ def of(key: str, form: str = "", unit: str = "") -> Cell:
     return lambda row: "" if row.get(key) is None else f"{row[key]:{form}}{unit}"
 
 
+def figures_of(key: str) -> Cell:
+    """Return a cell of the number that a row has under the key, with three figures or more."""
+    return lambda row: f"{row[key]:.3g}" if abs(row[key]) < 100 else f"{row[key]:,.0f}"
+
+
 def time_of(key: str) -> Cell:
     """Return a cell of the time that a row has under the key, or of why it has none."""
     return lambda row: ms(row[key]) if key in row else why_no_time(row)

@@ -12,6 +12,7 @@ from igmask.bench import CONTESTANTS, ON_A_GPU, Contestant, Setting
 from igmask.bench_page import summary, to_markdown, write
 from igmask.errors import InputError
 from igmask.ig import integrated_gradients
+from igmask.network import prepare
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,18 @@ def test_captum_gets_network_and_images_in_the_precision(like):
     exact, found = (run_here(Contestant("", like, p))["values"] for p in ("fp32", "bf16"))
     error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
     assert 1e-4 < error < 1
+
+
+def test_bare_passes_are_of_the_whole_network():
+    network, images, _ = bench.build(Setting("resnet20", 2, 4, "cpu", 1))
+    split = prepare(network, images, precision="fp32").split
+    assert split.n_folded > 0
+    torch.testing.assert_close(bench._Whole(split)(images), network(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_bare_passes_are_counted_in_every_precision(precision):
+    assert run_here(Contestant("", "bare", precision))["n_pairs"] == 4
 
 
 def run_here(contestant):
