@@ -17,16 +17,18 @@ from igmask.network import prepare
 
 @pytest.fixture(scope="module")
 def result():
-    (found,) = bench.measure(
-        ("resnet20",),
-        n_images=2,
-        n_steps=4,
-        repeats=1,
-        budget_s=1,
-        device="cpu",
-        threads=1,
-        skip=("captum gauss-legendre", "captum right, tuned", "bare passes", "igmask bf16"),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "_MEMORY_STEPS", (10,))
+        (found,) = bench.measure(
+            ("resnet20",),
+            n_images=2,
+            n_steps=4,
+            repeats=1,
+            budget_s=1,
+            device="cpu",
+            threads=1,
+            skip=("captum gauss-legendre", "captum right, tuned", "bare passes", "igmask bf16"),
+        )
     return found
 
 

@@ -56,7 +56,7 @@ def accuracy(cifar, tmp_path_factory):
         write_masks(scores, masks, p=p, by=study.selection["by"], score=study.squares["score"])
         for mode in study.masking["modes"]:
             records.append(folder / f"{mode}-{p}.parquet")
-            evaluate(images, records[-1], model=model, masks=masks, mode=mode)
+            evaluate(images, records[-1], model=model, masks=masks, mode=mode, controls=())
     return collect(records).accuracy, arrays.read_records(folder / "scores.parquet")[0]
 
 

@@ -11,12 +11,18 @@ from importlib.util import find_spec
 
 import pytest
 from running import ROOT, snakemake
-from test_dag import STUDY as LARGER
 
 STUDY = {
-    "dataset": {"source": "demo", "n_images": 10, "n_train": 64},
-    "models": {"one": LARGER["models"]["one"]},
-    "attribution": LARGER["attribution"],
+    "dataset": {"source": "demo", "n_images": 10},
+    "models": {
+        "one": {
+            "source": "igmask.zoo:cifar_resnet",
+            "arguments": {"depth": 8},
+            "size": 32,
+            "resize": 32,
+        },
+    },
+    "attribution": {"n_steps": 2},
     "selection": {"p": [50]},
     "masking": {"modes": ["keep"]},
     "figures": {"n_images": 1},
@@ -100,10 +106,9 @@ def test_a_study_through_slurm_has_the_tables_of_a_local_one(slurm, local, tmp_p
     found = slurm_jobs(folder)
     asked_gpus = {job["Comment"]: job.get("TresPerJob") for job in found}
     assert asked_gpus == {
-        "rule_train_wildcards_demo_one": None,
         "rule_index_wildcards_demo": None,
         "rule_preflight_wildcards_demo_one": None,
-        "rule_prepare_wildcards_demo_64_1-of-1": None,
+        "rule_prepare_wildcards_demo_32-resize32-bilinear_1-of-1": None,
         "rule_attribute_wildcards_demo_one_1-of-1": "gres:gpu:1",
         "rule_evaluate_original_wildcards_demo_one": "gres:gpu:1",
         "rule_masks_evaluate_mask": "gres:gpu:1",
