@@ -26,7 +26,7 @@ from igmask.workflow import Workflow
 SIZES = (10, 5_000, 50_000)
 
 
-def study(n_images: int, n_shards: int) -> Workflow:
+def study(n_images: int) -> Workflow:
     """Return the jobs of a study of so many images."""
     network = {"source": "igmask.zoo:cifar_resnet", "arguments": {"depth": 8}}
     return Workflow(
@@ -36,7 +36,7 @@ def study(n_images: int, n_shards: int) -> Workflow:
             "attribution": {"n_steps": 2},
             "selection": {"p": [50]},
             "masking": {"modes": ["keep"]},
-            "compute": {"shards": n_shards, "device": "cpu"},
+            "compute": {"device": "cpu"},
         }
     )
 
@@ -46,22 +46,22 @@ def jobs(flow: Workflow) -> list[tuple[str, list[str]]]:
     geometry = flow.models["resnet8"].geometry.name
     one = SimpleNamespace(model="resnet8", p="50", condition="keep-50-black", geometry=geometry)
     index, folder = f"{flow.folder}/index.parquet", f"{flow.folder}/models/resnet8"
-    images, scores, (masks,) = flow.images(one), flow.scores(one), flow.masks(one)
-    found = [("index", ["index", flow.index_options(one), "--output", index])]
-    for shard, array in zip(flow.shards, images, strict=True):
-        of_shard = SimpleNamespace(**vars(one), shard=shard)
-        found += [("prepare", ["prepare", index, flow.prepare_options(of_shard), "-o", array])]
-    for array, parts in zip(images, scores, strict=True):
-        options = f"{flow.attribute_options(one)} {flow.compute_options()}"
-        found += [("attribute", ["attribute", array, options, "-o", parts])]
-    found += [("mask", ["mask", *scores, flow.mask_options(one), "-o", masks])]
+    (images,), (scores,), (masks,) = flow.images(one), flow.scores(one), flow.masks(one)
+    shard = SimpleNamespace(**vars(one), shard=flow.shards[0])
+    attribute_options = f"{flow.attribute_options(one)} {flow.compute_options()}"
+    found = [
+        ("index", ["index", flow.index_options(one), "-o", index]),
+        ("prepare", ["prepare", index, flow.prepare_options(shard), "-o", images]),
+        ("attribute", ["attribute", images, attribute_options, "-o", scores]),
+        ("mask", ["mask", scores, flow.mask_options(one), "-o", masks]),
+    ]
     for step, options in (
         ("evaluate the originals", flow.original_options(one)),
         ("evaluate, and random masks", f"--masks {masks} {flow.evaluate_options(one)}"),
     ):
         output = f"{folder}/records/{'keep-50-black' if 'masks' in options else 'original'}.parquet"
         options += f" {flow.compute_options()}"
-        found += [(step, ["evaluate", *images, options, "-o", output])]
+        found += [(step, ["evaluate", images, options, "-o", output])]
     records = flow.records(one)
     return [*found, ("tables", ["tables", *records, "-o", "results/tables"])]
 
@@ -81,42 +81,34 @@ def run(arguments: list[str], log: Path) -> tuple[float, float]:
     return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
-def measure(n_images: int, n_shards: int) -> dict[str, tuple[float, float]]:
-    """Return step → (seconds of all its jobs, the highest peak in MiB)."""
-    found: dict[str, tuple[float, float]] = {}
+def measure(n_images: int) -> dict[str, tuple[float, float]]:
+    """Return step → (seconds, peak in MiB)."""
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        for step, arguments in tqdm(jobs(study(n_images, n_shards)), f"{n_images}, {n_shards}"):
-            seconds, peak = run(arguments, Path(folder, "log"))
-            before = found.get(step, (0.0, 0.0))
-            found[step] = before[0] + seconds, max(before[1], peak)
+        steps = tqdm(jobs(study(n_images)), str(n_images))
+        found = {step: run(arguments, Path(folder, "log")) for step, arguments in steps}
         os.chdir("/")
     return found
 
 
 def main(output: Path) -> None:
-    """Measure, showing each table, and write a page."""
+    """Measure, and write a page."""
     page = output.absolute()  # the working directory changes
-    tables = []
-    for n_shards in (1, 10):
-        start, small, large = (measure(n, n_shards) for n in SIZES)
-        rows = [
-            {
-                "step": step,
-                "10: s": start[step][0],
-                "5,000: s": seconds,
-                "5,000: MiB": peak,
-                "50,000: s": large[step][0],
-                "50,000: MiB": large[step][1],
-                "time ×": (large[step][0] - start[step][0]) / (seconds - start[step][0]),
-                "MiB more": large[step][1] - peak,
-            }
-            for step, (seconds, peak) in small.items()
-        ]
-        numbers = {key: figures_of(key) for key in list(rows[0])[1:]}
-        tables += ["", f"## {n_shards} {'shard' if n_shards == 1 else 'shards'}", ""]
-        tables += table(rows, {"step": of("step"), **numbers})
-        print("\n".join(tables), flush=True)
+    start, small, large = map(measure, SIZES)
+    rows = [
+        {
+            "step": step,
+            "10: s": start[step][0],
+            "5,000: s": seconds,
+            "5,000: MiB": peak,
+            "50,000: s": large[step][0],
+            "50,000: MiB": large[step][1],
+            "time ×": (large[step][0] - start[step][0]) / (seconds - start[step][0]),
+            "MiB more": large[step][1] - peak,
+        }
+        for step, (seconds, peak) in small.items()
+    ]
+    numbers = {key: figures_of(key) for key in list(rows[0])[1:]}
     lines = [
         "# Every step on 10, 5,000 and 50,000 images",
         "",
@@ -125,11 +117,12 @@ def main(output: Path) -> None:
         "",
         f"    python benchmarks/full_size.py {output}",
         "",
-        "ResNet-8 on 32×32 pixels, m = 2, jobs one after the other. Peaks are of the highest job,",
-        "with all files that it had mapped, the libraries among them. On 10 images a step does",
+        "ResNet-8 on 32×32 pixels, m = 2, one shard, a job a step, one after the other. Peaks are",
+        "with all files that were mapped, the libraries among them. On 10 images a step does",
         "little but start; *time ×* is 50,000 against 5,000 images, each less the start, and says",
         "nothing where that is less than a second.",
-        *tables,
+        "",
+        *table(rows, {"step": of("step"), **numbers}),
     ]
     write_text(page, "\n".join(lines) + "\n")
 
