@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that wants a GPU, in one go: the kernels' tests, compute-sanitizer where it is installed,
-# and both benchmarks, into benchmarks/results/. Networks may be named; all by default.
+# both benchmarks, where the time goes, and what the published study would take, into
+# benchmarks/results/. Networks may be named; all by default.
 #
 #   bash benchmarks/on-a-gpu.sh resnet50 densenet121
 #
@@ -8,6 +9,8 @@
 # skip, and the benchmarks say that they measured a CPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+has_gpu() { python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }
 
 python -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__,
     torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
@@ -21,3 +24,9 @@ if command -v compute-sanitizer >/dev/null; then
 fi
 igmask bench kernels
 igmask bench "$@"
+for how in "fp32 eager" "tf32 eager" "bf16 eager" "fp16 eager" "bf16 cudagraph" "fp16 cudagraph"; do
+    read -r precision engine <<< "$how"
+    [[ $precision == tf32 || $engine == cudagraph ]] && ! has_gpu && continue
+    python benchmarks/stages.py --precision "$precision" --engine "$engine" "$@"
+done
+python benchmarks/projection.py benchmarks/results/projection.md fp32 bf16 fp16
