@@ -8,14 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from igmask import arrays
 from igmask.config import percent
 from igmask.drawing import HEAT, Column, scaled, write_table
 from igmask.errors import InputError
-from igmask.kernels import occlude, to_pixels, unpack
+from igmask.masks import fill_values, to_pixels, unpack
 
 
 class File(NamedTuple):
@@ -30,7 +28,7 @@ class File(NamedTuple):
 class Examples:
     """A few images, and what the files of one model say of them.
 
-    images:      (n, 3, H, W) in [0, 1]
+    images:      (n, H, W, 3) in [0, 1]
     attribution: (n, H, W), each pixel with the sum of its square, towards the class in `targets`
     masks:       p → (n, H, W) bool
     evaluated:   a file a condition, its records those of all images
@@ -39,9 +37,9 @@ class Examples:
     names: pd.Series
     labels: list[str]
     targets: list[str]
-    images: Tensor
-    attribution: Tensor
-    masks: dict[float, Tensor]
+    images: np.ndarray
+    attribution: np.ndarray
+    masks: dict[float, np.ndarray]
     evaluated: list[File]
 
 
@@ -82,9 +80,9 @@ def _read_examples(files: list[Path], n_images: int) -> Examples:
     index = pd.concat([file.records for file in found["prepare"]], ignore_index=True)
     rows = spread(index["label"].to_numpy(), n_images)
     take = partial(_take, rows=rows, names=index["name"])
-    images = take(found["prepare"]).permute(0, 3, 1, 2).float() / 255
+    images = take(found["prepare"]).astype(np.float32) / 255
     classes, side = (found["attribute"][0].settings[key] for key in ("class_names", "side"))
-    tiled = partial(to_pixels, height=images.shape[2], width=images.shape[3], side=side)
+    tiled = partial(to_pixels, height=images.shape[1], width=images.shape[2], side=side)
     parts = tiled(take(found["attribute"]))
     targets = pd.concat([file.records["target"] for file in found["attribute"]])
     return Examples(
@@ -114,7 +112,7 @@ def _by_step(files: list[Path]) -> dict[str, list[File]]:
     return found
 
 
-def _take(shards: list[File], rows: np.ndarray, names: pd.Series) -> Tensor:
+def _take(shards: list[File], rows: np.ndarray, names: pd.Series) -> np.ndarray:
     """Return some rows of an array in shards, reading no others; `names` are all images'."""
     if not pd.concat([file.records["name"] for file in shards], ignore_index=True).equals(names):
         raise InputError(f"{shards[0].array}: of other images, or not all shards are given")
@@ -122,7 +120,7 @@ def _take(shards: list[File], rows: np.ndarray, names: pd.Series) -> Tensor:
     owners = np.searchsorted(starts, rows, side="right") - 1
     mapped = [arrays.read_array(file.array) for file in shards]
     pairs = zip(owners, rows - starts[owners], strict=True)
-    return torch.from_numpy(np.stack([mapped[owner][row] for owner, row in pairs]))
+    return np.stack([mapped[owner][row] for owner, row in pairs])
 
 
 def _condition_columns(examples: Examples) -> dict[str, dict[float, Column]]:
@@ -146,11 +144,12 @@ def _condition_column(examples: Examples, file: File) -> Column:
     if not examples.names.isin(records.index).all():
         raise InputError(f"{arrays.records_of(file.array)}: records of other images")
     if title != "original":
-        p, mean = settings["p"], torch.tensor(settings["model"]["mean"])
+        p = settings["p"]
         if p not in examples.masks:
             raise InputError(f"examples need the masks of p = {percent(p)}, too")
         kept = examples.masks[p] if title == "keep" else ~examples.masks[p]
-        images = occlude(images, kept, side=1, fill=settings["fill"], mean=mean)
+        filled = fill_values(images, settings["fill"], settings["model"]["mean"])
+        images = np.where(kept[..., np.newaxis], images, filled)
         title += f" {percent(p)} %\n{100 * records['area_kept'].mean():.0f} % of the area"
     classes = settings["class_names"]
     captions = [
@@ -158,33 +157,29 @@ def _condition_column(examples: Examples, file: File) -> Column:
         f"{100 * record.probability_predicted:.0f} %"
         for record in records.loc[examples.names].itertuples()
     ]
-    return Column(title, _pictures(images), captions)
+    return Column(title, images, captions)
 
 
 def _attribution_columns(examples: Examples) -> Iterator[Column]:
     """The attribution by itself, over the image in grey, and the squares it selects at one p."""
-    values = examples.attribution.numpy()
+    values = examples.attribution
     yield Column("attribution", list(values), [f"for {target}" for target in examples.targets])
     relative = np.stack([scaled(one) for one in values])
     cover = np.sqrt(np.abs(relative))[..., np.newaxis]
-    grey = examples.images.mean(dim=1, keepdim=True)
-    over = _pictures(grey) * (1 - cover) + HEAT((relative + 1) / 2)[..., :3] * cover
+    grey = examples.images.mean(axis=-1, keepdims=True)
+    over = grey * (1 - cover) + HEAT((relative + 1) / 2)[..., :3] * cover
     yield Column("on the image", list(over), [""] * len(over))
     if examples.masks:
         p = _middle(examples.masks)
         chosen = examples.masks[p]
-        pictures = torch.where(chosen.unsqueeze(1), examples.images, 0.65 + 0.2 * grey)
-        areas = [f"{100 * one:.0f} % of the area" for one in chosen.double().mean(dim=(1, 2))]
-        yield Column(f"top {percent(p)} %", _pictures(pictures), areas)
+        pictures = np.where(chosen[..., np.newaxis], examples.images, 0.65 + 0.2 * grey)
+        areas = [f"{100 * one:.0f} % of the area" for one in chosen.mean(axis=(1, 2))]
+        yield Column(f"top {percent(p)} %", pictures, areas)
 
 
 def _middle(ps: Iterable[float]) -> float:
     """Return the p nearest to 50, where one stands for all."""
     return min(ps, key=lambda p: (abs(p - 50), p))
-
-
-def _pictures(images: Tensor) -> np.ndarray:
-    return images.permute(0, 2, 3, 1).numpy()
 
 
 def class_name(classes: list[str], label: int) -> str:

@@ -77,6 +77,20 @@ def unpack(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return flat.view(bool).reshape(-1, *shape)
 
 
+def to_pixels(values: np.ndarray, height: int, width: int, *, side: int = 3) -> np.ndarray:
+    """Return a mask's pixels, or of other values of squares: (..., P, Q) → (..., H, W)."""
+    return values.repeat(side, axis=-2).repeat(side, axis=-1)[..., :height, :width]
+
+
+def fill_values(images: np.ndarray, fill: str, mean: list[float]) -> np.ndarray:
+    """Return what masked pixels of images (N, H, W, C) become, as `kernels.fill_values`."""
+    return {
+        "black": lambda: np.zeros((), images.dtype),
+        "mean": lambda: np.array(mean, images.dtype),
+        "image-mean": lambda: images.mean(axis=(1, 2), keepdims=True),
+    }[fill]()
+
+
 def area(mask: np.ndarray, height: int, width: int, *, side: int = 3) -> np.ndarray:
     """Return the fraction of an image's pixels in a mask: (N, P, Q) bool → (N,) float64.
 

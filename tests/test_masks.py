@@ -50,11 +50,27 @@ def test_bits_are_the_kernels_there_and_back():
     np.testing.assert_array_equal(masks.unpack(masks.pack(mask), (5, 7)), mask)
 
 
-@pytest.mark.parametrize("step", ["index", "prepare", "mask", "tables", "verify"])
+@pytest.mark.parametrize("step", ["index", "prepare", "mask", "tables", "examples", "verify"])
 def test_steps_without_networks_start_without_torch(step):
     module = {"index": "prepare", "mask": "masks"}.get(step, step)
     code = f"import sys, igmask.cli, igmask.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_pixels_of_squares_are_the_kernels():
+    values = np.random.default_rng(0).random((2, 3, 4, 5))
+    expected = kernels.to_pixels(torch.from_numpy(values), 10, 13, side=3)
+    np.testing.assert_array_equal(masks.to_pixels(values, 10, 13, side=3), expected.numpy())
+
+
+@pytest.mark.parametrize("fill", kernels.FILLS)
+def test_fills_are_the_kernels(fill):
+    images, mean = np.random.default_rng(0).random((3, 6, 7, 3)), [0.1, 0.2, 0.3]
+    found = masks.fill_values(images, fill, mean)
+    planes = torch.from_numpy(images).permute(0, 3, 1, 2)
+    expected = kernels.fill_values(planes, fill, torch.tensor(mean)).expand_as(planes)
+    expected = expected.permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(np.broadcast_to(found, images.shape), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
