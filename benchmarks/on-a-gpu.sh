@@ -14,7 +14,7 @@ has_gpu() { python -c 'import sys, torch; sys.exit(not torch.cuda.is_available()
 
 python -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__,
     torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
-python -m pytest -q -m gpu tests/test_triton.py
+python -m pytest -q -m gpu tests/test_triton.py tests/test_gpu.py
 if command -v compute-sanitizer >/dev/null; then
     # The caching allocator hides what lies beyond a tensor.
     for tool in memcheck racecheck; do
