@@ -502,12 +502,15 @@ class _Run:
             how = {"precision": self._contestant.precision, "engine": self._contestant.engine}
             split = prepare(self._network, images, precision="fp32").split
             self._bare = Network(
-                _Whole(split), images, **how, split=Split(lambda x: (x,), _Whole(split))
+                _Whole(split),
+                images,
+                **how,
+                split=Split(lambda x: (x,), _Whole(split), why_not=split.why_not),
             )
         n_pairs, network = len(images) * n_steps, self._bare
         size = min(self._batch_size or 8, n_pairs)
         n_lanes = network.n_lanes(size)
-        n_batches = n_lanes * -(-n_pairs // size)
+        n_batches = n_lanes * -(-n_pairs // (n_lanes * (size // n_lanes)))
         size = -(-n_pairs // n_batches)
         rows = torch.arange(size, device=images.device) % len(images)
         picked = targets[rows].unsqueeze(1)

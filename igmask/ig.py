@@ -81,8 +81,8 @@ def path_gradients(
     size = batch_size or network.batch_size(images)
     n_lanes = network.n_lanes(min(size, n_pairs))
     if network.engine == "eager":  # for the others each shape costs
-        # As many batches as the size asks for in each lane, evenly filled.
-        size = -(-n_pairs // (n_lanes * -(-n_pairs // size)))
+        rounds = -(-n_pairs // (n_lanes * (size // n_lanes)))
+        size = -(-n_pairs // (n_lanes * rounds))  # of a lane's batches, evenly filled
     n_ahead = n_lanes + 1 if n_lanes > 1 else 1  # one waits, so that no lane does
     paths = _Paths(network, images, baselines, n_slots=-(-n_ahead * size // n_rows) + 1)
     start = 0
@@ -98,7 +98,7 @@ def path_gradients(
                     start += batch.n_live
                 slopes = under_way[0][1]()
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or size == 1:
+                if not is_out_of_memory(error) or size == n_ahead == 1:
                     raise
                 slopes = ()
             if not slopes:  # out of the block, whose traceback holds on to the batch
@@ -106,7 +106,9 @@ def path_gradients(
                 while under_way:
                     with suppress(Exception):
                         under_way.popleft()[1]()
-                size = halved(size)
+                if size == 1:  # one pair at a time may fit where several side by side do not
+                    n_ahead = 1
+                size = max(1, halved(size))
                 continue
             batch, _ = under_way.popleft()
             paths.add(batch, slopes)
@@ -197,31 +199,16 @@ class _Paths:
         after: the batch before, if it may be at work: an image's class, which its first row says,
                is what its rows in the next batch are about
         """
-        head, dtype = self._network.split.head, self._network.dtype
-        device = self._ends[0].device
-        slots = [owner % self._n_slots for owner in batch.owners]
-        spans = spans_of(slots, self._n_slots, device)
-        positions = torch.tensor(batch.alphas, dtype=torch.float64, device=device)
-        ends = zip(self._starts, self._ends, strict=True)
-        taken = None
-        if head.pool is None:
-            points = tuple(
-                path_points(start, end, spans, positions, activation=head.activation, dtype=dtype)
-                for start, end in ends
-            )
-        else:
-            pooled, taken = pooled_points(*next(ends), spans, positions, head.pool, dtype=dtype)
-            points = (pooled,)
-        batch.points = spans, positions, taken
-
-        def in_turn(outputs: Tensor) -> Tensor:
-            if after is not None:
-                after.picked.wait()
-            picked = pick(outputs, batch.owners, batch.alphas)
-            batch.picked.set()
-            return picked
-
         try:
+            points = self._points(batch)
+
+            def in_turn(outputs: Tensor) -> Tensor:
+                if after is not None:
+                    after.picked.wait()
+                picked = pick(outputs, batch.owners, batch.alphas)
+                batch.picked.set()
+                return picked
+
             slopes = self._network.gradients(points, in_turn)
         finally:
             batch.picked.set()  # whatever happened, the next one does not wait for ever
@@ -229,6 +216,24 @@ class _Paths:
         forms = [memory_format_of(total) for total in self._totals]
         return tuple(
             s.contiguous(memory_format=form) for s, form in zip(slopes, forms, strict=True)
+        )
+
+    def _points(self, batch: _Batch) -> tuple[Tensor, ...]:
+        """Where the pairs of a batch are behind the stem."""
+        head, dtype = self._network.split.head, self._network.dtype
+        device = self._ends[0].device
+        slots = [owner % self._n_slots for owner in batch.owners]
+        spans = spans_of(slots, self._n_slots, device)
+        positions = torch.tensor(batch.alphas, dtype=torch.float64, device=device)
+        ends = zip(self._starts, self._ends, strict=True)
+        if head.pool is not None:
+            pooled, taken = pooled_points(*next(ends), spans, positions, head.pool, dtype=dtype)
+            batch.points = spans, positions, taken
+            return (pooled,)
+        batch.points = spans, positions, None
+        return tuple(
+            path_points(start, end, spans, positions, activation=head.activation, dtype=dtype)
+            for start, end in ends
         )
 
     def add(self, batch: _Batch, slopes: Slopes) -> None:
@@ -525,7 +530,7 @@ class _Study:
             of_image = torch.tensor(at_image, device=device)
             self._predicted[rows[of_image]] = logits[of_image].detach().argmax(dim=1)
             if not self._given:
-                self._classes = self._predicted.clone()
+                self._classes[rows[of_image]] = self._predicted[rows[of_image]]
             elif not self._checked and (
                 int(self._classes.min()) < 0 or int(self._classes.max()) >= logits.shape[1]
             ):

@@ -50,6 +50,7 @@ class Network:
         with_head = has_kernel(example.device)  # elsewhere it would be the same work
         self.split = split or stem.split(model, example, with_head=with_head)
         self.precision, self.engine = precision, engine
+        self._on_cpu = example.device.type == "cpu"
         self._alone = threading.Lock()
         self.dtype = _DTYPES.get(precision or "")
         trunk: Any = self.split.trunk
@@ -126,7 +127,9 @@ class Network:
             entries = self.split.entries(self.stem(image[:1]))
             points = tuple(u.to(self.dtype or u.dtype, copy=True) for u in entries)
             kept = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in points}
-            own = {weight.untyped_storage().data_ptr() for weight in self._weights()}
+            known = isinstance(self._trunk, nn.Module)
+            weights = (*self._trunk.parameters(), *self._trunk.buffers()) if known else ()
+            own = {weight.untyped_storage().data_ptr() for weight in weights}
 
             def keep(saved: Tensor) -> Tensor:
                 storage = saved.untyped_storage()
@@ -139,10 +142,6 @@ class Network:
             self._bytes = sum(kept.values()) * 3 // 2  # and what backward holds for a while
             del alive
         return self._bytes
-
-    def _weights(self) -> tuple[Tensor, ...]:
-        known = isinstance(self._trunk, nn.Module)
-        return (*self._trunk.parameters(), *self._trunk.buffers()) if known else ()
 
     def batch_size(self, images: Tensor) -> int:
         """Return how many points of images (N, C, H, W) a batch should have, from free memory."""
@@ -166,12 +165,13 @@ class Network:
         alone = (
             self.engine != "eager"
             or self.split.why_not
-            or any(weight.device.type != "cpu" for weight in self._weights())
+            or not self._on_cpu
             or has_kernel(torch.device("cpu"))  # interpreted, one at a time
             or not torch.backends.openmp.is_available()  # whose number of threads is a thread's own
             or torch.is_autocast_enabled("cpu")
             or torch._C._len_torch_function_stack()
             or torch._C._len_torch_dispatch_stack()
+            or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         )
         return 1 if alone else min(torch.get_num_threads(), size)
 
@@ -204,10 +204,15 @@ def lanes(count: int) -> Iterator[Submit]:
 
     with ThreadPoolExecutor(count) as pool:
         with _threads_set:
-            for _ in range(count):
-                pool.submit(begin)
-            begun.wait()
-            torch.set_num_threads(n_threads)
+            try:
+                for _ in range(count):
+                    pool.submit(begin)
+                begun.wait()
+            except BaseException:  # no more threads to be had, say
+                begun.abort()
+                raise
+            finally:
+                torch.set_num_threads(n_threads)
         yield lambda work: pool.submit(work).result
 
 

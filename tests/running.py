@@ -8,7 +8,11 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = os.environ | {"PYTHONWARNINGS": "ignore"}
+
+
+def environment():
+    """Of the moment: a test's fixture may have changed it."""
+    return os.environ | {"PYTHONWARNINGS": "ignore"}
 
 
 def command(folder, *arguments, snakefile=ROOT / "Snakefile"):
@@ -24,7 +28,7 @@ def snakemake(folder, *arguments, study=None, snakefile=ROOT / "Snakefile"):
         command(folder, *arguments, snakefile=snakefile),
         capture_output=True,
         text=True,
-        env=ENVIRONMENT,
+        env=environment(),
         check=False,
         cwd=folder,
     )

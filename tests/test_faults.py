@@ -16,7 +16,7 @@ import running
 import yaml
 from click.testing import CliRunner
 from PIL import Image
-from running import ENVIRONMENT, command
+from running import command, environment
 
 from igmask import arrays, cli
 from igmask.verify import differences
@@ -148,7 +148,10 @@ def test_a_job_that_is_killed_is_run_again(study, undisturbed, fault):
 def test_a_killed_snakemake_goes_on_once_unlocked(study, undisturbed):
     (study / "work-slowly").touch()
     with subprocess.Popen(
-        tables_command(study), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
+        tables_command(study),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
     ) as run:
         wait_for(study / "working", run)
         run.send_signal(signal.SIGKILL)
@@ -162,7 +165,7 @@ def test_a_killed_snakemake_goes_on_once_unlocked(study, undisturbed):
 def test_a_second_run_in_the_same_folder_is_turned_away(study, undisturbed):
     (study / "work-slowly").touch()
     with subprocess.Popen(
-        tables_command(study), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT
+        tables_command(study), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment()
     ) as first:
         wait_for(study / "working", first)
         succeeded, said = snakemake(study)

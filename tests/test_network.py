@@ -16,6 +16,7 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 import igmask
+from igmask import ig
 from igmask import network as network_module
 from igmask.errors import InputError
 from igmask.ig import NotFinite, integrated_gradients
@@ -516,6 +517,59 @@ def test_lanes_work_at_the_same_time_each_with_its_share_of_threads(threads):
     assert torch.get_num_threads() == 4
 
 
+@pytest.mark.parametrize("place", ["spans_of", "path_points"])
+def test_memory_that_runs_out_before_the_network_stops_no_lane(images, threads, monkeypatch, place):
+    expected = integrated_gradients(classifier(), images, n_steps=5)
+    threads(2)
+    work, calls = getattr(ig, place), []
+
+    def scarce(*arguments, **options):
+        calls.append(None)
+        if len(calls) in (1, 4):
+            raise torch.OutOfMemoryError("a little")
+        return work(*arguments, **options)
+
+    monkeypatch.setattr(ig, place, scarce)
+    assert_same(integrated_gradients(classifier(), images, n_steps=5, batch_size=8), expected)
+
+
+def test_one_pair_at_a_time_is_tried_before_giving_up(images, threads, monkeypatch):
+    expected = integrated_gradients(classifier(), images, n_steps=5)
+    threads(2)
+    make, at_work = Network._with_engine, []
+
+    def with_little_memory(self, engine):
+        run = make(self, engine)
+
+        def little(*points):
+            at_work.append(None)
+            try:
+                time.sleep(0.01)
+                if len(at_work) > 1:
+                    raise torch.OutOfMemoryError("two side by side")
+                return run(*points)
+            finally:
+                at_work.pop()
+
+        return little
+
+    monkeypatch.setattr(Network, "_with_engine", with_little_memory)
+    assert_same(integrated_gradients(classifier(), images, n_steps=5, batch_size=2), expected)
+
+
+def test_no_more_pairs_than_asked_for_are_at_work(images, threads, monkeypatch):
+    threads(2)
+    sizes, make = [], Network._with_engine
+
+    def counting(self, engine):
+        run = make(self, engine)
+        return lambda *points: sizes.append(len(points[0])) or run(*points)
+
+    monkeypatch.setattr(Network, "_with_engine", counting)
+    integrated_gradients(classifier(), images, n_steps=5, batch_size=3)
+    assert set(sizes[1:]) == {1}  # two at a time are no more than three; the first is a probe
+
+
 def test_what_fails_in_a_lane_is_raised_to_the_caller(images, threads):
     threads(2)
     model = nn.Sequential(classifier(), Times(torch.inf))
@@ -533,6 +587,8 @@ def test_what_may_not_run_twice_at_a_time_has_one_lane(images, threads):
     with torch.autocast("cpu"):
         assert prepare(classifier(), images).n_lanes(8) == 1
     network = prepare(classifier(), images)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        assert network.n_lanes(8) == 1
     with torch.device("cpu"):  # a mode, which other threads would not be in
         assert network.n_lanes(8) == 1
 
