@@ -3,9 +3,8 @@
 python benchmarks/stages.py                        the study's four networks, on what there is
 python benchmarks/stages.py resnet50 --precision fp16 --engine cudagraph
 
-Stages take turns with the device: each is waited for before the next begins, and batches come one
-after the other, so that they add up to more than the attribution takes, which is the time shown
-before them. Rates count
+Stages take turns with the device: each is waited for before the next begins, so that they add up to
+more than the attribution takes when nobody waits, which is the time shown before them. Rates count
 the multiplications and additions of convolutions and matrix products, forward and backward, and are
 compared with a large matrix product of the same precision on the same device in the same run.
 """
@@ -166,9 +165,8 @@ def measure(name: str, where: torch.device, precision: str, engine: str) -> dict
         attribute()
         times.append(clock.now() - start)
     seconds, n_pairs = min(times), n_images * n_steps
-    with patch.object(Network, "n_lanes", lambda *_: 1):
-        stages = by_stage(attribute, where)
-        lines, busy = largest(attribute, where)
+    stages = by_stage(attribute, where)
+    lines, busy = largest(attribute, where)
     flops = operations(model, images, precision)
     return {
         "network": name,
@@ -211,7 +209,7 @@ def main(networks: tuple[str, ...], device: str, precision: str, engine: str, ou
         "",
         f"    {shlex.join(['python', *sys.argv])}",
         "",
-        f"{n_images} images, {n_steps} steps; stages in ms a step, one at a time, so that they",
+        f"{n_images} images, {n_steps} steps; stages in ms a step, each waited for, so that they",
         "are more than the whole, whose best of three is *ms a step*. A large matrix product runs",
         f"at {rate:,.0f} GFLOP/s.",
         "",

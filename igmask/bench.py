@@ -28,9 +28,9 @@ from igmask import machine, zoo
 from igmask.devices import take_device
 from igmask.errors import InputError, matching
 from igmask.ig import integrated_gradients, overlap
-from igmask.network import Network, all_finite, lanes, multiply_in, prepare
+from igmask.network import Network, all_finite, multiply_in, prepare
 from igmask.progress import Meter, say
-from igmask.stem import Split
+from igmask.stem import Split, whole
 
 FOUR = ("vgg16", "inception_v3", "resnet50", "densenet121")
 MODELS = ("resnet20", "resnet56", "mobilenet_v3_large", *FOUR, "vit_b_16")
@@ -501,27 +501,16 @@ class _Run:
         if self._bare is None:
             how = {"precision": self._contestant.precision, "engine": self._contestant.engine}
             split = prepare(self._network, images, precision="fp32").split
-            self._bare = Network(
-                _Whole(split),
-                images,
-                **how,
-                split=Split(lambda x: (x,), _Whole(split), why_not=split.why_not),
-            )
-        n_pairs, network = len(images) * n_steps, self._bare
-        size = min(self._batch_size or 8, n_pairs)
-        n_lanes = network.n_lanes(size)
-        n_batches = n_lanes * -(-n_pairs // (n_lanes * (size // n_lanes)))
-        size = -(-n_pairs // n_batches)
+            self._bare = Network(_Whole(split), images, **how, split=whole(_Whole(split), "bare"))
+        size = self._batch_size or 8
+        n_pairs = len(images) * n_steps
+        size = -(-n_pairs // -(-n_pairs // size))
         rows = torch.arange(size, device=images.device) % len(images)
         picked = targets[rows].unsqueeze(1)
-
-        def once() -> None:
-            points = images[rows].to(network.dtype or images.dtype)
-            network.gradients((points,), lambda outputs: outputs.gather(1, picked).squeeze(1))
-
-        with lanes(n_lanes) as submit:
-            for done in [submit(once) for _ in range(n_batches)]:
-                done()
+        n_batches = -(-n_pairs // size)
+        for _ in range(n_batches):
+            points = images[rows].to(self._bare.dtype or images.dtype)
+            self._bare.gradients((points,), lambda outputs: outputs.gather(1, picked).squeeze(1))
         return {"n_pairs": n_batches * size}
 
 

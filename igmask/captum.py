@@ -89,7 +89,7 @@ class IntegratedGradients:
                    more axes a tuple, or a list of N tuples; None for one output an example
         additional_forward_args: passed after the inputs, tensors by their rows
         method:    a name of `quadrature.RULES` or of Captum's
-        internal_batch_size: most rows at work at a time; None lets igmask choose
+        internal_batch_size: most rows of one forward pass; None lets igmask choose
         return_convergence_delta: also return (N,) Σφ − (f(x) − f(b))
         raises     InputError for shapes that do not fit, an unknown method, or a bad target
         """

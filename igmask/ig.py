@@ -5,12 +5,8 @@
 completeness. captum.py has the class with Captum's signature.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
-from threading import Event
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -28,13 +24,12 @@ from igmask.kernels import (
     spans_of,
     square_scores,
 )
-from igmask.network import Network, all_finite, lanes, prepare
+from igmask.network import Network, all_finite, prepare
 
 FUNCTIONS = ("probability", "logit")
 
 # Of the outputs of a batch, with the image and the α of each of its rows, what is attributed: (B,).
 Pick = Callable[[Tensor, list[int], list[float]], Tensor]
-Slopes = tuple[Tensor, ...]  # gradients at the points of a batch, (B, ...) each
 
 
 class NotFinite(InputError):
@@ -63,13 +58,12 @@ def path_gradients(
     """Yield Σ_h w_h ∇f(b + α_h (x − b)) of each image, (1, C, H, W) in float32 at least, in order.
 
     The queue holds the pairs (image, position) with the positions of an image next to each other,
-    in batches of one size, the last one padded, on a CPU several side by side. Memory depends
-    neither on the number of positions nor of images. A batch that does not fit into memory is
-    halved and tried again.
+    in batches of one size, the last one padded. Memory depends neither on the number of positions
+    nor of images. A batch that does not fit into memory is halved and tried again.
 
     images, baselines: (N, C, H, W)
-    pick:              which number of the outputs to attribute; called batch by batch, in order
-    batch_size:        pairs that are at work at a time; None: from the free memory
+    pick:              which number of the outputs to attribute; called batch by batch
+    batch_size:        None: from the free memory
     raises             NotFinite
     """
     n_rows = len(positions)
@@ -79,79 +73,34 @@ def path_gradients(
     if not n_pairs:
         return
     size = batch_size or network.batch_size(images)
-    n_lanes = network.n_lanes(min(size, n_pairs))
     if network.engine == "eager":  # for the others each shape costs
-        rounds = -(-n_pairs // (n_lanes * (size // n_lanes)))
-        size = -(-n_pairs // (n_lanes * rounds))  # of a lane's batches, evenly filled
-    n_ahead = n_lanes + 1 if n_lanes > 1 else 1  # one waits, so that no lane does
-    paths = _Paths(network, images, baselines, n_slots=-(-n_ahead * size // n_rows) + 1)
+        size = -(-n_pairs // -(-n_pairs // size))  # the same number of batches, evenly filled
+    paths = _Paths(network, images, baselines, n_slots=-(-size // n_rows) + 1)
     start = 0
-    under_way: deque[tuple[_Batch, Callable[[], Slopes]]] = deque()
-    with lanes(n_lanes) as submit:
-        while start < n_pairs or under_way:
-            try:
-                while start < n_pairs and len(under_way) < n_ahead:
-                    batch = _batch(start, size, n_pairs, positions, weights)
-                    paths.open(batch.owners)
-                    after = under_way[-1][0] if under_way else None
-                    under_way.append((batch, submit(partial(paths.slopes, batch, pick, after))))
-                    start += batch.n_live
-                slopes = under_way[0][1]()
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or size == n_ahead == 1:
-                    raise
-                slopes = ()
-            if not slopes:  # out of the block, whose traceback holds on to the batch
-                start = under_way[0][0].start if under_way else start
-                while under_way:
-                    with suppress(Exception):
-                        under_way.popleft()[1]()
-                if size == 1:  # one pair at a time may fit where several side by side do not
-                    n_ahead = 1
-                size = max(1, halved(size))
-                continue
-            batch, _ = under_way.popleft()
-            paths.add(batch, slopes)
-            for image in range(paths.n_done, (batch.start + batch.n_live) // n_rows):
-                total = paths.close(image)
-                if not all_finite(total):
-                    raise _not_finite(network, images, baselines, pick, image, positions, weights)
-                yield paths.to_pixels(image, total)
-
-
-@dataclass
-class _Batch:
-    """Pairs of the queue that go through the network together.
-
-    start, n_live: where they are in the queue; what is beyond n_live is padding
-    owners:        the image of each pair;  alphas: its place on the path;  weights: in the sum
-    picked:        set once the outputs have been seen
-    points:        what `_Paths.add` needs to know of where the gradients were taken
-    """
-
-    start: int
-    n_live: int
-    owners: list[int]
-    alphas: list[float]
-    weights: list[float]
-    picked: Event = field(default_factory=Event)
-    points: tuple[Tensor, Tensor, Any] = (torch.empty(0),) * 3
-
-
-def _batch(
-    start: int, size: int, n_pairs: int, positions: Sequence[float], weights: Sequence[float]
-) -> _Batch:
-    """The next pairs of the queue, and as many more of the last as fill the batch."""
-    n_live = min(size, n_pairs - start)
-    pairs = [min(pair, n_pairs - 1) for pair in range(start, start + size)]
-    steps = [pair % len(positions) for pair in pairs]
-    return _Batch(
-        start,
-        n_live,
-        owners=[pair // len(positions) for pair in pairs],
-        alphas=[positions[step] for step in steps],
-        weights=[weights[step] if i < n_live else 0.0 for i, step in enumerate(steps)],
-    )
+    while start < n_pairs:
+        pairs = [min(pair, n_pairs - 1) for pair in range(start, start + size)]
+        owners = [pair // n_rows for pair in pairs]
+        steps = [pair % n_rows for pair in pairs]
+        live = min(size, n_pairs - start)
+        alphas = [positions[step] for step in steps]
+        weight = [weights[step] if i < live else 0.0 for i, step in enumerate(steps)]
+        try:
+            paths.open(owners)
+            slopes = paths.slopes(owners, alphas, pick)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or size == 1:
+                raise
+            slopes = ()
+        if not slopes:  # out of the block, whose traceback holds on to the batch
+            size = halved(size)
+            continue
+        paths.add(slopes, weight)
+        start += live
+        for image in range(paths.n_done, start // n_rows):
+            total = paths.close(image)
+            if not all_finite(total):
+                raise _not_finite(network, images, baselines, pick, image, positions, weights)
+            yield paths.to_pixels(image, total)
 
 
 class _Paths:
@@ -164,6 +113,7 @@ class _Paths:
         self._starts: tuple[Tensor, ...] = ()
         self._ends: tuple[Tensor, ...] = ()
         self._totals: tuple[Tensor, ...] = ()
+        self._batch: tuple[Tensor, Tensor, Any] = (torch.empty(0),) * 3
 
     def open(self, owners: list[int]) -> None:
         """Send the images that a batch begins, and their baselines, through the stem."""
@@ -193,53 +143,35 @@ class _Paths:
             memory_format=memory_format_of(u),
         )
 
-    def slopes(self, batch: _Batch, pick: Pick, after: _Batch | None = None) -> Slopes:
-        """Return the gradient at each point of a batch, which `add` then takes.
-
-        after: the batch before, if it may be at work: an image's class, which its first row says,
-               is what its rows in the next batch are about
-        """
-        try:
-            points = self._points(batch)
-
-            def in_turn(outputs: Tensor) -> Tensor:
-                if after is not None:
-                    after.picked.wait()
-                picked = pick(outputs, batch.owners, batch.alphas)
-                batch.picked.set()
-                return picked
-
-            slopes = self._network.gradients(points, in_turn)
-        finally:
-            batch.picked.set()  # whatever happened, the next one does not wait for ever
-        # Here, where memory may run out: `add` takes none.
-        forms = [memory_format_of(total) for total in self._totals]
-        return tuple(
-            s.contiguous(memory_format=form) for s, form in zip(slopes, forms, strict=True)
-        )
-
-    def _points(self, batch: _Batch) -> tuple[Tensor, ...]:
-        """Where the pairs of a batch are behind the stem."""
+    def slopes(self, owners: list[int], alphas: list[float], pick: Pick) -> tuple[Tensor, ...]:
+        """Return the gradient at each point of a batch, which `add` then takes."""
         head, dtype = self._network.split.head, self._network.dtype
         device = self._ends[0].device
-        slots = [owner % self._n_slots for owner in batch.owners]
-        spans = spans_of(slots, self._n_slots, device)
-        positions = torch.tensor(batch.alphas, dtype=torch.float64, device=device)
+        spans = spans_of([owner % self._n_slots for owner in owners], self._n_slots, device)
+        positions = torch.tensor(alphas, dtype=torch.float64, device=device)
         ends = zip(self._starts, self._ends, strict=True)
-        if head.pool is not None:
+        taken = None
+        if head.pool is None:
+            points = tuple(
+                path_points(start, end, spans, positions, activation=head.activation, dtype=dtype)
+                for start, end in ends
+            )
+        else:
             pooled, taken = pooled_points(*next(ends), spans, positions, head.pool, dtype=dtype)
-            batch.points = spans, positions, taken
-            return (pooled,)
-        batch.points = spans, positions, None
-        return tuple(
-            path_points(start, end, spans, positions, activation=head.activation, dtype=dtype)
-            for start, end in ends
+            points = (pooled,)
+        slopes = self._network.gradients(points, lambda outputs: pick(outputs, owners, alphas))
+        # Here, where memory may run out: `add` takes none.
+        forms = [memory_format_of(total) for total in self._totals]
+        slopes = tuple(
+            s.contiguous(memory_format=form) for s, form in zip(slopes, forms, strict=True)
         )
+        self._batch = spans, positions, taken
+        return slopes
 
-    def add(self, batch: _Batch, slopes: Slopes) -> None:
-        """Add the gradients of a batch to its images' sums."""
-        head, (spans, positions, taken) = self._network.split.head, batch.points
-        weight = torch.tensor(batch.weights, dtype=torch.float64, device=spans.device)
+    def add(self, slopes: tuple[Tensor, ...], weights: list[float]) -> None:
+        """Add the gradients of the last batch to their images' sums."""
+        head, (spans, positions, taken) = self._network.split.head, self._batch
+        weight = torch.tensor(weights, dtype=torch.float64, device=spans.device)
         if head.pool is not None:
             accumulate_pooled_(self._totals[0], slopes[0], taken, spans, weight, head.pool)
             return
@@ -286,8 +218,7 @@ def _not_finite(
     paths.open([image])
     pairs = sorted(pair for pair in zip(positions, weights, strict=True) if pair[1])
     for step, (alpha, weight) in enumerate(pairs, start=1):
-        batch = _Batch(0, 1, [image], [alpha], [weight])
-        paths.add(batch, paths.slopes(batch, pick))
+        paths.add(paths.slopes([image], [alpha], pick), [weight])
         if not all_finite(paths.close(image)):
             return NotFinite(image, alpha, step)
     return NotFinite(image, pairs[-1][0], len(pairs))  # in another order, their sum overflows
@@ -366,7 +297,7 @@ def integrated_gradients(
     target:    (N,) int64 classes; the predicted ones if None
     of:        f, `probability` (softmax of the target class) or `logit`
     rule, n_steps: see `quadrature.rule`; with `Auto`, as many as each image needs
-    batch_size: (image, step) pairs at work at a time; None: from the free memory
+    batch_size: (image, step) pairs of a forward pass; None: from the free memory
     precision, engine: see `network.prepare`; `fp32` is the images' own, float64 say
     raises     InputError if the model is in training mode or elsewhere than the images, if its
                output is not (N, n_classes) or not differentiable, if a target is out of range, if
@@ -530,7 +461,7 @@ class _Study:
             of_image = torch.tensor(at_image, device=device)
             self._predicted[rows[of_image]] = logits[of_image].detach().argmax(dim=1)
             if not self._given:
-                self._classes[rows[of_image]] = self._predicted[rows[of_image]]
+                self._classes = self._predicted.clone()
             elif not self._checked and (
                 int(self._classes.min()) < 0 or int(self._classes.max()) >= logits.shape[1]
             ):

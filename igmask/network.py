@@ -8,10 +8,9 @@ import copy
 import ctypes
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import psutil
@@ -50,7 +49,6 @@ class Network:
         with_head = has_kernel(example.device)  # elsewhere it would be the same work
         self.split = split or stem.split(model, example, with_head=with_head)
         self.precision, self.engine = precision, engine
-        self._on_cpu = example.device.type == "cpu"
         self._alone = threading.Lock()
         self.dtype = _DTYPES.get(precision or "")
         trunk: Any = self.split.trunk
@@ -155,73 +153,10 @@ class Network:
         fitting = budget // self.bytes_per_point(images)
         return max(1, min(fitting, _MOST.get(device.type, 64)))
 
-    def n_lanes(self, size: int) -> int:
-        """Return how many parts of a batch run side by side: on a CPU one for each thread.
-
-        A thread that has a batch of its own waits for no other within an operation. What was not
-        traced may keep something of its own from layer to layer, and must not run twice at a time;
-        and what PyTorch was told of this thread alone would not hold for others.
-        """
-        alone = (
-            self.engine != "eager"
-            or self.split.why_not
-            or not self._on_cpu
-            or has_kernel(torch.device("cpu"))  # interpreted, one at a time
-            or not torch.backends.openmp.is_available()  # whose number of threads is a thread's own
-            or torch.is_autocast_enabled("cpu")
-            or torch._C._len_torch_function_stack()
-            or torch._C._len_torch_dispatch_stack()
-            or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        )
-        return 1 if alone else min(torch.get_num_threads(), size)
-
     @contextmanager
     def _running(self) -> Iterator[None]:
         with stem.running(), _products(self.precision):
             yield
-
-
-T = TypeVar("T")
-Submit = Callable[[Callable[[], T]], Callable[[], T]]
-
-
-@contextmanager
-def lanes(count: int) -> Iterator[Submit]:
-    """Yield what begins a piece of work, side by side with others, and returns how to await it.
-
-    Each of `count` threads has its share of the threads that PyTorch computes with; one lane is the
-    calling thread itself, at once.
-    """
-    if count == 1:
-        yield _at_once
-        return
-    n_threads, begun = torch.get_num_threads(), threading.Barrier(count + 1)
-
-    def begin() -> None:
-        torch.get_num_threads()  # sets a new thread's number, once, to the one set last anywhere
-        torch.set_num_threads(max(1, n_threads // count))
-        begun.wait()
-
-    with ThreadPoolExecutor(count) as pool:
-        with _threads_set:
-            try:
-                for _ in range(count):
-                    pool.submit(begin)
-                begun.wait()
-            except BaseException:  # no more threads to be had, say
-                begun.abort()
-                raise
-            finally:
-                torch.set_num_threads(n_threads)
-        yield lambda work: pool.submit(work).result
-
-
-_threads_set = threading.Lock()
-
-
-def _at_once(work: Callable[[], T]) -> Callable[[], T]:
-    result = work()
-    return lambda: result
 
 
 class _Graphed:

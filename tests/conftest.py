@@ -55,14 +55,6 @@ def double():
 
 
 @pytest.fixture
-def threads():
-    """Return what sets the number of threads that PyTorch computes with, for the test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
 def network() -> nn.Module:
     """A smooth classifier of 5 classes on (N, 3, H, W), in float64, with a fixed seed."""
     with torch.random.fork_rng():

@@ -16,11 +16,10 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 import igmask
-from igmask import ig
 from igmask import network as network_module
 from igmask.errors import InputError
 from igmask.ig import NotFinite, integrated_gradients
-from igmask.network import Network, input_gradients, lanes, prepare
+from igmask.network import Network, input_gradients, prepare
 
 
 def classifier(*begin, dtype=torch.float64, seed=0):
@@ -370,11 +369,7 @@ def assert_same(found, expected):
     torch.testing.assert_close(found.baseline_output, expected.baseline_output, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("n_threads", [1, 2])
-def test_no_more_images_than_a_batch_go_through_any_layer_at_a_time(
-    monkeypatch, threads, n_threads
-):
-    threads(n_threads)
+def test_no_more_images_than_a_batch_go_through_any_layer_at_a_time(monkeypatch):
     sizes, forward = [], nn.Conv2d.forward
 
     def counting(self, x):
@@ -386,7 +381,7 @@ def test_no_more_images_than_a_batch_go_through_any_layer_at_a_time(
     igmask.IntegratedGradients(classifier()).attribute(
         torch.rand(20, 3, 9, 9).double(), target=0, n_steps=2, internal_batch_size=4
     )
-    assert max(sizes) == 4 // n_threads  # side by side
+    assert max(sizes) == 4
 
 
 def test_a_batch_that_does_not_fit_is_halved(images):
@@ -398,7 +393,6 @@ def test_a_batch_that_does_not_fit_is_halved(images):
     assert set(model.sizes) == {9, 4, 2}  # 18 points in 2 batches, halved twice
 
 
-@pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize(
     "error",
     [
@@ -406,10 +400,7 @@ def test_a_batch_that_does_not_fit_is_halved(images):
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
     ],
 )
-def test_a_batch_that_does_not_fit_behind_the_stem_is_halved(
-    images, monkeypatch, threads, n_threads, error
-):
-    threads(n_threads)
+def test_a_batch_that_does_not_fit_behind_the_stem_is_halved(images, monkeypatch, error):
     expected = integrated_gradients(classifier(), images, n_steps=5)
     make, sizes = Network._with_engine, []
 
@@ -426,8 +417,7 @@ def test_a_batch_that_does_not_fit_behind_the_stem_is_halved(
 
     monkeypatch.setattr(Network, "_with_engine", with_little_memory)
     assert_same(integrated_gradients(classifier(), images, n_steps=5, batch_size=8), expected)
-    halved = {1: {6, 3, 1}, 2: {3, 1}}  # 18 points in 3 or 6 batches
-    assert set(sizes) == halved[n_threads]
+    assert set(sizes) == {6, 3, 1}  # 18 points in 3 batches, halved
 
 
 @pytest.mark.parametrize("of", ["function", "module"])
@@ -486,111 +476,6 @@ def test_weights_are_not_counted_as_memory_of_a_point(images):
 
 
 # -- threads -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("target", [None, torch.tensor([0, 1, 2])])
-def test_batches_side_by_side_find_what_one_after_the_other_do(images, threads, target):
-    found = []
-    for n_threads in (1, 2, 3):
-        threads(n_threads)
-        options = {"target": target, "n_steps": 20, "batch_size": 7}
-        found.append(integrated_gradients(classifier(), images, **options))
-        again = integrated_gradients(classifier(), images, **options)
-        assert again.values.equal(found[-1].values)
-        assert torch.get_num_threads() == n_threads
-    for other in found[1:]:
-        assert_same(other, found[0])
-
-
-def test_lanes_work_at_the_same_time_each_with_its_share_of_threads(threads):
-    threads(4)
-    together, shares = threading.Barrier(2), []
-
-    def work():
-        together.wait(timeout=60)  # for ever, one after the other
-        shares.append(torch.get_num_threads())
-        return len(shares)
-
-    with lanes(2) as submit:
-        assert [done() for done in [submit(work), submit(work)]]
-    assert shares == [2, 2]
-    assert torch.get_num_threads() == 4
-
-
-@pytest.mark.parametrize("place", ["spans_of", "path_points"])
-def test_memory_that_runs_out_before_the_network_stops_no_lane(images, threads, monkeypatch, place):
-    expected = integrated_gradients(classifier(), images, n_steps=5)
-    threads(2)
-    work, calls = getattr(ig, place), []
-
-    def scarce(*arguments, **options):
-        calls.append(None)
-        if len(calls) in (1, 4):
-            raise torch.OutOfMemoryError("a little")
-        return work(*arguments, **options)
-
-    monkeypatch.setattr(ig, place, scarce)
-    assert_same(integrated_gradients(classifier(), images, n_steps=5, batch_size=8), expected)
-
-
-def test_one_pair_at_a_time_is_tried_before_giving_up(images, threads, monkeypatch):
-    expected = integrated_gradients(classifier(), images, n_steps=5)
-    threads(2)
-    make, at_work = Network._with_engine, []
-
-    def with_little_memory(self, engine):
-        run = make(self, engine)
-
-        def little(*points):
-            at_work.append(None)
-            try:
-                time.sleep(0.01)
-                if len(at_work) > 1:
-                    raise torch.OutOfMemoryError("two side by side")
-                return run(*points)
-            finally:
-                at_work.pop()
-
-        return little
-
-    monkeypatch.setattr(Network, "_with_engine", with_little_memory)
-    assert_same(integrated_gradients(classifier(), images, n_steps=5, batch_size=2), expected)
-
-
-def test_no_more_pairs_than_asked_for_are_at_work(images, threads, monkeypatch):
-    threads(2)
-    sizes, make = [], Network._with_engine
-
-    def counting(self, engine):
-        run = make(self, engine)
-        return lambda *points: sizes.append(len(points[0])) or run(*points)
-
-    monkeypatch.setattr(Network, "_with_engine", counting)
-    integrated_gradients(classifier(), images, n_steps=5, batch_size=3)
-    assert set(sizes[1:]) == {1}  # two at a time are no more than three; the first is a probe
-
-
-def test_what_fails_in_a_lane_is_raised_to_the_caller(images, threads):
-    threads(2)
-    model = nn.Sequential(classifier(), Times(torch.inf))
-    with pytest.raises(NotFinite, match="image 0: NaN or infinite gradient at step 1"):
-        integrated_gradients(model.eval(), images, n_steps=9, batch_size=4)
-
-
-def test_what_may_not_run_twice_at_a_time_has_one_lane(images, threads):
-    threads(3)
-    assert prepare(classifier(), images).n_lanes(8) == 3
-    assert prepare(classifier(), images).n_lanes(2) == 2
-    assert prepare(classifier(), images, engine="compile").n_lanes(8) == 1
-    assert prepare(Whole(classifier(), most=8), images).n_lanes(8) == 1
-    assert prepare(classifier().forward, images).n_lanes(8) == 1
-    with torch.autocast("cpu"):
-        assert prepare(classifier(), images).n_lanes(8) == 1
-    network = prepare(classifier(), images)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
-        assert network.n_lanes(8) == 1
-    with torch.device("cpu"):  # a mode, which other threads would not be in
-        assert network.n_lanes(8) == 1
 
 
 def test_threads_with_models_of_their_own_find_what_they_find_alone(images):
