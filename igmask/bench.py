@@ -501,7 +501,8 @@ class _Run:
         if self._bare is None:
             how = {"precision": self._contestant.precision, "engine": self._contestant.engine}
             split = prepare(self._network, images, precision="fp32").split
-            self._bare = Network(_Whole(split), images, **how, split=whole(_Whole(split), "bare"))
+            alone = whole(_Whole(split), "bare")
+            self._bare = Network(alone.trunk, images, **how, split=alone)
         size = self._batch_size or 8
         n_pairs = len(images) * n_steps
         size = -(-n_pairs // -(-n_pairs // size))

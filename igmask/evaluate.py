@@ -1,5 +1,6 @@
 """Step: a model's predictions on the original or the masked images → one record an image."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,21 +95,19 @@ def evaluate(
     batch_size = batch_size or 64
     n_batches = arrays.n_batches(image_paths, batch_size) * len(kinds)
     batches = (
-        (first, images, i)
-        for first, images in arrays.batches(image_paths, batch_size)
+        (rows, n_live, shown, i)
+        for rows, n_live, shown in _batches(image_paths, batch_size, where)
         for i in range(len(kinds))
     )
     label = f"evaluate {made_by['mode']} {made_by.get('p', '')}".strip()
     found = np.zeros((len(records), len(kinds)), dtype=_RECORD)
-    for first, images, i in progress(batches, total=n_batches, unit="batches", label=label):
-        # One shape for every batch, and so one result however the images are sharded.
-        rows = full_batch(0, len(images), batch_size)
-        shown, batch = torch.from_numpy(images[rows]).to(where), records.iloc[first + rows]
+    for rows, n_live, shown, i in progress(batches, total=n_batches, unit="batches", label=label):
+        batch = records.iloc[rows]
         if masks is None:
             record = _predict(network, models.pixels(shown, where), batch)
             record["area_kept"] = 1
         else:
-            mask = unpack(arrays.read_rows(masks, first + rows), tuple(made_by["grid"]))
+            mask = unpack(arrays.read_rows(masks, rows), tuple(made_by["grid"]))
             if kinds[i] == "random":
                 mask = random_like(mask, batch["position"].to_numpy(), seed=seed)
             inputs = occluded_input(
@@ -124,7 +123,7 @@ def evaluate(
             record = _predict(classifier, inputs, batch)
             kept = mask if mode == "keep" else ~mask
             record["area_kept"] = area(kept, *shown.shape[1:3], side=made_by["side"])
-        found[first : first + len(images), i] = record[: len(images)]
+        found[rows[:n_live], i] = record[:n_live]
     shown_images = records[["name", "label"]].loc[records.index.repeat(len(kinds))]
     results = shown_images.reset_index(drop=True).assign(mask=np.tile(kinds, len(records)))
     results = results.join(pd.DataFrame(found.ravel()))
@@ -145,6 +144,15 @@ def _predict(network: nn.Module, inputs: Tensor, batch: pd.DataFrame) -> np.ndar
     for name, classes in (("predicted", predicted), ("label", label), ("original", original)):
         record[f"probability_{name}"] = probabilities.numpy()[rows, classes]
     return record
+
+
+def _batches(
+    shards: list[Path], size: int, device: torch.device
+) -> Iterator[tuple[np.ndarray, int, Tensor]]:
+    """Yield (rows of all images, how many are not padding, the images in uint8), shard by shard."""
+    for first, images in arrays.batches(shards, size):
+        rows = full_batch(0, len(images), size)
+        yield first + rows, len(images), torch.from_numpy(images[rows]).to(device)
 
 
 def read_masks(
