@@ -60,7 +60,6 @@ wildcard_constraints:
     model="|".join(re.escape(name) for name in flow.models),
     shard=r"\d+-of-\d+",
     p=r"[0-9.]+",
-    condition=r"(keep|drop)-[0-9.]+-[a-z-]+",
 
 
 localrules:
@@ -175,46 +174,32 @@ rule mask:
         "igmask --log {log:q} mask {input:q} {params.options} --output {output[0]:q}"
 
 
-rule evaluate_original:
-    input:
-        images=flow.images,
-        weights=flow.weights,
-        preflight="results/{data}/models/{model}/preflight.json",
-    output:
-        "results/{data}/models/{model}/records/original.parquet",
-    log:
-        "results/{data}/logs/evaluate/{model}-original.log",
-    threads: flow.study.compute["threads"]
-    resources:
-        gpu=GPU,
-    params:
-        options=flow.original_options,
-        contents=flow.model_contents,
-        version=code_version("evaluate"),
-    shell:
-        "igmask --log {log:q} evaluate {input.images:q} {params.options} {COMPUTE}"
-        " --output {output:q}"
-
-
+# All conditions of a model in one process, since importing PyTorch takes longer than a small one does.
+# It evaluates those only that it has not kept from an earlier run: see igmask/evaluate.py.
 rule evaluate:
     input:
         images=flow.images,
-        masks=flow.mask_of,
+        masks=flow.masks,
         weights=flow.weights,
+        preflight="results/{data}/models/{model}/preflight.json",
     output:
-        "results/{data}/models/{model}/records/{condition}.parquet",
+        expand(
+            "results/{{data}}/models/{{model}}/records/{name}",
+            name=flow.record_files(),
+        ),
     log:
-        "results/{data}/logs/evaluate/{model}-{condition}.log",
+        "results/{data}/logs/evaluate/{model}.log",
     threads: flow.study.compute["threads"]
     resources:
         gpu=GPU,
     params:
         options=flow.evaluate_options,
+        folder=flow.records_folder,
         contents=flow.model_contents,
         version=code_version("evaluate"),
     shell:
-        "igmask --log {log:q} evaluate {input.images:q} --masks {input.masks:q} {params.options}"
-        " {COMPUTE} --output {output:q}"
+        "igmask --log {log:q} evaluate {input.images:q} {params.options} {COMPUTE}"
+        " --output {params.folder:q}"
 
 
 rule tables:

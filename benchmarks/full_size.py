@@ -44,26 +44,20 @@ def study(n_images: int) -> Workflow:
 def jobs(flow: Workflow) -> list[tuple[str, list[str]]]:
     """Return (step, command line) of each job, in order."""
     geometry = flow.models["resnet8"].geometry.name
-    one = SimpleNamespace(model="resnet8", p="50", condition="keep-50-black", geometry=geometry)
-    index, folder = f"{flow.folder}/index.parquet", f"{flow.folder}/models/resnet8"
+    one = SimpleNamespace(model="resnet8", p="50", geometry=geometry)
+    index = f"{flow.folder}/index.parquet"
     (images,), (scores,), (masks,) = flow.images(one), flow.scores(one), flow.masks(one)
     shard = SimpleNamespace(**vars(one), shard=flow.shards[0])
     attribute_options = f"{flow.attribute_options(one)} {flow.compute_options()}"
-    found = [
+    evaluate_options = f"{flow.evaluate_options(one)} {flow.compute_options()}"
+    return [
         ("index", ["index", flow.index_options(one), "-o", index]),
         ("prepare", ["prepare", index, flow.prepare_options(shard), "-o", images]),
         ("attribute", ["attribute", images, attribute_options, "-o", scores]),
         ("mask", ["mask", scores, flow.mask_options(one), "-o", masks]),
+        ("evaluate", ["evaluate", images, evaluate_options, "-o", flow.records_folder(one)]),
+        ("tables", ["tables", *flow.records(one), "-o", "results/tables"]),
     ]
-    for step, options in (
-        ("evaluate the originals", flow.original_options(one)),
-        ("evaluate, and random masks", f"--masks {masks} {flow.evaluate_options(one)}"),
-    ):
-        output = f"{folder}/records/{'keep-50-black' if 'masks' in options else 'original'}.parquet"
-        options += f" {flow.compute_options()}"
-        found += [(step, ["evaluate", images, options, "-o", output])]
-    records = flow.records(one)
-    return [*found, ("tables", ["tables", *records, "-o", "results/tables"])]
 
 
 def run(arguments: list[str], log: Path) -> tuple[float, float]:

@@ -117,6 +117,15 @@ def digest(records: pd.DataFrame) -> str:
     return hashlib.sha256(records[CHECKSUM].to_numpy("<u4").tobytes()).hexdigest()
 
 
+def digest_of_files(paths: list[Path]) -> str:
+    """Return what stands for the content of files, in this order."""
+    whole = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
+
+
 def write_records(path: Path, records: pd.DataFrame, settings: dict[str, Any]) -> None:
     """Write one record a row, with the settings in the metadata."""
     table = pa.Table.from_pandas(records, preserve_index=False)

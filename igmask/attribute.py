@@ -112,7 +112,7 @@ def write_scores(
                 column[start : start + n_live] = getattr(result, name)[:n_live].cpu()
     made_by |= {
         "step": "attribute",
-        "read": {"images": arrays.digest(records)} | models.weights_digest(model),
+        "read": {"images": arrays.digest(records)} | models.digests(model),
         "model": settings(model),
         "class_names": models.class_names(model) or made_by["classes"],
         "attribution": attribution,

@@ -324,7 +324,7 @@ def duration(flow: Workflow, images: Images, paces: dict[str, Pace]) -> Finding:
             cores,
         ),
         "evaluate": (
-            (1 + n_masked) * len(tried),
+            len(tried),
             images.n * n_passes * sum(p.evaluate_s for _, p in tried.values()),
             beside,
         ),

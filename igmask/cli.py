@@ -163,6 +163,21 @@ def fill(command: Callable) -> Callable:
     )(command)
 
 
+def several(key: str) -> Callable:
+    """Return the option of the values of a list under `masking`: one of them, or several times."""
+    rules = schema()["properties"]["masking"]["properties"][key]
+    text = rules["description"]
+    return click.option(
+        f"--{key.removesuffix('s')}",
+        key,
+        type=click.Choice(choices("masking", key)),
+        multiple=True,
+        default=rules["default"],
+        show_default=True,
+        help=f"{text[0].upper()}{text[1:]}; may be given several times.",
+    )
+
+
 def masking(command: Callable) -> Callable:
     """Add the options of which masks are applied, and how."""
     masks = click.option("--masks", type=File, help="Of `igmask mask`; without: original images.")
@@ -351,7 +366,9 @@ def mask(scores: tuple[Path, ...], **options: Any) -> None:
 @click.argument("images", type=File, nargs=-1, required=True)
 @model()
 @click.option("--name", help="What the tables call the model; its source by default.")
-@masking
+@click.option("--masks", type=File, multiple=True, help="Of `igmask mask`, a file a p.")
+@several("modes")
+@several("fills")
 @click.option(
     "--control",
     "controls",
@@ -361,9 +378,13 @@ def mask(scores: tuple[Path, ...], **options: Any) -> None:
 )
 @seed()
 @compute
-@output()
+@click.option("--output", "-o", "folder", type=File, required=True, help="The folder to write to.")
 def evaluate(images: tuple[Path, ...], **options: Any) -> None:
-    """Predict the prepared IMAGES of all shards, original or masked: one record an image."""
+    """Predict the prepared IMAGES of all shards, original and masked: one record an image.
+
+    Writes original.parquet and, for each of the masks, modes and fills, keep-50-black.parquet and
+    its like. What was evaluated before, of the same with the same settings, is not evaluated again.
+    """
     from igmask.evaluate import evaluate
 
     evaluate(list(images), **options)

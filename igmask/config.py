@@ -13,12 +13,23 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from textwrap import indent
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonschema
 
 from igmask import quadrature
 from igmask.errors import InputError
+
+# The algorithm of each step; raise a number when a step's results change.
+STAGES = {
+    "train": 1,
+    "index": 1,
+    "preflight": 1,
+    "prepare": 2,
+    "attribute": 4,
+    "mask": 2,
+    "evaluate": 4,
+}
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 BASELINES = ("black", "white", "mean", "blur", "uniform")
@@ -101,6 +112,28 @@ class Model:
         if ":" not in self.source and re.fullmatch(r"[A-Z][A-Z0-9_]*", self.weights):
             return "torchvision"
         return "url" if "://" in self.weights else "file"
+
+    @property
+    def code(self) -> list[Path]:
+        """The files of its module or package, if that is in the working directory."""
+        if ":" not in self.source:
+            return []
+        module = Path(*self.source.partition(":")[0].split("."))
+        alone = module.with_suffix(".py")
+        return [alone] if alone.is_file() else sorted(module.rglob("*.py"))
+
+
+class Condition(NamedTuple):
+    """How images are shown to a network: as they are, or masked."""
+
+    mode: str
+    p: float | None = None
+    fill: str | None = None
+
+    @property
+    def name(self) -> str:
+        """A name for files: original, keep-50-black."""
+        return self.mode if self.p is None else f"{self.mode}-{percent(self.p)}-{self.fill}"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,16 @@
-"""Step: a model's predictions on the original or the masked images → one record an image."""
+"""Step: a model's predictions on the original and the masked images → one record an image.
 
+All conditions of a model in one process: to import PyTorch and load a network takes longer than to
+evaluate some hundred small images. Snakemake removes the outputs of a job before it runs and when
+it fails, so they have a second name, in `KEPT`, by which the next process finds what is finished.
+"""
+
+import json
+import os
+import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +21,16 @@ from torch import Tensor, nn
 
 from igmask import arrays, models
 from igmask.attribute import check_labels, full_batch
-from igmask.config import Model, settings
+from igmask.config import STAGES, Condition, Model, percent, settings
 from igmask.devices import take_device
 from igmask.errors import InputError, refuse
-from igmask.kernels import fill_colours, occluded_input
+from igmask.kernels import FILLS, fill_colours, occluded_input
 from igmask.masks import area, pack, random_like, unpack
-from igmask.progress import progress
+from igmask.progress import progress, say
 
 MODES = ("keep", "drop")
 CONTROLS = ("random",)
+KEPT = ".kept"  # a folder beside the records
 
 # What the network says of an image under a mask.
 _RECORD = np.dtype(
@@ -36,19 +47,23 @@ _RECORD = np.dtype(
 
 def evaluate(
     image_paths: list[Path],
-    output: Path,
+    folder: Path,
     *,
     model: Model,
     name: str | None = None,
-    masks: Path | None = None,
-    mode: str = "keep",
-    fill: str = "black",
+    masks: tuple[Path, ...] = (),
+    modes: tuple[str, ...] = MODES,
+    fills: tuple[str, ...] = ("black",),
     controls: tuple[str, ...] = CONTROLS,
     seed: int = 0,
     batch_size: int | None = None,
     device: str = "auto",
 ) -> None:
-    """Write one record for each image and mask: what the model says of the masked image.
+    """Write what the model says of each image under each mask: a file a condition, in the folder.
+
+    original.parquet, then keep-50-black.parquet and its like for each of the masks, modes and
+    fills. Those that the folder `KEPT` has, whole and made of the same things with the same
+    settings, are not evaluated again.
 
     Columns: name, label, mask (`none` for the original image, `selection`, or a control's name),
     predicted, correct, probability_predicted, probability_label and probability_original (of the
@@ -58,14 +73,17 @@ def evaluate(
     image_paths: the shards, in order
     name:        what the tables call the model; its source if None
     batch_size:  images a forward pass; 64 if None
-    masks:       of `write_masks`; None evaluates the original images
+    masks:       of `write_masks`, a file a p
     seed:        of the controls
-    mode:        `keep` masks everything outside the selection, `drop` masks the selection
+    modes:       `keep` masks everything outside the selection, `drop` masks the selection
     raises       InputError if masks and images do not belong together, naming images whose outputs
-                 are NaN, or for an unknown mode or control
+                 are NaN, or for an unknown mode, fill or control
     """
-    if mode not in MODES or not set(controls) <= set(CONTROLS):
-        raise InputError(f"unknown mode {mode!r} or control in {controls}")
+    for kind, asked, known in (
+        ("mode", modes, MODES), ("fill", fills, FILLS), ("control", controls, CONTROLS)
+    ):  # fmt: skip
+        if unknown := sorted(set(asked) - set(known)):
+            raise InputError(f"unknown {kind} {unknown[0]!r}; choose from {', '.join(known)}")
     records, made_by = arrays.read_shards(image_paths)
     if records.empty:
         raise InputError("no image of the dataset is usable, so there is nothing to evaluate")
@@ -74,60 +92,125 @@ def evaluate(
     network = models.load(model, device=where)
     n_classes = models.n_classes(network, model)
     check_labels(records, n_classes)
+    made_by |= {
+        "step": "evaluate",
+        "version": STAGES["evaluate"],
+        "name": name or model.source,
+        "model": settings(model),
+        "n_classes": n_classes,
+        "read": {"images": arrays.digest(records)} | models.digests(model),
+    }
+    made_by["class_names"] = models.class_names(model) or made_by["classes"]
+    conditions = [_Condition("original", records, made_by | {"mode": "original"})]
+    made_by["controls"] = list(controls)
+    if controls:
+        made_by["control_seed"] = seed
+    conditions += _masked(masks, modes, fills, records, made_by)
+    for condition in conditions:
+        kept = folder / KEPT / f"{condition.name}.parquet"
+        if _is_made(kept, condition.made_by):
+            os.utime(kept)  # later than masks that were made again to the same
+            say(f"evaluate {condition.name}: kept from before")
+        else:
+            found = _evaluated(condition, network, image_paths, batch_size or 64, where)
+            arrays.write_records(kept, found, condition.made_by)
+        with arrays.replacing(folder / kept.name) as output:
+            try:
+                output.hardlink_to(kept)
+            except OSError:  # not every file system has them
+                shutil.copyfile(kept, output)
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """What a file of records is of: the images, the settings that it will carry, the masks."""
+
+    name: str  # of the file
+    records: pd.DataFrame
+    made_by: dict[str, Any]
+    masks: Path | None = None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Return the masks under which each image is shown."""
+        return ("none",) if self.masks is None else ("selection", *self.made_by["controls"])
+
+
+def _masked(
+    masks: tuple[Path, ...],
+    modes: tuple[str, ...],
+    fills: tuple[str, ...],
+    records: pd.DataFrame,
+    made_by: dict[str, Any],
+) -> list[_Condition]:
+    """The conditions of masks, in their order; `made_by` are the settings that all share."""
+    conditions: dict[str, _Condition] = {}
+    for path in masks:
+        masked, made_by_mask = read_masks(path, records, made_by)
+        selected = records.assign(predicted=masked["predicted"])
+        p, read = made_by_mask["p"], made_by["read"] | {"masks": arrays.digest(masked)}
+        for mode, fill in product(modes, fills):
+            condition = Condition(mode, p, fill)
+            if condition.name in conditions:
+                raise InputError(f"{path}: masks of p = {percent(p)} are there twice")
+            own = made_by_mask | made_by | condition._asdict() | {"read": read}
+            conditions[condition.name] = _Condition(condition.name, selected, own, path)
+    return list(conditions.values())
+
+
+def _is_made(path: Path, made_by: dict[str, Any]) -> bool:
+    try:
+        return arrays.read_records(path)[1] == json.loads(json.dumps(made_by))
+    except InputError:  # there is none, or it is damaged
+        return False
+
+
+def _evaluated(
+    condition: _Condition,
+    network: nn.Module,
+    image_paths: list[Path],
+    batch_size: int,
+    device: torch.device,
+) -> pd.DataFrame:
+    """The records of a condition, the masks of an image one after the other."""
+    records, made_by, kinds = condition.records, condition.made_by, condition.kinds
     normalize, classifier = network.children()  # as `models.load` puts them together
     mean, std = (value.flatten() for value in normalize.buffers())
-
-    condition: dict[str, Any] = {"mode": "original"}
-    read = {"images": arrays.digest(records)} | models.weights_digest(model)
-    kinds: tuple[str, ...] = ("none",)
-    if masks is not None:
-        masked, made_by_mask = read_masks(masks, records, made_by)
-        records = records.assign(predicted=masked["predicted"])
-        made_by |= made_by_mask
-        read["masks"] = arrays.digest(masked)
-        condition = {"mode": mode, "fill": fill, "controls": list(controls)}
-        if controls:
-            condition["control_seed"] = seed
-        kinds = ("selection", *controls)
-    made_by |= condition | {"step": "evaluate", "name": name or model.source, "read": read}
-    made_by |= {"model": settings(model), "n_classes": n_classes}
-    made_by["class_names"] = models.class_names(model) or made_by["classes"]
-    batch_size = batch_size or 64
     n_batches = arrays.n_batches(image_paths, batch_size) * len(kinds)
     batches = (
         (rows, n_live, shown, i)
-        for rows, n_live, shown in _batches(image_paths, batch_size, where)
+        for rows, n_live, shown in _batches(image_paths, batch_size, device)
         for i in range(len(kinds))
     )
-    label = f"evaluate {made_by['mode']} {made_by.get('p', '')}".strip()
+    label = f"evaluate {condition.name}"
     found = np.zeros((len(records), len(kinds)), dtype=_RECORD)
     for rows, n_live, shown, i in progress(batches, total=n_batches, unit="batches", label=label):
         batch = records.iloc[rows]
-        if masks is None:
-            record = _predict(network, models.pixels(shown, where), batch)
+        if condition.masks is None:
+            record = _predict(network, models.pixels(shown, device), batch)
             record["area_kept"] = 1
         else:
-            mask = unpack(arrays.read_rows(masks, rows), tuple(made_by["grid"]))
+            mask = unpack(arrays.read_rows(condition.masks, rows), tuple(made_by["grid"]))
             if kinds[i] == "random":
+                seed = made_by["control_seed"]
                 mask = random_like(mask, batch["position"].to_numpy(), seed=seed)
             inputs = occluded_input(
                 shown,
-                torch.from_numpy(pack(mask)).to(where),
+                torch.from_numpy(pack(mask)).to(device),
                 side=made_by["side"],
-                drop=mode == "drop",
-                fill=fill_colours(shown, fill, mean),
+                drop=made_by["mode"] == "drop",
+                fill=fill_colours(shown, made_by["fill"], mean),
                 mean=mean,
                 std=std,
                 memory_format=torch.channels_last,  # that of the bytes
             )
             record = _predict(classifier, inputs, batch)
-            kept = mask if mode == "keep" else ~mask
+            kept = mask if made_by["mode"] == "keep" else ~mask
             record["area_kept"] = area(kept, *shown.shape[1:3], side=made_by["side"])
         found[rows[:n_live], i] = record[:n_live]
     shown_images = records[["name", "label"]].loc[records.index.repeat(len(kinds))]
     results = shown_images.reset_index(drop=True).assign(mask=np.tile(kinds, len(records)))
-    results = results.join(pd.DataFrame(found.ravel()))
-    arrays.write_records(output, results, made_by)
+    return results.join(pd.DataFrame(found.ravel()))
 
 
 def _predict(network: nn.Module, inputs: Tensor, batch: pd.DataFrame) -> np.ndarray:

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from igmask import arrays
 from igmask.config import Model, with_plain_input
 from igmask.errors import InputError
 from igmask.ig import class_scores
@@ -142,12 +143,14 @@ def weights_file(model: Model) -> Path:
     return path
 
 
-def weights_digest(model: Model) -> dict[str, str]:
-    """Return {"weights": sha256} of the file of a model's weights, if it has one."""
-    if model.weights_kind != "file":
-        return {}
-    with weights_file(model).open("rb") as file:
-        return {"weights": hashlib.file_digest(file, "sha256").hexdigest()}
+def digests(model: Model) -> dict[str, str]:
+    """Return {"weights": …, "code": …} of the files of a model's weights and module, if it has any.
+
+    They are `arrays.digest_of_files`.
+    """
+    weights = [weights_file(model)] if model.weights_kind == "file" else []
+    files = {"weights": weights, "code": model.code}
+    return {kind: arrays.digest_of_files(paths) for kind, paths in files.items() if paths}
 
 
 def load_weights(network: nn.Module, path: Path, *, key: str | None, prefix: str) -> None:

@@ -5,7 +5,6 @@ made it, and digests of what it was made of. So damage, another configuration's 
 that were exchanged are seen whatever their names and times say. No torch.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ class Made:
     """A file of the study, and what it should be.
 
     settings: those that it carries, or some of them; None if it carries none
-    read:     what it was made of: arrays, in order, or one file of weights
+    read:     what it was made of: arrays, in order, or files of weights or code
     """
 
     path: Path
@@ -71,32 +70,33 @@ def files(flow: Workflow) -> Iterator[Made]:
 def _of_model(flow: Workflow, name: str, settings: dict[str, Any]) -> Iterator[Made]:
     study, model, one = flow.study, flow.models[name], SimpleNamespace(model=name)
     images, scores = ([Path(p) for p in paths] for paths in (flow.images(one), flow.scores(one)))
-    weights = {"weights": [Path(p) for p in flow.weights(one)]} if flow.weights(one) else {}
+    files = {"weights": [Path(p) for p in flow.weights(one)], "code": model.code}
+    network = {kind: paths for kind, paths in files.items() if paths}
     if model.train is not None:
         yield Made(Path(str(model.weights)))
     yield Made(Path(flow.folder, "models", name, "preflight.json"))
     settings = settings | {"model": config.settings(model)}
-    original = settings | {"mode": "original", "name": name}
+    evaluated = {"name": name, "version": config.STAGES["evaluate"]}
+    original = settings | evaluated | {"mode": "original"}
     settings |= {"attribution": flow.attribution_settings(), "side": study.squares["side"]}
     if study.attribution["baseline"] == "uniform":
         settings["baseline_seed"] = study.seed
     for shard, array, path in zip(flow.shards, images, scores, strict=True):
-        yield Made(path, settings | {"shard": shard}, {"images": [array]} | weights)
+        yield Made(path, settings | {"shard": shard}, {"images": [array]} | network)
     settings |= {"by": study.selection["by"], "score": study.squares["score"]}
     for p, masks in zip(study.selection["p"], flow.masks(one), strict=True):
         yield Made(Path(masks), settings | {"p": p}, {"scores": scores})
     controls = study.masking["controls"]
-    settings |= {"name": name, "controls": controls}
+    settings |= evaluated | {"controls": controls}
     settings |= {"control_seed": study.seed} if controls else {}
-    read = {"images": images} | weights
+    read = {"images": images} | network
+    masks_of = dict(zip(study.selection["p"], flow.masks(one), strict=True))
     for condition, records in zip(flow.conditions, flow.records(one), strict=True):
-        if condition == "original":
+        if condition.p is None:
             yield Made(Path(records), original, read)
-            continue
-        mode, p, fill = condition.split("-", 2)
-        of_condition = settings | {"mode": mode, "fill": fill, "p": float(p)}
-        applied = flow.mask_of(SimpleNamespace(model=name, condition=condition))
-        yield Made(Path(records), of_condition, read | {"masks": [Path(applied)]})
+        else:
+            applied = {"masks": [Path(masks_of[condition.p])]}
+            yield Made(Path(records), settings | condition._asdict(), read | applied)
 
 
 def verify(flow: Workflow, results: Path = Path("results")) -> Iterator[tuple[Made, str]]:
@@ -172,8 +172,7 @@ class _Digests:
                 read = [arrays.read_records(arrays.records_of(place))[0] for place in places]
                 self._found[key] = arrays.digest(pd.concat(read))
             else:
-                with places[0].open("rb") as file:
-                    self._found[key] = hashlib.file_digest(file, "sha256").hexdigest()
+                self._found[key] = arrays.digest_of_files(places)
         return self._found[key]
 
 

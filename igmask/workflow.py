@@ -1,8 +1,7 @@
 """What the Snakefile asks for: the files of a study, and the options of each job.
 
 Options carry every setting a job depends on and no other, in a fixed order, as one string: so that
-Snakemake re-runs a job exactly when one of its own settings has changed. `STAGES` numbers the
-algorithm of each step; raise a number when a step's results change.
+Snakemake re-runs a job exactly when one of its own settings has changed.
 """
 
 import dataclasses
@@ -17,18 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from igmask import config
-from igmask.config import EXTENSIONS, Model, percent
+from igmask.config import EXTENSIONS, STAGES, Condition, Model, percent
 from igmask.errors import InputError
-
-STAGES = {
-    "train": 1,
-    "index": 1,
-    "preflight": 1,
-    "prepare": 2,
-    "attribute": 3,
-    "mask": 2,
-    "evaluate": 3,
-}
 
 
 class Workflow:
@@ -44,11 +33,10 @@ class Workflow:
             f"{i}-of-{self.study.compute['shards']}"
             for i in range(1, self.study.compute["shards"] + 1)
         ]
-        self.percents = [percent(p) for p in self.study.selection["p"]]
-        self.conditions = ["original"] + [
-            f"{mode}-{p}-{fill}"
+        self.conditions = [Condition("original")] + [
+            Condition(mode, p, fill)
             for mode in self.study.masking["modes"]
-            for p in self.percents
+            for p in self.study.selection["p"]
             for fill in self.study.masking["fills"]
         ]
 
@@ -73,21 +61,21 @@ class Workflow:
     def masks(self, wildcards: SimpleNamespace) -> list[str]:
         """The masks of a model, one file a p."""
         folder = f"{self.folder}/models/{wildcards.model}/masks"
-        return [f"{folder}/{p}.npy" for p in self.percents]
+        return [f"{folder}/{percent(p)}.npy" for p in self.study.selection["p"]]
 
-    def mask_of(self, wildcards: SimpleNamespace) -> str:
-        """The masks that a condition such as keep-50-black applies."""
-        _, p, _ = wildcards.condition.split("-", 2)
-        return f"{self.folder}/models/{wildcards.model}/masks/{p}.npy"
+    def records_folder(self, wildcards: SimpleNamespace) -> str:
+        """Where the records of a model are."""
+        return f"{self.folder}/models/{wildcards.model}/records"
+
+    def record_files(self) -> list[str]:
+        """The names of the records of every condition."""
+        return [f"{condition.name}.parquet" for condition in self.conditions]
 
     def records(self, wildcards: SimpleNamespace) -> list[str]:
         """The records of every condition of a model, or of all models for the tables."""
         names = [wildcards.model] if hasattr(wildcards, "model") else list(self.models)
-        return [
-            f"{self.folder}/models/{name}/records/{condition}.parquet"
-            for name in names
-            for condition in self.conditions
-        ]
+        folders = [self.records_folder(SimpleNamespace(model=name)) for name in names]
+        return [f"{folder}/{name}" for folder in folders for name in self.record_files()]
 
     def example_figures(self) -> list[str]:
         """The pictures of one model, with a wildcard for its name."""
@@ -123,11 +111,7 @@ class Workflow:
     def model_contents(self, wildcards: SimpleNamespace) -> str:
         """Of a model's weights file, and of its module or package in the working directory."""
         model = self.models[wildcards.model]
-        files = []
-        if ":" in model.source:
-            module = Path(*model.source.partition(":")[0].split("."))
-            alone = [path for path in [module.with_suffix(".py")] if path.is_file()]
-            files = alone or sorted(module.rglob("*.py"))
+        files = model.code
         if model.weights_kind == "file" and model.train is None:
             files.append(Path(str(model.weights)))
         return " ".join(_digest(path) for path in files)
@@ -206,21 +190,17 @@ class Workflow:
             p=wildcards.p, by=self.study.selection["by"], score=self.study.squares["score"]
         )
 
-    def original_options(self, wildcards: SimpleNamespace) -> str:
-        """Of `igmask evaluate` on the original images."""
-        model = self.models[wildcards.model]
-        return _options(model=_of(model), name=wildcards.model)
-
     def evaluate_options(self, wildcards: SimpleNamespace) -> str:
-        """Of `igmask evaluate` on masked images."""
-        mode, _, fill = wildcards.condition.split("-", 2)
+        """Of `igmask evaluate`, its masks included, of which it takes several."""
+        masking = self.study.masking
         return _options(
+            masks=self.masks(wildcards),
             model=_of(self.models[wildcards.model]),
             name=wildcards.model,
-            mode=mode,
-            fill=fill,
-            control=self.study.masking["controls"],
-            seed=self.study.seed if self.study.masking["controls"] else None,
+            mode=masking["modes"],
+            fill=masking["fills"],
+            control=masking["controls"],
+            seed=self.study.seed if masking["controls"] else None,
         )
 
     def compute_options(self) -> str:

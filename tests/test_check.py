@@ -256,7 +256,7 @@ def test_the_time_is_that_of_the_pace(study, monkeypatch):
     study["compute"] = {"threads": 2, "shards": 4}
     lines = [line.split() for line in found(study, "time")["ok"].splitlines()]
     assert ["attribute", "9", "s"] in lines  # 9 images of 2 s, two side by side
-    assert ["evaluate", "38.2", "s"] in lines  # 9 · (1 + 8 · 2) of 0.5 s, two side by side
+    assert ["evaluate", "76.5", "s"] in lines  # 9 · (1 + 8 · 2) of 0.5 s, in one job
 
 
 def test_a_slow_network_takes_fewer_steps_for_the_same_pace(monkeypatch):

@@ -49,14 +49,12 @@ def accuracy(cifar, tmp_path_factory):
         seed=study.seed,
         batch_size=study.compute["batch_size"],
     )
-    records = [folder / "original.parquet"]
-    evaluate(images, records[0], model=model)
-    for p in study.selection["p"]:
-        masks = folder / f"{p}.npy"
-        write_masks(scores, masks, p=p, by=study.selection["by"], score=study.squares["score"])
-        for mode in study.masking["modes"]:
-            records.append(folder / f"{mode}-{p}.parquet")
-            evaluate(images, records[-1], model=model, masks=masks, mode=mode, controls=())
+    masks = {p: folder / f"{p}.npy" for p in study.selection["p"]}
+    for p, path in masks.items():
+        write_masks(scores, path, p=p, by=study.selection["by"], score=study.squares["score"])
+    evaluate(images, folder / "records", model=model, masks=tuple(masks.values()), controls=())
+    conditions = ["original"] + [f"{m}-{p}-black" for p in masks for m in study.masking["modes"]]
+    records = [folder / "records" / f"{name}.parquet" for name in conditions]
     return collect(records).accuracy, arrays.read_records(folder / "scores.parquet")[0]
 
 

@@ -67,18 +67,17 @@ def test_the_commands_are_the_steps_in_their_order():
 def test_every_step_by_hand(here):
     dataset = '{"source": "folder", "root": "photo\'s; of $HOME"}'
     model = '{"source": "cli_net:net", "size": 20}'
-    files = ("images.npy", "scores.npy", "m.npy", "original.parquet", "keep.parquet")
+    evaluated = ("records/original.parquet", "records/keep-50-black.parquet")
     for words in (
         ("index", "--dataset", dataset, "-o", "index.parquet"),
         ("preflight", "index.parquet", "--model", model, "-o", "found.json"),
         ("prepare", "index.parquet", "--size", 20, "-o", "images.npy"),
         ("attribute", "images.npy", "--model", model, "--n-steps", 3, "-o", "scores.npy"),
         ("mask", "scores.npy", "-p", 50, "-o", "m.npy"),
-        ("evaluate", "images.npy", "--model", model, "-o", "original.parquet"),
-        ("evaluate", "images.npy", "--model", model, "--masks", "m.npy", "-o", "keep.parquet"),
-        ("tables", "original.parquet", "keep.parquet", "-o", "out"),
+        ("evaluate", "images.npy", "--model", model, "--masks", "m.npy", "-o", "records"),
+        ("tables", *evaluated, "-o", "out"),
         ("curves", "out/accuracy.csv", "-o", "out"),
-        ("examples", *files, "-o", "out"),
+        ("examples", "images.npy", "scores.npy", "m.npy", *evaluated, "-o", "out"),
         ("export", "images.npy", "--masks", "m.npy", "--fill", "mean", "-o", "exported"),
     ):  # fmt: skip
         done = igmask(*words, folder=here)

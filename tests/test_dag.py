@@ -43,8 +43,7 @@ ONE_MODEL = {
     "preflight": 1,
     "attribute": 2,
     "mask": 2,
-    "evaluate": 2,
-    "evaluate_original": 1,
+    "evaluate": 1,
     "tables": 1,
     "examples": 1,
     "curves": 1,
@@ -113,14 +112,27 @@ def test_a_new_p_runs_only_what_is_new(results):
     assert found == {"mask": 2, "evaluate": 2, "tables": 1, "examples": 2, "curves": 1}
 
 
+def test_a_new_p_evaluates_only_what_is_new(results, tmp_path):
+    folder = shutil.copytree(results, tmp_path / "more")
+    before = {path: path.read_bytes() for path in folder.rglob("records/*.parquet")}
+    study = changed(selection={"p": [50, 80]})
+    done = snakemake(folder, study=study)
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = (folder / "results/demo/logs/evaluate/one.log").read_text()
+    assert "evaluate keep-80-black: 100%" in log
+    assert log.count("100%") == 1
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert jobs(folder, study) == {}
+
+
 def test_a_new_mode_runs_only_what_is_new(results):
     found = jobs(results, changed(masking={"modes": ["keep", "drop"]}))
-    assert found == {"evaluate": 4, "tables": 1, "examples": 2, "curves": 1}
+    assert found == {"evaluate": 2, "tables": 1, "examples": 2, "curves": 1}
 
 
 def test_a_new_fill_runs_only_what_is_new(results):
     found = jobs(results, changed(masking={"modes": ["keep"], "fills": ["black", "mean"]}))
-    assert found == {"evaluate": 4, "tables": 1, "examples": 2, "curves": 1}
+    assert found == {"evaluate": 2, "tables": 1, "examples": 2, "curves": 1}
 
 
 def test_a_new_model_runs_only_what_is_new(results):
@@ -147,7 +159,7 @@ def test_a_models_setting_runs_that_models_jobs_only(results):
 
 def test_a_score_needs_no_new_attribution(results):
     found = jobs(results, changed(squares={"score": "absolute"}))
-    assert found == {"mask": 4, "evaluate": 4, "tables": 1, "examples": 2, "curves": 1}
+    assert found == {"mask": 4, "evaluate": 2, "tables": 1, "examples": 2, "curves": 1}
 
 
 def test_device_and_batch_size_run_nothing_and_shards_run_theirs(results):
@@ -202,8 +214,7 @@ def test_the_published_experiment_is_planned_over_its_50000_images(tmp_path):
         "prepare": 2 * 50,  # 224 pixels for three models, 299 for one
         "attribute": 4 * 50,
         "mask": 4 * 4,
-        "evaluate_original": 4,
-        "evaluate": 4 * 2 * 4,
+        "evaluate": 4,
         "tables": 1,
         "examples": 4,
         "curves": 1,

@@ -125,15 +125,16 @@ def test_an_image_folder_has_the_pixels_and_labels_that_were_evaluated(study, tm
 
 def test_evaluating_the_export_gives_the_records_of_the_masks(study, tmp_path):
     masks = study / "50.npy"
-    evaluate(shards(study), tmp_path / "masked.parquet", model=model(), masks=masks, controls=())
+    evaluate(shards(study), tmp_path / "masked", model=model(), masks=(masks,), controls=())
     export(shards(study), tmp_path / "out", masks=masks)
     root, table = str(tmp_path / "out"), str(tmp_path / "out" / "labels.csv")
     settings = {"source": "csv", "root": root, "labels": table}
     write_index(settings, tmp_path / "index.parquet", seed=0)
     prepare(tmp_path / "index.parquet", tmp_path / "again.npy", geometry=GEOMETRY)
-    evaluate([tmp_path / "again.npy"], tmp_path / "again.parquet", model=model())
+    evaluate([tmp_path / "again.npy"], tmp_path / "again", model=model())
     masked, again = (
-        arrays.read_records(tmp_path / f"{name}.parquet")[0] for name in ("masked", "again")
+        arrays.read_records(tmp_path / name)[0]
+        for name in ("masked/keep-50-black.parquet", "again/original.parquet")
     )
     for column in ("label", "predicted"):
         assert again[column].tolist() == masked[column].tolist()

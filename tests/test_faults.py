@@ -43,7 +43,8 @@ class Fragile(nn.Sequential):
     def forward(self, x):
         if len(x) == 2:  # of the trial of a network that every job begins with
             return super().forward(x)
-        if told("die"):
+        original = Path("results/folder/models/net/records/.kept/original.parquet")
+        if told("die") or (original.exists() and told("die-at-second-condition")):
             die()
         if torch.is_grad_enabled() and told("die-at-second-rename"):  # array, then records
             rename = Path.replace
@@ -143,6 +144,18 @@ def test_a_job_that_is_killed_is_run_again(study, undisturbed, fault):
     assert not succeeded, said
     assert not (study / TABLES).exists()
     ends_undisturbed(study, undisturbed)
+
+
+def test_what_a_killed_evaluation_had_finished_is_kept(study, undisturbed):
+    (study / "die-at-second-condition").touch()
+    succeeded, said = snakemake(study)
+    assert not succeeded, said
+    original = study / "results/folder/models/net/records/original.parquet"
+    assert not original.exists()
+    ends_undisturbed(study, undisturbed)
+    log = (study / "results/folder/logs/evaluate/net.log").read_text()
+    assert "original: kept from before" in log
+    assert "keep-50-black: 100%" in log
 
 
 def test_a_killed_snakemake_goes_on_once_unlocked(study, undisturbed):

@@ -1,7 +1,10 @@
 """The steps on files: prepare → attribute → mask → evaluate, on a small tree of images."""
 
 import json
+import os
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -91,10 +94,13 @@ def run(folder, *, shards=1, on_bad_image="error", attribution=ATTRIBUTION, mode
         )
     masks = folder / "50.npy"
     write_masks(scores, masks, p=50, by="mass", score="positive")
-    for mode in ("keep", "drop"):
-        evaluate(images, folder / f"{mode}.parquet", model=model, masks=masks, mode=mode)
-    evaluate(images, folder / "original.parquet", model=model)
+    evaluate(images, folder / "records", model=model, masks=(masks,))
     return images, scores, masks
+
+
+def records_in(folder, condition="keep-50-black"):
+    """What `run` has found below a folder."""
+    return arrays.read_records(folder / "records" / f"{condition}.parquet")
 
 
 def pixels_of(paths):
@@ -141,7 +147,7 @@ def test_records_are_the_networks_predictions_of_masked_images(study, mode):
     probabilities = net(masked).softmax(1)
     first = net(originals).argmax(1)
 
-    records, made_by = arrays.read_records(study / "out" / f"{mode}.parquet")
+    records, made_by = records_in(study / "out", f"{mode}-50-black")
     chosen = records[records["mask"] == "selection"]
     assert len(records) == 2 * N_IMAGES
     assert chosen["predicted"].tolist() == probabilities.argmax(1).tolist()
@@ -163,7 +169,7 @@ def test_records_are_the_networks_predictions_of_masked_images(study, mode):
 
 def test_the_random_control_has_as_many_squares(study):
     run(study / "out")
-    records, _ = arrays.read_records(study / "out" / "keep.parquet")
+    records, _ = records_in(study / "out")
     selection, random = (
         records[records["mask"] == kind].reset_index() for kind in ("selection", "random")
     )
@@ -172,28 +178,90 @@ def test_the_random_control_has_as_many_squares(study):
     assert (selection["probability_label"] != random["probability_label"]).any()
 
 
+def test_what_was_evaluated_before_is_kept(study, monkeypatch):
+    images, scores, masks = run(study / "out")
+    folder, more = study / "out" / "records", study / "20.npy"
+    write_masks(scores, more, p=20, by="mass", score="positive")
+    evaluated = []
+    steps = sys.modules["igmask.evaluate"]
+    compute = steps._evaluated
+
+    def counted(condition, *rest):
+        evaluated.append(condition.name)
+        return compute(condition, *rest)
+
+    monkeypatch.setattr(steps, "_evaluated", counted)
+
+    def again(**changes):
+        """The conditions that another evaluation computes."""
+        evaluated.clear()
+        options = {"model": network(), "masks": (masks, more)} | changes
+        evaluate(images, folder, **options)
+        return evaluated
+
+    def records():
+        return {path: path.read_bytes() for path in folder.glob("*.parquet")}
+
+    before = records()
+    for path in before:
+        os.utime(path, (1e9, 1e9))
+        path.unlink()  # as Snakemake does
+    assert again() == ["keep-20-black", "drop-20-black"]
+    assert records().items() > before.items()
+    assert all(path.stat().st_mtime > masks.stat().st_mtime for path in before)  # for Snakemake
+    assert again() == []
+    damaged = folder / "original.parquet"
+    with damaged.open("r+b") as file:
+        file.truncate(1000)
+    assert again() == ["original"]
+    assert records().items() > before.items()
+    assert again(seed=1) == [f"{m}-{p}-black" for p in (50, 20) for m in ("keep", "drop")]
+    assert again(seed=1, modes=("drop",), fills=("mean",)) == ["drop-50-mean", "drop-20-mean"]
+    write_masks(scores, more, p=20, by="count", score="positive")
+    assert again(seed=1) == ["keep-20-black", "drop-20-black"]
+    everything = ["original", *(f"{m}-{p}-black" for p in (50, 20) for m in ("keep", "drop"))]
+    assert again(seed=1, name="other") == everything
+    (study / "steps_net.py").write_text(NETWORK + "# another network, for all that is known")
+    assert again(seed=1, name="other") == everything
+    monkeypatch.setitem(config.STAGES, "evaluate", 0)
+    assert again(seed=1, name="other") == everything
+
+
+def test_records_are_kept_where_files_have_one_name_only(study, monkeypatch):
+    run(study / "out")
+
+    def refuse(*_):
+        raise OSError("no hard links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    run(study / "copied")
+    for name in CONDITIONS:
+        found, expected = (records_in(study / x, name)[0] for x in ("copied", "out"))
+        pd.testing.assert_frame_equal(found, expected)
+
+
 @pytest.mark.parametrize("baseline", ["black", "uniform"])
 def test_masks_and_predictions_do_not_depend_on_shards(study, baseline):
     attribution = ATTRIBUTION | {"baseline": baseline, "n_baselines": 2}
     whole = run(study / "one", attribution=attribution)
-    expected = {mode: arrays.read_records(study / "one" / f"{mode}.parquet")[0] for mode in MODES}
+    expected = {name: records_in(study / "one", name)[0] for name in CONDITIONS}
     for shards in (4, 17):
         folder = study / f"{shards}"
         images, scores, masks = run(folder, shards=shards, attribution=attribution)
         for one, many in ((whole[0], images), (whole[1], scores), (whole[2:], [masks])):
             joined = np.concatenate([arrays.read_array(path) for path in many])
             assert joined.tobytes() == arrays.read_array(one[0]).tobytes()
-        for mode in MODES:
-            found, _ = arrays.read_records(folder / f"{mode}.parquet")
+        for name in CONDITIONS:
+            found, _ = records_in(folder, name)
             order = ["mask", "name"]
             pd.testing.assert_frame_equal(
                 found.sort_values(order, ignore_index=True),
-                expected[mode].sort_values(order, ignore_index=True),
+                expected[name].sort_values(order, ignore_index=True),
                 check_exact=True,
             )
 
 
-MODES = ("original", "keep", "drop")
+CONDITIONS = ("original", "keep-50-black", "drop-50-black")
 
 
 def test_bad_images_are_all_named_and_nothing_is_written(study):
@@ -215,7 +283,7 @@ def test_skipped_images_are_left_out_and_listed(study):
     bad.write_text("no image")
     images, _, masks = run(study / "out", shards=3, on_bad_image="skip")
     assert len(pixels_of(images)) == len(arrays.read_array(masks)) == N_IMAGES - 1
-    records, made_by = arrays.read_records(study / "out" / "keep.parquet")
+    records, made_by = records_in(study / "out")
     assert "cat/00.png" not in set(records["name"])
     assert [name for name, _ in made_by["skipped"]] == ["cat/00.png"]
 
@@ -302,24 +370,36 @@ def test_shards_may_be_empty(study, shards):
     found = run(study / "out", shards=shards, on_bad_image="skip")
     assert 0 in [len(arrays.read_array(path)) for path in found[0]]
     assert arrays.read_array(found[2]).tobytes() == arrays.read_array(expected[2]).tobytes()
-    records, _ = arrays.read_records(study / "out" / "keep.parquet")
+    records, _ = records_in(study / "out")
     assert records["predicted"].dtype == "int64"
     assert len(records) == 2 * 14
 
 
-def test_unknown_modes_and_controls_are_named(study):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"modes": ("keep", "kep")}, "unknown mode 'kep'; choose from keep, drop"),
+        ({"fills": ("blac",)}, "unknown fill 'blac'"),
+        ({"controls": ("shufled",)}, "unknown control 'shufled'; choose from random"),
+    ],
+)
+def test_unknown_modes_fills_and_controls_are_named_before_any_work(wrong, message):
+    with pytest.raises(InputError, match=message):
+        evaluate([], Path(), model=network(), **wrong)
+
+
+def test_two_masks_of_one_p_are_refused(study):
     images, _, masks = run(study / "out")
-    for wrong in ({"mode": "kep"}, {"controls": ("shufled",)}):
-        with pytest.raises(InputError, match="unknown mode"):
-            evaluate(images, study / "x.parquet", model=network(), masks=masks, **wrong)
+    with pytest.raises(InputError, match="masks of p = 50 are there twice"):
+        evaluate(images, study / "x", model=network(), masks=(masks, masks))
 
 
 def test_outputs_that_are_not_finite_name_the_images(study):
     images, _, masks = run(study / "out")
     broken = config.model({"source": "steps_net:NanOnHalfBlack", "size": SIZE})
     with pytest.raises(InputError, match=r"NaN or infinite outputs for the images \['cat/00"):
-        evaluate(images, study / "x.parquet", model=broken, masks=masks)
-    assert not (study / "x.parquet").exists()
+        evaluate(images, study / "x", model=broken, masks=(masks,))
+    assert [path.name for path in (study / "x").glob("*.parquet")] == ["original.parquet"]
 
 
 def test_a_baseline_file_is_checked_before_any_work(study):
@@ -356,7 +436,8 @@ def test_masks_of_other_images_are_refused(study):
     (study / "images" / "cat" / "00.png").unlink()
     fewer, _, _ = run(study / "fewer")
     with pytest.raises(InputError, match="belong to other images"):
-        evaluate(fewer, study / "x.parquet", model=network(), masks=masks)
+        evaluate(fewer, study / "x", model=network(), masks=(masks,))
+    assert not (study / "x").exists()
 
 
 @pytest.mark.parametrize("baseline", ["white", "mean", "blur", "file.png"])
@@ -413,4 +494,4 @@ def test_a_device_is_taken_before_a_network_comes_to_it(study, monkeypatch):
     with pytest.raises(InputError, match="cuda:1 is taken"):
         write_scores(images[0], study / "x.npy", **options, attribution=ATTRIBUTION, side=3, seed=0)
     with pytest.raises(InputError, match="cuda:1 is taken"):
-        evaluate(images, study / "x.parquet", masks=masks, **options)
+        evaluate(images, study / "x", masks=(masks,), **options)

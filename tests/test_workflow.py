@@ -74,9 +74,13 @@ def test_the_published_experiment_is_the_default_in_every_other_respect():
 
 
 def test_conditions_are_modes_times_percents_times_fills(flow):
-    assert flow.conditions[0] == "original"
-    assert len(flow.conditions) == 1 + 2 * 4
-    assert flow.mask_of(of(condition="keep-12.5-image-mean")).endswith("/masks/12.5.npy")
+    names = flow.record_files()
+    assert names[0] == "original.parquet"
+    assert len(set(names)) == 1 + 2 * 4
+    fine = Workflow(STUDY | {"selection": {"p": [12.5]}, "masking": {"fills": ["image-mean"]}})
+    assert fine.record_files()[1:] == [f"{m}-12.5-image-mean.parquet" for m in ("keep", "drop")]
+    assert fine.masks(of())[0].endswith("/masks/12.5.npy")
+    assert fine.records(of())[1].endswith("/models/trained/records/keep-12.5-image-mean.parquet")
 
 
 def test_names_torchvision_does_not_have_are_found_at_once(tmp_path, monkeypatch):
