@@ -59,7 +59,6 @@ wildcard_constraints:
     data=r"[^/]+",
     model="|".join(re.escape(name) for name in flow.models),
     shard=r"\d+-of-\d+",
-    p=r"[0-9.]+",
 
 
 localrules:
@@ -163,15 +162,19 @@ rule mask:
     input:
         flow.scores,
     output:
-        "results/{data}/models/{model}/masks/{p}.npy",
-        "results/{data}/models/{model}/masks/{p}.parquet",
+        expand(
+            "results/{{data}}/models/{{model}}/masks/{p}.{kind}",
+            p=flow.mask_files(),
+            kind=["npy", "parquet"],
+        ),
     log:
-        "results/{data}/logs/mask/{model}-{p}.log",
+        "results/{data}/logs/mask/{model}.log",
     params:
         options=flow.mask_options,
+        folder=flow.masks_folder,
         version=code_version("mask"),
     shell:
-        "igmask --log {log:q} mask {input:q} {params.options} --output {output[0]:q}"
+        "igmask --log {log:q} mask {input:q} {params.options} --output {params.folder:q}"
 
 
 # All conditions of a model in one process, since importing PyTorch takes longer than a small one does.

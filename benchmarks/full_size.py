@@ -44,9 +44,9 @@ def study(n_images: int) -> Workflow:
 def jobs(flow: Workflow) -> list[tuple[str, list[str]]]:
     """Return (step, command line) of each job, in order."""
     geometry = flow.models["resnet8"].geometry.name
-    one = SimpleNamespace(model="resnet8", p="50", geometry=geometry)
+    one = SimpleNamespace(model="resnet8", geometry=geometry)
     index = f"{flow.folder}/index.parquet"
-    (images,), (scores,), (masks,) = flow.images(one), flow.scores(one), flow.masks(one)
+    (images,), (scores,) = flow.images(one), flow.scores(one)
     shard = SimpleNamespace(**vars(one), shard=flow.shards[0])
     attribute_options = f"{flow.attribute_options(one)} {flow.compute_options()}"
     evaluate_options = f"{flow.evaluate_options(one)} {flow.compute_options()}"
@@ -54,7 +54,7 @@ def jobs(flow: Workflow) -> list[tuple[str, list[str]]]:
         ("index", ["index", flow.index_options(one), "-o", index]),
         ("prepare", ["prepare", index, flow.prepare_options(shard), "-o", images]),
         ("attribute", ["attribute", images, attribute_options, "-o", scores]),
-        ("mask", ["mask", scores, flow.mask_options(one), "-o", masks]),
+        ("mask", ["mask", scores, flow.mask_options(one), "-o", flow.masks_folder(one)]),
         ("evaluate", ["evaluate", images, evaluate_options, "-o", flow.records_folder(one)]),
         ("tables", ["tables", *flow.records(one), "-o", "results/tables"]),
     ]

@@ -295,10 +295,10 @@ def duration(flow: Workflow, images: Images, paces: dict[str, Pace]) -> Finding:
     """How long the stages of the study will take here, all of it to be done."""
     study, cores, shards = flow.study, n_cores(), flow.study.compute["shards"]
     tried = {name: (flow.models[name], found) for name, found in paces.items()}
-    n_p, n_masked = len(study.selection["p"]), len(flow.conditions) - 1
+    n_masked = len(flow.conditions) - 1
     n_passes = 1 + n_masked * (1 + len(study.masking["controls"]))
     training = [(m.train, p) for m, p in tried.values() if m.train]
-    side, by = study.squares["side"], study.selection["by"]
+    side, by, percents = study.squares["side"], study.selection["by"], study.selection["p"]
     beside = _beside(study, len(tried))
     stages = {  # jobs, seconds of work for all images, jobs side by side
         "train": (
@@ -317,10 +317,12 @@ def duration(flow: Workflow, images: Images, paces: dict[str, Pace]) -> Finding:
             beside,
         ),
         "mask": (
-            n_p * len(tried),
+            len(tried),
             images.n
-            * n_p
-            * sum(selection_s(m.geometry.size, side=side, by=by) for m, _ in tried.values()),
+            * sum(
+                selection_s(m.geometry.size, side=side, percents=percents, by=by)
+                for m, _ in tried.values()
+            ),
             cores,
         ),
         "evaluate": (

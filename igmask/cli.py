@@ -129,6 +129,12 @@ def output(default: str | None = None, **changes: Any) -> Callable:
     return click.option("--output", "-o", **attributes | changes)
 
 
+def folder() -> Callable:
+    """Return the option that names the folder to write to, where there is no default."""
+    text = "The folder to write to."
+    return click.option("--output", "-o", "folder", type=File, required=True, help=text)
+
+
 def configfile() -> Callable:
     """Return the option that names the configuration."""
     text = "The configuration; by default config.yaml, else the demo's."
@@ -351,12 +357,20 @@ def attribute(images: Path, **options: Any) -> None:
 
 @app.command()
 @click.argument("scores", type=File, nargs=-1, required=True)
-@click.option("-p", "--p", type=Percent, required=True, help="Percentage to select, in (0, 100].")
+@click.option(
+    "-p",
+    "--p",
+    "percents",
+    type=Percent,
+    multiple=True,
+    required=True,
+    help="Percentage to select, in (0, 100]; may be given several times.",
+)
 @setting("selection", "by")
 @setting("squares", "score")
-@output()
+@folder()
 def mask(scores: tuple[Path, ...], **options: Any) -> None:
-    """Select the squares that hold the top p %, from the SCORES of all shards."""
+    """Select the squares that hold the top p %, from the SCORES of all shards: 50.npy and so on."""
     from igmask.masks import write_masks
 
     write_masks(list(scores), **options)
@@ -378,7 +392,7 @@ def mask(scores: tuple[Path, ...], **options: Any) -> None:
 )
 @seed()
 @compute
-@click.option("--output", "-o", "folder", type=File, required=True, help="The folder to write to.")
+@folder()
 def evaluate(images: tuple[Path, ...], **options: Any) -> None:
     """Predict the prepared IMAGES of all shards, original and masked: one record an image.
 

@@ -4,6 +4,8 @@ NumPy alone, since a job of this step takes less time than importing torch. Its 
 `kernels.select`, to the bit; the kernels are for masks that are used where they are made.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -30,30 +32,34 @@ def score_parts(parts: np.ndarray, score: str) -> np.ndarray:
     }[score]()
 
 
-def select(scores: np.ndarray, p: float, *, by: str = "mass") -> np.ndarray:
-    """Return the mask of the squares that hold the top p %, as `kernels.select` does.
+def select(
+    scores: np.ndarray, percents: Sequence[float], *, by: str = "mass"
+) -> Iterator[np.ndarray]:
+    """Yield for each p the mask of the squares that hold the top p %, as `kernels.select` does.
 
-    scores:  (N, P, Q) or (N, K) floating point, finite
-    p:       percent in (0, 100], at most two decimals
-    by:      `mass` or `count`
-    returns  bool, in the shape of `scores`
+    Squares are sorted once, which takes most of the time.
+
+    scores:   (N, P, Q) or (N, K) floating point, finite
+    percents: in (0, 100], at most two decimals
+    by:       `mass` or `count`
+    yields    bool, in the shape of `scores`
     """
-    points = round(100 * p)
     values = _to_integers(scores.reshape(len(scores), -1))
     ordered = -np.sort(-values, axis=1)
-    if by == "mass":
-        mass = ordered.clip(min=0)
-        total = mass.cumsum(axis=1)
-        needed = (total - mass) * 10_000 < points * total[:, -1:]  # the mass before is short
-        n_chosen = needed.sum(axis=1, keepdims=True)
-    else:
-        n_best = -(-points * values.shape[1] // 10_000)
-        n_chosen = np.where(ordered[:, :1] > 0, n_best, 0)
-    last = np.take_along_axis(ordered, (n_chosen - 1).clip(min=0), axis=1)
-    above, ties = values > last, values == last
-    n_ties = n_chosen - above.sum(axis=1, keepdims=True)
-    chosen = above | (ties & (ties.cumsum(axis=1) <= n_ties))
-    return (chosen & (n_chosen > 0)).reshape(scores.shape)
+    mass = ordered.clip(min=0)
+    total = mass.cumsum(axis=1)
+    for points in (round(100 * p) for p in percents):
+        if by == "mass":
+            needed = (total - mass) * 10_000 < points * total[:, -1:]  # the mass before is short
+            n_chosen = needed.sum(axis=1, keepdims=True)
+        else:
+            n_best = -(-points * values.shape[1] // 10_000)
+            n_chosen = np.where(ordered[:, :1] > 0, n_best, 0)
+        last = np.take_along_axis(ordered, (n_chosen - 1).clip(min=0), axis=1)
+        above, ties = values > last, values == last
+        n_ties = n_chosen - above.sum(axis=1, keepdims=True)
+        chosen = above | (ties & (ties.cumsum(axis=1) <= n_ties))
+        yield (chosen & (n_chosen > 0)).reshape(scores.shape)
 
 
 def _to_integers(scores: np.ndarray) -> np.ndarray:
@@ -118,37 +124,45 @@ def random_like(mask: np.ndarray, positions: np.ndarray, *, seed: int) -> np.nda
     return drawn.reshape(mask.shape)
 
 
-def write_masks(score_paths: list[Path], output: Path, *, p: float, by: str, score: str) -> None:
-    """Write the selection of every image, all shards in order, a bit a square: (N, ⌈K/8⌉) uint8.
+def write_masks(
+    score_paths: list[Path], folder: Path, *, percents: Sequence[float], by: str, score: str
+) -> None:
+    """Write the selection of every image for each p, all shards in order: 50.npy and its like.
 
-    The records beside it carry on the images' names, labels and predictions, and add `n_selected`,
-    the number of squares.
+    A bit a square, (N, ⌈K/8⌉) uint8. The records beside it carry on the images' names, labels and
+    predictions, and add `n_selected`, the number of squares.
 
-    p, by, score: see `kernels.select` and `kernels.score_parts`
-    raises        InputError naming the images whose scores are not finite
+    percents, by, score: see `kernels.select` and `kernels.score_parts`
+    raises               InputError naming the images whose scores are not finite, or for a p twice
     """
+    outputs = [folder / f"{percent(p)}.npy" for p in percents]
+    if len(set(outputs)) < len(outputs):
+        raise InputError(f"a p is there twice among {', '.join(map(percent, percents))}")
     records, made_by = arrays.read_shards(score_paths)
     if records.empty:
         raise InputError("no image of the dataset is usable, so there is nothing to mask")
     grid = arrays.read_array(score_paths[0]).shape[2:]
     n_chunks = arrays.n_batches(score_paths, _CHUNK)
-    counts: list[int] = []
-    with arrays.writing(output, np.uint8, (-(-grid[0] * grid[1] // 8),)) as bits:
+    counts = np.zeros((len(outputs), len(records)), dtype=np.int64)
+    with ExitStack() as stack:
+        n_bytes = -(-grid[0] * grid[1] // 8)
+        writers = [
+            stack.enter_context(arrays.writing(output, np.uint8, (n_bytes,))) for output in outputs
+        ]
         chunks = arrays.batches(score_paths, _CHUNK)
-        label = f"mask {percent(p)}"
-        for first, parts in progress(chunks, total=n_chunks, unit="chunks", label=label):
+        for first, parts in progress(chunks, total=n_chunks, unit="chunks", label="mask"):
+            rows = slice(first, first + len(parts))
             scores = score_parts(parts, score)
             bad = ~np.isfinite(scores).all(axis=(1, 2))
-            refuse("scores of", records["name"][first : first + len(parts)], bad.tolist())
-            mask = select(scores, p, by=by)
-            bits.append(pack(mask))
-            counts += mask.sum(axis=(1, 2)).tolist()
+            refuse("scores of", records["name"][rows], bad.tolist())
+            for i, mask in enumerate(select(scores, percents, by=by)):
+                writers[i].append(pack(mask))
+                counts[i, rows] = mask.sum(axis=(1, 2))
     error = records["relative_completeness"]
     made_by |= {
         "step": "mask",
         "read": {"scores": arrays.digest(records)},
         "grid": list(grid),
-        "p": p,
         "by": by,
         "score": score,
         "completeness": {
@@ -159,5 +173,6 @@ def write_masks(score_paths: list[Path], output: Path, *, p: float, by: str, sco
         },
     }
     kept = records[["name", "label", "position", "predicted"]]
-    kept = kept.assign(n_selected=counts, crc32=bits.checksums)
-    arrays.write_records(arrays.records_of(output), kept, made_by)
+    for p, output, bits, n_selected in zip(percents, outputs, writers, counts, strict=True):
+        own = kept.assign(n_selected=n_selected, crc32=bits.checksums)
+        arrays.write_records(arrays.records_of(output), own, made_by | {"p": p})

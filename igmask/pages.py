@@ -35,7 +35,9 @@ def write_beside(
 def made_on(machine: Row) -> str:
     """Return a line on the machine, the date and the versions."""
     versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items())
-    return f"{machine['device']}, {machine['threads']} threads, {machine['date']}; {versions}."
+    n = machine["threads"]
+    threads = f"{n} thread{'s' if n > 1 else ''}"
+    return f"{machine['device']}, {threads}, {machine['date']}; {versions}."
 
 
 def table(rows: list[Row], columns: dict[str, Cell]) -> list[str]:

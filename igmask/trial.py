@@ -3,7 +3,7 @@
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -131,10 +131,10 @@ def pace(
     )
 
 
-def selection_s(size: int, *, side: int, by: str) -> float:
+def selection_s(size: int, *, side: int, percents: Sequence[float], by: str) -> float:
     """Return the seconds that selecting squares takes for an image of `size` × `size` pixels."""
     scores = np.random.default_rng(0).random((64, *grid(size, size, side)), dtype=np.float32)
-    return seconds(lambda: select(scores, 50, by=by)) / len(scores)
+    return seconds(lambda: list(select(scores, percents, by=by))) / len(scores)
 
 
 def seconds(work: Callable[[], Any]) -> float:

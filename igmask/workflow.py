@@ -58,10 +58,17 @@ class Workflow:
         folder = f"{self.folder}/models/{wildcards.model}/scores"
         return [f"{folder}/{shard}.npy" for shard in self.shards]
 
+    def masks_folder(self, wildcards: SimpleNamespace) -> str:
+        """Where the masks of a model are."""
+        return f"{self.folder}/models/{wildcards.model}/masks"
+
+    def mask_files(self) -> list[str]:
+        """The names of the masks of every p, without their ending."""
+        return [percent(p) for p in self.study.selection["p"]]
+
     def masks(self, wildcards: SimpleNamespace) -> list[str]:
         """The masks of a model, one file a p."""
-        folder = f"{self.folder}/models/{wildcards.model}/masks"
-        return [f"{folder}/{percent(p)}.npy" for p in self.study.selection["p"]]
+        return [f"{self.masks_folder(wildcards)}/{name}.npy" for name in self.mask_files()]
 
     def records_folder(self, wildcards: SimpleNamespace) -> str:
         """Where the records of a model are."""
@@ -187,7 +194,9 @@ class Workflow:
     def mask_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask mask`."""
         return _options(
-            p=wildcards.p, by=self.study.selection["by"], score=self.study.squares["score"]
+            p=[percent(p) for p in self.study.selection["p"]],
+            by=self.study.selection["by"],
+            score=self.study.squares["score"],
         )
 
     def evaluate_options(self, wildcards: SimpleNamespace) -> str:

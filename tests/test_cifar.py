@@ -49,11 +49,11 @@ def accuracy(cifar, tmp_path_factory):
         seed=study.seed,
         batch_size=study.compute["batch_size"],
     )
-    masks = {p: folder / f"{p}.npy" for p in study.selection["p"]}
-    for p, path in masks.items():
-        write_masks(scores, path, p=p, by=study.selection["by"], score=study.squares["score"])
-    evaluate(images, folder / "records", model=model, masks=tuple(masks.values()), controls=())
-    conditions = ["original"] + [f"{m}-{p}-black" for p in masks for m in study.masking["modes"]]
+    percents, how = study.selection["p"], {"by": "mass", "score": "positive"}
+    write_masks(scores, folder / "masks", percents=percents, **how)
+    masks = tuple(folder / "masks" / f"{p}.npy" for p in percents)
+    evaluate(images, folder / "records", model=model, masks=masks, controls=())
+    conditions = ["original"] + [f"{m}-{p}-black" for p in percents for m in study.masking["modes"]]
     records = [folder / "records" / f"{name}.parquet" for name in conditions]
     return collect(records).accuracy, arrays.read_records(folder / "scores.parquet")[0]
 

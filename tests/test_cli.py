@@ -73,12 +73,12 @@ def test_every_step_by_hand(here):
         ("preflight", "index.parquet", "--model", model, "-o", "found.json"),
         ("prepare", "index.parquet", "--size", 20, "-o", "images.npy"),
         ("attribute", "images.npy", "--model", model, "--n-steps", 3, "-o", "scores.npy"),
-        ("mask", "scores.npy", "-p", 50, "-o", "m.npy"),
-        ("evaluate", "images.npy", "--model", model, "--masks", "m.npy", "-o", "records"),
+        ("mask", "scores.npy", "-p", 50, "-o", "masks"),
+        ("evaluate", "images.npy", "--model", model, "--masks", "masks/50.npy", "-o", "records"),
         ("tables", *evaluated, "-o", "out"),
         ("curves", "out/accuracy.csv", "-o", "out"),
-        ("examples", "images.npy", "scores.npy", "m.npy", *evaluated, "-o", "out"),
-        ("export", "images.npy", "--masks", "m.npy", "--fill", "mean", "-o", "exported"),
+        ("examples", "images.npy", "scores.npy", "masks/50.npy", *evaluated, "-o", "out"),
+        ("export", "images.npy", "--masks", "masks/50.npy", "--fill", "mean", "-o", "exported"),
     ):  # fmt: skip
         done = igmask(*words, folder=here)
         assert done.returncode == 0, done.stderr

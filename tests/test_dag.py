@@ -42,7 +42,7 @@ ONE_MODEL = {
     "train": 1,
     "preflight": 1,
     "attribute": 2,
-    "mask": 2,
+    "mask": 1,
     "evaluate": 1,
     "tables": 1,
     "examples": 1,
@@ -159,7 +159,7 @@ def test_a_models_setting_runs_that_models_jobs_only(results):
 
 def test_a_score_needs_no_new_attribution(results):
     found = jobs(results, changed(squares={"score": "absolute"}))
-    assert found == {"mask": 4, "evaluate": 2, "tables": 1, "examples": 2, "curves": 1}
+    assert found == {"mask": 2, "evaluate": 2, "tables": 1, "examples": 2, "curves": 1}
 
 
 def test_device_and_batch_size_run_nothing_and_shards_run_theirs(results):
@@ -213,7 +213,7 @@ def test_the_published_experiment_is_planned_over_its_50000_images(tmp_path):
         "preflight": 4,
         "prepare": 2 * 50,  # 224 pixels for three models, 299 for one
         "attribute": 4 * 50,
-        "mask": 4 * 4,
+        "mask": 4,
         "evaluate": 4,
         "tables": 1,
         "examples": 4,

@@ -65,8 +65,7 @@ def study(tmp_path_factory):
                 device="cpu",
             )
         scores = [folder / f"scores-{i}-of-2.npy" for i in (1, 2)]
-        write_masks(scores, folder / "50.npy", p=50, by="mass", score="positive")
-        write_masks(scores, folder / "70.npy", p=70, by="mass", score="positive")
+        write_masks(scores, folder, percents=(50, 70), by="mass", score="positive")
         yield folder
 
 

@@ -21,20 +21,21 @@ WITH_TIES = st.one_of(FINITE, st.integers(-3, 3).map(float))
 @settings(max_examples=200, deadline=None)
 @given(
     scores=drawn_arrays(np.float32, st.tuples(st.just(3), st.integers(1, 40)), elements=WITH_TIES),
-    p=st.sampled_from([0.01, 12.34, 50, 90, 100]),
+    percents=st.lists(st.sampled_from([0.01, 12.34, 50, 90, 100]), min_size=1, max_size=3),
     by=st.sampled_from(kernels.SELECTIONS),
 )
-def test_the_selection_is_the_kernels_to_the_bit(scores, p, by):
-    found = masks.select(scores, p, by=by)
-    expected = kernels.select_bits(torch.from_numpy(scores), (p,), by=by)[0]
-    np.testing.assert_array_equal(masks.pack(found), expected.numpy())
+def test_the_selection_is_the_kernels_to_the_bit(scores, percents, by):
+    found = [masks.pack(mask) for mask in masks.select(scores, percents, by=by)]
+    expected = kernels.select_bits(torch.from_numpy(scores), tuple(percents), by=by)
+    np.testing.assert_array_equal(found, expected.numpy())
 
 
 def test_the_selection_is_the_kernels_for_scores_of_images():
     scores = np.random.default_rng(0).standard_normal((20, 25, 26), dtype=np.float32) ** 3
     for p, by in ((30, "mass"), (50, "count"), (90, "mass")):
         expected = kernels.select(torch.from_numpy(scores), p, by=by)
-        np.testing.assert_array_equal(masks.select(scores, p, by=by), expected.numpy())
+        [found] = masks.select(scores, [p], by=by)
+        np.testing.assert_array_equal(found, expected.numpy())
 
 
 @pytest.mark.parametrize("score", kernels.SCORES)

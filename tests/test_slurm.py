@@ -110,7 +110,7 @@ def test_a_study_through_slurm_has_the_tables_of_a_local_one(slurm, local, tmp_p
         "rule_preflight_wildcards_demo_one": None,
         "rule_prepare_wildcards_demo_32-resize32-bilinear_1-of-1": None,
         "rule_attribute_wildcards_demo_one_1-of-1": "gres:gpu:1",
-        "rule_masks_mask": None,
+        "rule_mask_wildcards_demo_one": None,
         "rule_evaluate_wildcards_demo_one": "gres:gpu:1",
         "rule_pages_curves_examples_tables": None,
     }

@@ -92,8 +92,8 @@ def run(folder, *, shards=1, on_bad_image="error", attribution=ATTRIBUTION, mode
             batch_size=32,
             device="cpu",
         )
+    write_masks(scores, folder, percents=[50], by="mass", score="positive")
     masks = folder / "50.npy"
-    write_masks(scores, masks, p=50, by="mass", score="positive")
     evaluate(images, folder / "records", model=model, masks=(masks,))
     return images, scores, masks
 
@@ -181,7 +181,7 @@ def test_the_random_control_has_as_many_squares(study):
 def test_what_was_evaluated_before_is_kept(study, monkeypatch):
     images, scores, masks = run(study / "out")
     folder, more = study / "out" / "records", study / "20.npy"
-    write_masks(scores, more, p=20, by="mass", score="positive")
+    write_masks(scores, study, percents=[20], by="mass", score="positive")
     evaluated = []
     steps = sys.modules["igmask.evaluate"]
     compute = steps._evaluated
@@ -217,7 +217,7 @@ def test_what_was_evaluated_before_is_kept(study, monkeypatch):
     assert records().items() > before.items()
     assert again(seed=1) == [f"{m}-{p}-black" for p in (50, 20) for m in ("keep", "drop")]
     assert again(seed=1, modes=("drop",), fills=("mean",)) == ["drop-50-mean", "drop-20-mean"]
-    write_masks(scores, more, p=20, by="count", score="positive")
+    write_masks(scores, study, percents=[20], by="count", score="positive")
     assert again(seed=1) == ["keep-20-black", "drop-20-black"]
     everything = ["original", *(f"{m}-{p}-black" for p in (50, 20) for m in ("keep", "drop"))]
     assert again(seed=1, name="other") == everything
