@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from igmask.arrays import write_text
+from igmask.config import KEPT
 from igmask.machine import describe
 from igmask.pages import figures_of, made_on, of, table
 
@@ -71,6 +73,8 @@ def main(output: Path) -> None:
         for line in re.findall(r"Shell command: igmask (.*)", said):
             words = shlex.split(line)
             jobs[words[2]].append(words)
+        for kept in Path(folder).rglob(KEPT):
+            shutil.rmtree(kept)  # else there would be no work to begin
         rows = []
         for step, found in tqdm(jobs.items(), unit="steps"):
             tried = found[:: max(1, len(found) // N_TIMES)][:N_TIMES]

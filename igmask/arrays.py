@@ -113,8 +113,16 @@ def checksums(rows: np.ndarray) -> list[int]:
 
 
 def digest(records: pd.DataFrame) -> str:
-    """Return what stands for the content of an array with these records, however it is sharded."""
-    return hashlib.sha256(records[CHECKSUM].to_numpy("<u4").tobytes()).hexdigest()
+    """Return what stands for an array and what its images are, however it is sharded.
+
+    Of the rows' checksums and, as far as there are any, names, labels, positions, predictions.
+    """
+    whole = hashlib.sha256(records[CHECKSUM].to_numpy("<u4").tobytes())
+    for column in records.columns.intersection(["label", "position", "predicted"]):
+        whole.update(records[column].to_numpy("<i8").tobytes())
+    if "name" in records:
+        whole.update("\0".join(records["name"]).encode("utf-8", "surrogatepass"))
+    return whole.hexdigest()
 
 
 def digest_of_files(paths: list[Path]) -> str:
@@ -192,7 +200,7 @@ def n_batches(paths: list[Path], size: int) -> int:
 def _named(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowException, KeyError, TypeError) as error:
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not records of igmask ({error}); {ADVICE}") from error
 
 

@@ -59,6 +59,8 @@ def write_scores(
     where = take_device(device)
     network = models.load(model, device=where)
     check_labels(records, models.n_classes(network, model))
+    # Now, not after hours in which a file may have changed.
+    read = {"images": arrays.digest(records)} | models.digests(model)
     n_steps = attribution["n_steps"]
     if n_steps == "auto":
         n_steps = Auto(
@@ -112,7 +114,7 @@ def write_scores(
                 column[start : start + n_live] = getattr(result, name)[:n_live].cpu()
     made_by |= {
         "step": "attribute",
-        "read": {"images": arrays.digest(records)} | models.digests(model),
+        "read": read,
         "model": settings(model),
         "class_names": models.class_names(model) or made_by["classes"],
         "attribution": attribution,

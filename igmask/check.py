@@ -260,7 +260,8 @@ def disk(flow: Workflow, n_images: int) -> Finding:
     }
     place = Path("results") if Path("results").exists() else Path()
     free = shutil.disk_usage(place).free
-    present = sum(path.stat().st_size for path in Path(flow.folder).rglob("*") if path.is_file())
+    found = [path.stat() for path in Path(flow.folder).rglob("*") if path.is_file()]
+    present = sum({(file.st_dev, file.st_ino): file.st_size for file in found}.values())
     missing = max(0, sum(parts.values()) - present)
     details = ", ".join(f"{part} {_size(size)}" for part, size in parts.items())
     says = f"{_size(missing)} to be written to results/, {_size(free)} free\n{details}"

@@ -22,7 +22,7 @@ from igmask.errors import InputError
 
 # The algorithm of each step; raise a number when a step's results change.
 STAGES = {
-    "train": 1,
+    "train": 2,
     "index": 1,
     "preflight": 1,
     "prepare": 2,
@@ -30,6 +30,8 @@ STAGES = {
     "mask": 2,
     "evaluate": 4,
 }
+
+KEPT = ".kept"  # a folder beside the records, in which `evaluate` keeps those it has finished
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 BASELINES = ("black", "white", "mean", "blur", "uniform")

@@ -5,6 +5,7 @@ evaluate some hundred small images. Snakemake removes the outputs of a job befor
 it fails, so they have a second name, in `KEPT`, by which the next process finds what is finished.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from igmask import arrays, models
 from igmask.attribute import check_labels, full_batch
-from igmask.config import STAGES, Condition, Model, percent, settings
+from igmask.config import KEPT, STAGES, Condition, Model, percent, settings
 from igmask.devices import take_device
 from igmask.errors import InputError, refuse
 from igmask.kernels import FILLS, fill_colours, occluded_input
@@ -30,7 +31,8 @@ from igmask.progress import progress, say
 
 MODES = ("keep", "drop")
 CONTROLS = ("random",)
-KEPT = ".kept"  # a folder beside the records
+
+_N_SAMPLED = 8
 
 # What the network says of an image under a mask.
 _RECORD = np.dtype(
@@ -98,6 +100,7 @@ def evaluate(
         "name": name or model.source,
         "model": settings(model),
         "n_classes": n_classes,
+        "outputs": _sample(network, image_paths, where),
         "read": {"images": arrays.digest(records)} | models.digests(model),
     }
     made_by["class_names"] = models.class_names(model) or made_by["classes"]
@@ -109,16 +112,11 @@ def evaluate(
     for condition in conditions:
         kept = folder / KEPT / f"{condition.name}.parquet"
         if _is_made(kept, condition.made_by):
-            os.utime(kept)  # later than masks that were made again to the same
             say(f"evaluate {condition.name}: kept from before")
         else:
             found = _evaluated(condition, network, image_paths, batch_size or 64, where)
             arrays.write_records(kept, found, condition.made_by)
-        with arrays.replacing(folder / kept.name) as output:
-            try:
-                output.hardlink_to(kept)
-            except OSError:  # not every file system has them
-                shutil.copyfile(kept, output)
+        _place(kept, folder / kept.name)
 
 
 @dataclass(frozen=True)
@@ -149,13 +147,24 @@ def _masked(
         masked, made_by_mask = read_masks(path, records, made_by)
         selected = records.assign(predicted=masked["predicted"])
         p, read = made_by_mask["p"], made_by["read"] | {"masks": arrays.digest(masked)}
-        for mode, fill in product(modes, fills):
+        for mode, fill in product(dict.fromkeys(modes), dict.fromkeys(fills)):
             condition = Condition(mode, p, fill)
             if condition.name in conditions:
                 raise InputError(f"{path}: masks of p = {percent(p)} are there twice")
             own = made_by_mask | made_by | condition._asdict() | {"read": read}
             conditions[condition.name] = _Condition(condition.name, selected, own, path)
     return list(conditions.values())
+
+
+def _place(kept: Path, output: Path) -> None:
+    """Give a file its second name, or a copy where that cannot be: another user's file, say."""
+    with arrays.replacing(output) as temporary:
+        try:
+            os.utime(kept)  # later than masks that were made again to the same
+            temporary.hardlink_to(kept)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            shutil.copyfile(kept, temporary)
 
 
 def _is_made(path: Path, made_by: dict[str, Any]) -> bool:
@@ -211,6 +220,18 @@ def _evaluated(
     shown_images = records[["name", "label"]].loc[records.index.repeat(len(kinds))]
     results = shown_images.reset_index(drop=True).assign(mask=np.tile(kinds, len(records)))
     return results.join(pd.DataFrame(found.ravel()))
+
+
+def _sample(network: nn.Module, image_paths: list[Path], device: torch.device) -> str:
+    """Return what stands for what the network says of some images.
+
+    It changes with all that settings and files do not tell: weights from a URL, code that a module
+    imports, versions of libraries.
+    """
+    _, images = next(batch for batch in arrays.batches(image_paths, _N_SAMPLED) if len(batch[1]))
+    with torch.no_grad():
+        outputs = network(models.pixels(images, device)).cpu()
+    return hashlib.sha256(outputs.numpy().tobytes()).hexdigest()
 
 
 def _predict(network: nn.Module, inputs: Tensor, batch: pd.DataFrame) -> np.ndarray:

@@ -97,6 +97,18 @@ def test_records_carry_their_settings(tmp_path):
     assert found_settings == settings
 
 
+def test_a_digest_is_of_the_rows_and_of_what_they_are_of():
+    records = pd.DataFrame(
+        {"name": ["a", "b"], "label": [0, 1], "position": [0, 1], "predicted": [1, 1], "crc32": 7}
+    )
+    whole = arrays.digest(records)
+    assert arrays.digest(records.assign(found=3)) == whole  # what was found of them is not theirs
+    for column in records:
+        other = records.copy()
+        other[column] = other[column].iloc[::-1].to_numpy() if column == "name" else [5, 6]
+        assert arrays.digest(other) != whole
+
+
 def test_foreign_records_are_named(tmp_path):
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(InputError, match=r"x\.parquet: not records"):
@@ -104,6 +116,21 @@ def test_foreign_records_are_named(tmp_path):
     (tmp_path / "y.parquet").write_text("no parquet")
     with pytest.raises(InputError, match=r"y\.parquet: not records"):
         arrays.read_records(tmp_path / "y.parquet")
+
+
+def test_no_damage_of_records_is_more_than_an_input_error(tmp_path):
+    path = tmp_path / "x.parquet"
+    records = pd.DataFrame({"name": ["a", "b"], "label": [0, 1]})
+    arrays.write_records(path, records, {"classes": ["ü"]})
+    whole = path.read_bytes()
+    n_refused = 0
+    for i in range(0, len(whole), 3):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 0x81]) + whole[i + 1 :])
+        try:
+            arrays.read_records(path)
+        except InputError:
+            n_refused += 1
+    assert n_refused > len(whole) // 3 // 4
 
 
 @pytest.mark.parametrize("n_images", [0, 1, 10, 1000, 50_000])

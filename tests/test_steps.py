@@ -225,6 +225,21 @@ def test_what_was_evaluated_before_is_kept(study, monkeypatch):
     assert again(seed=1, name="other") == everything
     monkeypatch.setitem(config.STAGES, "evaluate", 0)
     assert again(seed=1, name="other") == everything
+    prepared, made_by = arrays.read_records(arrays.records_of(images[0]))
+    prepared["label"] = 2 - prepared["label"]
+    arrays.write_records(arrays.records_of(images[0]), prepared, made_by)
+    assert again(seed=1, name="other") == everything
+    load = models.load
+
+    def changed(*arguments, **options):
+        """Return a network of which no file tells: as if code that its module imports changed."""
+        found = load(*arguments, **options)
+        with torch.no_grad():
+            next(found.parameters()).mul_(1.01)
+        return found
+
+    monkeypatch.setattr(models, "load", changed)
+    assert again(seed=1, name="other") == everything
 
 
 def test_records_are_kept_where_files_have_one_name_only(study, monkeypatch):
@@ -234,7 +249,11 @@ def test_records_are_kept_where_files_have_one_name_only(study, monkeypatch):
         raise OSError("no hard links here")
 
     monkeypatch.setattr(Path, "hardlink_to", refuse)
-    run(study / "copied")
+    images, _, masks = run(study / "copied")
+    for path in (study / "copied" / "records").glob("*.parquet"):
+        path.unlink()
+    monkeypatch.setattr(sys.modules["igmask.evaluate"], "_evaluated", None)
+    evaluate(images, study / "copied" / "records", model=network(), masks=(masks,))
     for name in CONDITIONS:
         found, expected = (records_in(study / x, name)[0] for x in ("copied", "out"))
         pd.testing.assert_frame_equal(found, expected)
