@@ -35,7 +35,8 @@ from igmask.stem import Split, whole
 FOUR = ("vgg16", "inception_v3", "resnet50", "densenet121")
 MODELS = ("resnet20", "resnet56", "mobilenet_v3_large", *FOUR, "vit_b_16")
 _CIFAR = {"resnet20": 20, "resnet56": 56}
-_GRID = {"cpu": (4, 8, 16), "cuda": (16, 64, 200)}  # Captum's internal_batch_size
+# Captum's internal_batch_size, of which the best counts; igmask's own is tried, too.
+_GRID = {"cpu": (4, 8, 16), "cuda": (16, 64, 200)}
 _P = (50, 90)
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _PACKAGES = ("igmask", "torch", "torchvision", "captum", "numpy")
@@ -250,18 +251,20 @@ def _take_turns(
     budget_s: float,
     batches: dict[tuple[str, str], int],
 ) -> list[_Entrant]:
-    """Let the contestants run; `batches` remembers Captum's best batch sizes."""
+    """Let the contestants run; `batches` remembers the batch sizes that were found."""
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(_worker(setting, c)) for c in contestants]
         entrants = [_Entrant(setting, c, ask) for c, ask in zip(contestants, workers, strict=True)]
         for entrant in entrants:
             entrant.ask("ready")  # nobody is timed while others still start
         for entrant in entrants:
-            kind = entrant.contestant.like, entrant.contestant.precision
+            like, precision = entrant.contestant.like, entrant.contestant.precision
             # Rules differ in nothing that a batch size would notice.
-            entrant.batch_size = entrant.ask("tune", batches.get(kind))
-            if kind[0].startswith("captum") and entrant.batch_size:
-                batches[kind] = entrant.batch_size
+            known = batches.get((like, precision)) if like.startswith("captum") else None
+            ours = batches.get(("igmask", precision))
+            entrant.batch_size = entrant.ask("tune", known, ours)
+            if entrant.batch_size:
+                batches[like, precision] = entrant.batch_size
         label = setting.model
         if setting.on_gpu:
             label += f" {contestants[0].name}"
@@ -397,8 +400,8 @@ class _Run:
             self._attribute(self._setting.n_images, min(2, self._setting.n_steps))
             self._batch_size = None
 
-    def tune(self, known: int | None) -> int | None:
-        """Find the best batch size of Captum, unless it is known; igmask finds its own."""
+    def tune(self, known: int | None, ours: int | None) -> int | None:
+        """Find the best batch size of Captum, unless it is known; igmask finds its own, `ours`."""
         n_images, n_steps = self._setting.n_images, self._setting.n_steps
         if known is not None:
             self._batch_size = known
@@ -407,16 +410,17 @@ class _Run:
             how = {"precision": self._contestant.precision, "engine": self._contestant.engine}
             self._batch_size = prepare(self._network, self._images, **how).batch_size(self._images)
         else:
-            self._batch_size = self._fastest_batch_size()
+            self._batch_size = self._fastest_batch_size(ours)
         if self._setting.on_gpu:  # where code is chosen, compiled or recorded for each size
             torch.cuda.empty_cache()
             self._attribute(n_images, n_steps)
         return self._batch_size
 
-    def _fastest_batch_size(self) -> int:
+    def _fastest_batch_size(self, ours: int | None) -> int:
         n_images, n_steps = self._setting.n_images, self._setting.n_steps
         most = n_images * n_steps
-        grid = [b for b in _GRID["cuda" if self._setting.on_gpu else "cpu"] if b <= most] or [most]
+        sizes = {*_GRID["cuda" if self._setting.on_gpu else "cpu"], ours or most + 1}
+        grid = sorted(size for size in sizes if size <= most) or [most]
         few = min(n_steps, max(4, grid[-1] // n_images))
         times = {}
         for batch_size in grid:

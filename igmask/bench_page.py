@@ -86,7 +86,7 @@ def to_markdown(result: dict[str, Any]) -> str:
     lines += [
         "",
         "*Captum*: the network as it is, the best `internal_batch_size` of 4, 8, 16 (GPU: 16, "
-        "64, 200), the faster of its rules, with its convergence delta; igmask returns that too. "
+        "64, 200) and igmask's own, the faster of its rules, with its convergence delta; igmask returns that too. "
         "*Tuned*: the network also in channels-last, its weights frozen, and malloc told to keep "
         "freed memory, as igmask does itself. First calls, igmask's trace among them, are not "
         "timed. *Bare passes*: as many forward passes and input gradients of the "

@@ -219,3 +219,19 @@ def test_an_unknown_network_is_named():
                 threads=1,
             )
         )
+
+
+def test_captum_may_have_the_batch_size_of_igmask(monkeypatch):
+    tried = []
+
+    def attribute(self, n_images, n_steps):
+        tried.append(self._batch_size)
+        return {}
+
+    run = bench._Run(Setting("resnet20", 4, 50, "cpu", 1), Contestant("captum right", "captum"))
+    monkeypatch.setattr(bench._Run, "_attribute", attribute)
+    monkeypatch.setattr(run, "_timed", lambda work: (abs(100 - (work(), run._batch_size)[1]), None))
+    assert run.tune(None, 64) == 64
+    assert tried == [4, 8, 16, 64]
+    assert run.tune(None, None) == 16
+    assert run.tune(7, 64) == 7
