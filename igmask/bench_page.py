@@ -86,11 +86,11 @@ def to_markdown(result: dict[str, Any]) -> str:
     lines += [
         "",
         "*Captum*: the network as it is, the best `internal_batch_size` of 4, 8, 16 (GPU: 16, "
-        "64, 200) and igmask's own, the faster of its rules, with its convergence delta; igmask returns that too. "
-        "*Tuned*: the network also in channels-last, its weights frozen, and malloc told to keep "
-        "freed memory, as igmask does itself. First calls, igmask's trace among them, are not "
-        "timed. *Bare passes*: as many forward passes and input gradients of the "
-        "whole network in its best form, and no attribution. Error and IoU: against float64, "
+        "64, 200) and igmask's own, the faster of its rules, with its convergence delta; igmask "
+        "returns that too. *Tuned*: the network also in channels-last, its weights frozen, and "
+        "malloc told to keep freed memory, as igmask does itself. First calls, igmask's trace "
+        "among them, are not timed. *Bare passes*: as many forward passes and input gradients of "
+        "the whole network in its best form, and no attribution. Error and IoU: against float64, "
         "first image; completeness: mean of |Σφ − Δf| / |Δf|. Peak: memory of one image beyond the "
         "network's, both in batches of 8.",
         *(["", _ON_A_GPU] if on_gpu else []),
