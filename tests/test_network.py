@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import StochasticDepth
 
 import igmask
@@ -613,3 +614,47 @@ def test_a_network_that_was_made_ready_is_freed_with_its_model(images):
         gc.collect()
         gc.collect()
     assert [reference() for reference in alive] == [None] * 3
+
+
+class Attending(nn.Module):
+    """Patches that attend to each other, as in a vision transformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 3, 3)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 5)
+        self.eval()
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        return self.head(self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+
+
+class Called(TorchDispatchMode):
+    """The names of PyTorch's operations in a block."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+def test_tokens_are_multiplied_by_attentions_weight_as_one_matrix(images):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Attending()
+    x = images.float()
+    network = prepare(model, x)
+    points = network.split.entries(network.stem(x))
+    with Called() as called:
+        slopes = network.gradients(tuple(p.clone() for p in points), lambda outputs: outputs[:, 1])
+    assert "aten::mm" in called.names
+    assert "aten::bmm" not in called.names
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
+    torch.testing.assert_close(network.stem_transposed(x, slopes), expected)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
