@@ -197,7 +197,8 @@ def _problem(
     for kind, paths in made.read.items():
         if any(path in bad for path in paths):
             return f"stale: its {kind} are"
-        if found["read"].get(kind) != digests.of(paths):
+        elsewhere = kind == "code" and kind not in found["read"]  # than in the job's folder
+        if not elsewhere and found["read"].get(kind) != digests.of(paths):
             return f"stale: made of other {kind}"
     return None
 

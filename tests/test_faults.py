@@ -283,6 +283,11 @@ def test_an_undisturbed_study_has_nothing_wrong(finished, monkeypatch):
     elsewhere = finished / "moved"
     (finished / "results").rename(elsewhere)
     assert verified(finished, monkeypatch, "moved") == {}
+    network = finished / "fragile_net.py"
+    network.write_text(f"{NETWORK}# changed")
+    found = verified(finished, monkeypatch, "moved")
+    assert found["results/folder/models/net/scores/1-of-1.npy"] == "stale: made of other code"
+    network.write_text(NETWORK)
     done = igmask(finished, monkeypatch, "verify")
     assert done.exit_code == 1
     assert f"{IMAGES}: missing" in done.output
