@@ -84,18 +84,18 @@ def _of_model(flow: Workflow, name: str, settings: dict[str, Any]) -> Iterator[M
     for shard, array, path in zip(flow.shards, images, scores, strict=True):
         yield Made(path, settings | {"shard": shard}, {"images": [array]} | network)
     settings |= {"by": study.selection["by"], "score": study.squares["score"]}
-    for p, masks in zip(study.selection["p"], flow.masks(one), strict=True):
-        yield Made(Path(masks), settings | {"p": p}, {"scores": scores})
+    masks_of = dict(zip(study.selection["p"], map(Path, flow.masks(one)), strict=True))
+    for p, masks in masks_of.items():
+        yield Made(masks, settings | {"p": p}, {"scores": scores})
     controls = study.masking["controls"]
     settings |= evaluated | {"controls": controls}
     settings |= {"control_seed": study.seed} if controls else {}
     read = {"images": images} | network
-    masks_of = dict(zip(study.selection["p"], flow.masks(one), strict=True))
     for condition, records in zip(flow.conditions, flow.records(one), strict=True):
         if condition.p is None:
             yield Made(Path(records), original, read)
         else:
-            applied = {"masks": [Path(masks_of[condition.p])]}
+            applied = {"masks": [masks_of[condition.p]]}
             yield Made(Path(records), settings | condition._asdict(), read | applied)
 
 

@@ -194,7 +194,7 @@ class Workflow:
     def mask_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask mask`."""
         return _options(
-            p=[percent(p) for p in self.study.selection["p"]],
+            p=self.mask_files(),
             by=self.study.selection["by"],
             score=self.study.squares["score"],
         )
