@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from igmask.arrays import write_text
 from igmask.machine import describe
-from igmask.pages import figures_of, made_on, of, table
+from igmask.pages import figures_of, of, page, table
 from igmask.workflow import Workflow
 
 SIZES = (10, 5_000, 50_000)
@@ -87,7 +87,7 @@ def measure(n_images: int) -> dict[str, tuple[float, float]]:
 
 def main(output: Path) -> None:
     """Measure, and write a page."""
-    page = output.absolute()  # the working directory changes
+    place = output.absolute()  # the working directory changes
     start, small, large = map(measure, SIZES)
     rows = [
         {
@@ -103,22 +103,17 @@ def main(output: Path) -> None:
         for step, (seconds, peak) in small.items()
     ]
     numbers = {key: figures_of(key) for key in list(rows[0])[1:]}
-    lines = [
-        "# Every step on 10, 5,000 and 50,000 images",
-        "",
-        # Not before: it imports PyTorch, and a job's peak counts from that of what started it.
-        made_on(describe("cpu", 1, ("igmask", "torch", "numpy", "pandas", "pyarrow"))),
-        "",
-        f"    python benchmarks/full_size.py {output}",
-        "",
+    # Not before: it imports PyTorch, and a job's peak counts from that of what started it.
+    machine = describe("cpu", 1, ("igmask", "torch", "numpy", "pandas", "pyarrow"))
+    text = [
         "ResNet-8 on 32×32 pixels, m = 2, one shard, a job a step, one after the other. Peaks are",
         "with all files that were mapped, the libraries among them. On 10 images a step does",
         "little but start; *time ×* is 50,000 against 5,000 images, each less the start, and says",
         "nothing where that is less than a second.",
-        "",
-        *table(rows, {"step": of("step"), **numbers}),
     ]
-    write_text(page, "\n".join(lines) + "\n")
+    title, command = "Every step on 10, 5,000 and 50,000 images", "benchmarks/full_size.py"
+    results = table(rows, {"step": of("step"), **numbers})
+    write_text(place, page(title, machine, f"python {command} {output}", text, results))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from igmask.arrays import write_text
 from igmask.config import KEPT
 from igmask.machine import describe
-from igmask.pages import figures_of, made_on, of, table
+from igmask.pages import figures_of, of, page, table
 
 SNAKEFILE = Path(__file__).resolve().parents[1] / "Snakefile"
 WITHOUT_BAR = ("preflight", "tables", "examples", "curves")
@@ -63,7 +63,7 @@ def start_s(words: list[str]) -> float:
 
 def main(output: Path) -> None:
     """Measure, and write a page."""
-    page = output.absolute()
+    place = output.absolute()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         print("the demo, a minute or two …")
@@ -83,22 +83,17 @@ def main(output: Path) -> None:
         os.chdir("/")
     n_jobs, starts_s = sum(row["jobs"] for row in rows), sum(row["all"] for row in rows)
     numbers = {key: figures_of(key) for key in ("jobs", "s", "all")}
-    lines = [
-        "# What starting jobs costs",
-        "",
-        # Not before: it imports PyTorch.
-        made_on(describe("cpu", 1, ("igmask", "torch", "pandas", "snakemake"))),
-        "",
-        f"    python benchmarks/start_up.py {output}",
-        "",
+    # Not before: it imports PyTorch.
+    machine = describe("cpu", 1, ("igmask", "torch", "pandas", "snakemake"))
+    text = [
         f"The demo's {n_jobs} jobs and Snakemake itself take {whole_s:.0f} s of CPU, "
         f"{starts_s:.0f} s of which, {starts_s / whole_s:.0%},",
         "pass before a job begins its work: Python starts, libraries are imported, a network is",
         "built. CPU seconds of a job, and of all jobs of a step:",
-        "",
-        *table(rows, {"step": of("step"), **numbers}),
     ]
-    write_text(page, "\n".join(lines) + "\n")
+    title, command = "What starting jobs costs", "benchmarks/start_up.py"
+    results = table(rows, {"step": of("step"), **numbers})
+    write_text(place, page(title, machine, f"python {command} {output}", text, results))
 
 
 if __name__ == "__main__":

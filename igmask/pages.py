@@ -40,6 +40,12 @@ def made_on(machine: Row) -> str:
     return f"{machine['device']}, {threads}, {machine['date']}; {versions}."
 
 
+def page(title: str, machine: Row, command: str, text: list[str], numbers: list[str]) -> str:
+    """Return a page of one table: what it is, made on what and how, lines of text, the table's."""
+    lines = [f"# {title}", "", made_on(machine), "", f"    {command}", "", *text, "", *numbers]
+    return "\n".join(lines) + "\n"
+
+
 def table(rows: list[Row], columns: dict[str, Cell]) -> list[str]:
     """Return the lines of a table, its columns by their headings."""
     cells = [list(columns), *([cell(row) for cell in columns.values()] for row in rows)]
