@@ -5,7 +5,6 @@ Table 2 on those that drop it; Table 3 sets keep 50 beside drop 50.
 """
 
 import html
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from igmask import arrays
+from igmask.chance import wilson
 from igmask.config import percent
 from igmask.data import unnamed_classes
 from igmask.published import CITATION, published_top1
@@ -25,8 +25,6 @@ COLUMNS = [
 
 QUANTITIES = ("top-1", "95 % interval", "area kept", "random squares", "published", "n")
 
-_Z = 1.959963984540054  # 97.5 % of the standard normal distribution lie below
-
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 60em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .2em .9em; text-align: right }
@@ -35,17 +33,6 @@ thead tr { border-bottom: 2px solid #222 }
 tbody th[rowspan] { font-weight: 600; vertical-align: top }
 .note { color: #555; font-size: .9em }
 """
-
-
-def wilson(n_correct: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a proportion of n_correct in n, in percent.
-
-    (k + z²/2 ± z √(k (n − k)/n + z²/4)) / (n + z²), Wilson 1927, equation for p_0.
-    """
-    centre = n_correct + _Z**2 / 2
-    spread = _Z * math.sqrt(n_correct * (n - n_correct) / n + _Z**2 / 4)
-    low, high = (centre - spread) / (n + _Z**2), (centre + spread) / (n + _Z**2)
-    return 100 * max(low, 0.0), 100 * min(high, 1.0)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Each module imports from modules on lower floors only.
 FLOORS = [
-    {"kernels", "errors", "quadrature"},
+    {"kernels", "errors", "quadrature", "chance"},
     {"config", "progress", "demo", "zoo", "stem", "machine", "bench_cases"},
     {"network", "devices"},
     {"arrays", "decode", "ig", "published"},
