@@ -55,6 +55,18 @@ ENGINE = flow.engine_options()
 GPU = int(flow.study.compute["device"] != "cpu")
 
 
+def growing(figure):
+    """A resource that grows with each attempt: a scheduler may have ended the last for want of it."""
+    return lambda wildcards, attempt: figure * attempt
+
+
+# MB of memory and minutes, which a scheduler asks for. Here and not in a profile, whose figures
+# Snakemake drops, all of them, when the command line sets one (snakemake/snakemake#3429). NETWORK is
+# for a GPU, 1,000 large images a shard and 50,000 to evaluate; on CPUs it takes hours.
+JOB = {"mem_mb": growing(1500), "runtime": growing(30)}
+NETWORK = {"mem_mb": growing(4000), "runtime": growing(60)}
+
+
 wildcard_constraints:
     data=r"[^/]+",
     model="|".join(re.escape(name) for name in flow.models),
@@ -76,6 +88,8 @@ rule train:
         "results/{data}/weights/{model}.safetensors",
     log:
         "results/{data}/logs/train/{model}.log",
+    resources:
+        **JOB,
     params:
         options=flow.train_options,
         contents=flow.model_contents,
@@ -89,6 +103,8 @@ rule index:
         "results/{data}/index.parquet",
     log:
         "results/{data}/logs/index.log",
+    resources:
+        **JOB,
     params:
         options=flow.index_options,
         contents=flow.dataset_contents,
@@ -107,6 +123,8 @@ rule preflight:
     log:
         "results/{data}/logs/preflight/{model}.log",
     priority: 100
+    resources:
+        **JOB,
     params:
         options=flow.preflight_options,
         contents=flow.model_contents,
@@ -127,6 +145,8 @@ rule prepare:
     priority: 50
     # workflow.cores would raise an error where a cluster has no number of them.
     threads: flow.prepare_threads(workflow.resource_settings.cores)
+    resources:
+        **JOB,
     params:
         options=flow.prepare_options,
         version=code_version("prepare"),
@@ -147,6 +167,7 @@ rule attribute:
         "results/{data}/logs/attribute/{model}-{shard}.log",
     threads: flow.study.compute["threads"]
     resources:
+        **NETWORK,
         gpu=GPU,
     params:
         options=flow.attribute_options,
@@ -169,6 +190,8 @@ rule mask:
         ),
     log:
         "results/{data}/logs/mask/{model}.log",
+    resources:
+        **JOB,
     params:
         options=flow.mask_options,
         folder=flow.masks_folder,
@@ -194,6 +217,7 @@ rule evaluate:
         "results/{data}/logs/evaluate/{model}.log",
     threads: flow.study.compute["threads"]
     resources:
+        **NETWORK,
         gpu=GPU,
     params:
         options=flow.evaluate_options,
@@ -222,6 +246,8 @@ rule tables:
         ),
     log:
         "results/logs/tables.log",
+    resources:
+        **JOB,
     shell:
         "igmask --log {log:q} tables {input:q} --output results/tables"
 
@@ -240,6 +266,8 @@ rule examples:
         ),
     log:
         "results/logs/examples-{model}.log",
+    resources:
+        **JOB,
     params:
         options=flow.example_options,
     shell:
@@ -258,6 +286,8 @@ rule curves:
         ),
     log:
         "results/logs/curves.log",
+    resources:
+        **JOB,
     shell:
         "igmask --log {log:q} curves {input:q} --output results/figures"
 

@@ -28,13 +28,15 @@ STUDY = {
     "figures": {"n_images": 1},
 }
 
-# Takes more memory than the profile asks for at first, and less than twice as much.
+# Takes more memory than it asks for at first, and less than twice as much.
 GREEDY = """
 localrules: all
 rule all:
     input: "done"
 rule greedy:
     output: "done"
+    resources:
+        mem_mb=lambda wildcards, attempt: 1500 * attempt,
     shell:
         "python -c 'import time; taken = bytes([1]) * 2 * 10**9; time.sleep(3)' && touch {output}"
 """
@@ -118,6 +120,9 @@ def test_a_study_through_slurm_has_the_tables_of_a_local_one(slurm, local, tmp_p
     assert all(job["JobName"].startswith("igmask_") for job in found)
     assert all(job["UserId"].startswith(f"{getpass.getuser()}(") for job in found)
     assert {job["JobState"] for job in found} == {"COMPLETED"}
+    asked = {job["Comment"]: (job["MinMemoryNode"], job["TimeLimit"]) for job in found}
+    assert asked["rule_attribute_wildcards_demo_one_1-of-1"] == ("4000M", "01:00:00")
+    assert asked["rule_mask_wildcards_demo_one"] == ("1500M", "00:30:00")
 
 
 def test_a_job_cancelled_half_way_is_run_again(slurm, local, tmp_path):
