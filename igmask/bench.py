@@ -36,7 +36,7 @@ FOUR = ("vgg16", "inception_v3", "resnet50", "densenet121")
 MODELS = ("resnet20", "resnet56", "mobilenet_v3_large", *FOUR, "vit_b_16")
 _CIFAR = {"resnet20": 20, "resnet56": 56}
 # Captum's internal_batch_size, of which the best counts; igmask's own is tried, too.
-_GRID = {"cpu": (4, 8, 16), "cuda": (16, 64, 200)}
+_GRID = {"cpu": (2, 4, 8, 16, 32), "cuda": (16, 64, 200)}
 _P = (50, 90)
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _PACKAGES = ("igmask", "torch", "torchvision", "captum", "numpy")
@@ -47,11 +47,15 @@ _MEMORY_STEPS, _MEMORY_BATCH = (10, 1000), 8  # of one image
 class Contestant:
     """A way to compute the same attributions.
 
-    like:      what it is compared as: `igmask`, `captum`, `captum tuned`, `bare`; or `reference`
+    like:      what it is compared as: `igmask`, `bare`, or `reference`; or Captum, given more and
+               more: `captum` as it is called, `captum lean` without its convergence delta, `captum
+               kept` with malloc that keeps freed memory, `captum tuned` with layout and frozen
+               weights
     precision: igmask's and that of bare passes; or that of the network and images that Captum gets,
                tf32 being allowed in float32's products or not
     engine:    of `ENGINES`; Captum has none
     method:    Captum's rule
+    delta:     whether Captum returns its convergence delta, by two more passes
     turns:     most turns it takes on a CPU
     """
 
@@ -60,6 +64,7 @@ class Contestant:
     precision: str = "fp32"
     engine: str = "eager"
     method: str = "riemann_right"
+    delta: bool = True
     turns: int = 100
 
 
@@ -67,9 +72,11 @@ CONTESTANTS = (
     Contestant("igmask", "igmask"),
     Contestant("captum right", "captum"),
     Contestant("captum gauss-legendre", "captum", method="gausslegendre", turns=1),
-    # Captum given what igmask does for itself: frozen weights, channels-last, malloc that keeps
-    # freed memory.
-    Contestant("captum right, tuned", "captum tuned"),
+    Contestant("captum right, no delta", "captum lean", delta=False),
+    # As in a process that has used igmask, whose choice of malloc is for all of it.
+    Contestant("captum right, memory kept", "captum kept", delta=False),
+    # And all else that igmask does for itself: frozen weights, channels-last.
+    Contestant("captum right, tuned", "captum tuned", delta=False),
     # m forward passes and input gradients of the whole network in its best form, nothing else.
     Contestant("bare passes", "bare"),
     Contestant("igmask bf16", "igmask", "bf16", turns=1),
@@ -97,9 +104,9 @@ ON_A_GPU = (
     Contestant("captum tf32", "captum", "tf32"),
     Contestant("captum bf16", "captum", "bf16"),
     Contestant("captum fp16", "captum", "fp16"),
-    Contestant("captum tf32, tuned", "captum tuned", "tf32"),
-    Contestant("captum bf16, tuned", "captum tuned", "bf16"),
-    Contestant("captum fp16, tuned", "captum tuned", "fp16"),
+    Contestant("captum tf32, tuned", "captum tuned", "tf32", delta=False),
+    Contestant("captum bf16, tuned", "captum tuned", "bf16", delta=False),
+    Contestant("captum fp16, tuned", "captum tuned", "fp16", delta=False),
 )
 
 
@@ -176,7 +183,9 @@ def measure(
     on_gpu = where.startswith("cuda")
     if unknown := sorted(set(models) - set(MODELS)):
         raise InputError(f"unknown models {unknown}; choose from {', '.join(MODELS)}")
-    contestants = CONTESTANTS + (ON_A_GPU if on_gpu else ())
+    contestants: tuple[Contestant, ...] = CONTESTANTS
+    if on_gpu:  # whose memory malloc does not give
+        contestants = tuple(c for c in CONTESTANTS + ON_A_GPU if c.like != "captum kept")
     names = [contestant.name for contestant in contestants[1:]] + ["memory"]
     left_out = matching("contestants", skip, names)
     contestants = tuple(c for c in contestants if c.name not in left_out)
@@ -304,7 +313,7 @@ def _row(setting: Setting, entrant: _Entrant, reference: dict[str, Any] | None) 
     values = runs[-1].get("values")
     if values is None:
         return row
-    row["relative_completeness"] = runs[-1]["relative_completeness"]
+    row["relative_completeness"] = runs[-1].get("relative_completeness")
     # Another rule has another integral.
     if reference is not None and contestant.method != "gausslegendre":
         exact = torch.from_numpy(reference["values"])
@@ -380,6 +389,7 @@ class _Run:
             self._network = self._network.requires_grad_(False)
             self._network = self._network.to(memory_format=torch.channels_last)
             self._images = self._images.contiguous(memory_format=torch.channels_last)
+        if contestant.like in ("captum kept", "captum tuned"):
             prepare(self._network, self._images)  # for its malloc
         if contestant.like.startswith("captum"):  # igmask sees to its precision itself
             self._convert(_HALVES.get(contestant.precision, torch.float32))
@@ -489,14 +499,17 @@ class _Run:
             return _found(found.values, found.relative_completeness)
         from captum.attr import IntegratedGradients
 
-        values, delta = IntegratedGradients(self._network).attribute(
+        values = IntegratedGradients(self._network).attribute(
             images,
             target=targets,
             n_steps=n_steps,
             method=self._contestant.method,
             internal_batch_size=self._batch_size,
-            return_convergence_delta=True,
+            return_convergence_delta=self._contestant.delta,
         )
+        if not self._contestant.delta:
+            return _found(values)
+        values, delta = values
         change = values.flatten(1).sum(dim=1) - delta
         return _found(values, (delta / change).abs())
 
@@ -530,13 +543,13 @@ class _Whole(nn.Module):
         return self.trunk(*map(self.head, self.stem(x)))
 
 
-def _found(values: Tensor, relative: Tensor) -> dict[str, Any]:
+def _found(values: Tensor, relative: Tensor | None = None) -> dict[str, Any]:
     if not all_finite((values,)):
         raise FloatingPointError("NaN or infinite attributions")
-    return {
-        "values": values.detach().double().cpu().numpy(),
-        "relative_completeness": float(relative.double().mean()),
-    }
+    found: dict[str, Any] = {"values": values.detach().double().cpu().numpy()}
+    if relative is not None:
+        found["relative_completeness"] = float(relative.double().mean())
+    return found
 
 
 def _restart_peak() -> int:
