@@ -13,7 +13,7 @@ The modules, lower ones first; each imports from those above it only:
     kernels/      tensors: path, squares, selection, masks, filling
     errors, config, progress     the user's side: bad input, settings, bars
     chance        is a network right more often than by luck
-    quadrature, stem, network, ig    the engine
+    quadrature, stem, contract, network, ig    the engine; what it takes for granted of a network
     devices       a GPU of its own for each job
     arrays, decode, demo, zoo
     captum, data, models, baselines, masks, published

@@ -516,7 +516,10 @@ class _Run:
     def _pass(self, images: Tensor, targets: Tensor, n_steps: int) -> dict[str, Any]:
         """As many passes, in the engine's batches, of the whole network in its best form."""
         if self._bare is None:
-            how = {"precision": self._contestant.precision, "engine": self._contestant.engine}
+            how: dict[str, Any] = {
+                "precision": self._contestant.precision,
+                "engine": self._contestant.engine,
+            }
             split = prepare(self._network, images, precision="fp32").split
             alone = whole(_Whole(split), "bare")
             self._bare = Network(alone.trunk, images, **how, split=alone)

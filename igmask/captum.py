@@ -1,5 +1,6 @@
 """Integrated Gradients with the signature and semantics of captum.attr.IntegratedGradients."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -7,6 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from igmask.contract import tensor
 from igmask.errors import InputError
 from igmask.ig import (
     NotFinite,
@@ -131,8 +133,11 @@ class IntegratedGradients:
     ) -> tuple[Tensor, ...]:
         slopes = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         if len(x):
+            network = prepare(self.forward_func, x)
+            if network.answer is not None and network.answer.fault:
+                warnings.warn(network.answer.fault, stacklevel=4)
             paths = path_gradients(
-                prepare(self.forward_func, x),
+                network,
                 x,
                 baseline,
                 lambda outputs, owners, _: pick_target(outputs, target, owners),
@@ -330,8 +335,10 @@ def pick_target(output: Tensor, target: Any, rows: Sequence[int]) -> Tensor:
     """Return (B,): of each row's output the number that `target` names, in Captum's notation.
 
     output: (B, ...);  rows: B examples, one a row, by which a target per example is found
-    raises  TargetError if the target does not name one number an example
+    raises  TargetError if the target does not name one number an example, InputError if the output
+            is no tensor
     """
+    output = tensor(output)
     if target is None:
         if output.numel() not in (1, len(rows)):
             raise TargetError(

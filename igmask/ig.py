@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from igmask import quadrature
+from igmask.contract import check_classifier, check_scores
 from igmask.errors import InputError
 from igmask.kernels import (
     accumulate_,
@@ -24,7 +25,7 @@ from igmask.kernels import (
     spans_of,
     square_scores,
 )
-from igmask.network import Network, all_finite, prepare
+from igmask.network import Network, all_finite, is_training, prepare
 
 FUNCTIONS = ("probability", "logit")
 
@@ -299,9 +300,10 @@ def integrated_gradients(
     rule, n_steps: see `quadrature.rule`; with `Auto`, as many as each image needs
     batch_size: (image, step) pairs of a forward pass; None: from the free memory
     precision, engine: see `network.prepare`; `fp32` is the images' own, float64 say
-    raises     InputError if the model is in training mode or elsewhere than the images, if its
-               output is not (N, n_classes) or not differentiable, if a target is out of range, if
-               baselines do not fit, and NotFinite for a NaN or infinite gradient
+    raises     InputError if the model is in training mode or elsewhere than the images, if it
+               answers the first of them as no classifier does (see `contract`), if its output is
+               not differentiable, if a target is out of range, if baselines do not fit, and
+               NotFinite for a NaN or infinite gradient
     """
     if of not in FUNCTIONS:
         raise InputError(f"unknown function {of!r}; choose from {', '.join(FUNCTIONS)}")
@@ -323,11 +325,13 @@ def integrated_gradients(
             f"baselines {tuple(baselines.shape)} of {baselines.dtype} do not fit images "
             f"{tuple(images.shape)} of {images.dtype}; they need one more axis in front"
         )
-    if getattr(model, "training", False):
+    if is_training(model):
         raise InputError("the model is in training mode; call model.eval() first")
     images, baselines = ordinary(images), ordinary(baselines)
     with torch.inference_mode(False):
         network = prepare(model, images, precision=precision, engine=engine)
+        if network.answer is not None:
+            check_classifier(network.answer, of=of)
         study = _Study(network, images, baselines, target, of, batch_size)
         if isinstance(n_steps, Auto):
             return study.until_settled(rule, n_steps)
@@ -453,7 +457,7 @@ class _Study:
         return values
 
     def _pick(self, logits: Tensor, owners: list[int], alphas: list[float]) -> Tensor:
-        check_class_scores(logits, len(owners))
+        check_scores(logits, len(owners))
         device = logits.device
         rows = torch.tensor(owners, device=device)
         at_image = [row for row, alpha in enumerate(alphas) if alpha == 1]
@@ -496,19 +500,3 @@ def overlap(before: Tensor, after: Tensor, *, p: float, side: int = 3) -> Tensor
     old, new = (select(square_scores(v, side=side), p) for v in (before, after))
     union = (old | new).sum(dim=(1, 2))
     return torch.where(union > 0, (old & new).sum(dim=(1, 2)) / union.clamp(min=1), 1.0)
-
-
-def check_class_scores(scores: object, n_images: int) -> None:
-    """Raise InputError if a model's output is not a tensor (N, n_classes)."""
-    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != n_images:
-        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise InputError(
-            f"the model's output must be a tensor [N, classes] = [{n_images}, …], got {shape}"
-        )
-
-
-def class_scores(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Return the model's output, or raise InputError if it is not a tensor (N, n_classes)."""
-    scores = model(images)
-    check_class_scores(scores, len(images))
-    return scores

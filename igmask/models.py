@@ -8,7 +8,7 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -20,10 +20,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from igmask import arrays
+from igmask import arrays, contract
 from igmask.config import Model, with_plain_input
 from igmask.errors import InputError
-from igmask.ig import class_scores
 
 
 class Normalize(nn.Module):
@@ -88,7 +87,10 @@ def load(model: Model, *, device: torch.device | str = "cpu") -> nn.Sequential:
 
 def frozen(network: nn.Module, model: Model, *, device: torch.device | str) -> nn.Sequential:
     """Return the network behind the normalisation of a complete model, as `load` does."""
-    whole = with_input(network, model).eval().requires_grad_(False)
+    with suppress(NotImplementedError):  # a graph of torch.export stays as it was exported
+        network.eval()
+    whole = with_input(network, model).requires_grad_(False)
+    whole.training = whole[0].training = False
     return whole.to(device).to(memory_format=torch.channels_last)
 
 
@@ -208,17 +210,22 @@ def usual_size(model: Model) -> int:
 
 
 def n_classes(network: nn.Module, model: Model) -> int:
-    """Return the classes of a loaded model, by a forward pass of two black images.
+    """Return the classes of a loaded model, by what it says of two images, one of them black.
 
-    raises InputError if the output has no probabilities or is not (N, classes)
+    raises InputError if it is no classifier with logits as `contract` has it, or says NaN of black
     """
     size = complete(model).geometry.size
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        scores = class_scores(network, torch.zeros(2, 3, size, size, device=device))
-    if scores.softmax(dim=1).isnan().any():
+    noise = np.random.default_rng(0).random((1, 3, size, size), dtype=np.float32)
+    images = torch.cat([torch.zeros(1, 3, size, size), torch.from_numpy(noise)]).to(device)
+    try:
+        answer = contract.ask(network, images)
+        contract.check_classifier(answer, of="probability")
+    except InputError as error:
+        raise InputError(f"{model.source}: {error}") from error
+    if answer.outputs.softmax(dim=1).isnan().any():
         raise InputError(f"{model.source}: NaN or infinite outputs for a black image")
-    return scores.shape[1]
+    return answer.outputs.shape[1]
 
 
 def class_names(model: Model) -> list[str]:

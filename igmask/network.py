@@ -15,11 +15,11 @@ from weakref import WeakKeyDictionary
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from igmask import stem
+from igmask import contract, stem
 from igmask.errors import InputError
 from igmask.kernels import has_kernel
 
@@ -35,7 +35,10 @@ _SCALES = (2.0**12, 2.0**8, 2.0**4, 1.0)  # of fp16's gradients, which would els
 
 
 class Network:
-    """A network behind one door; see `prepare`."""
+    """A network behind one door; see `prepare`.
+
+    answer: what it said of the first images, None if it was not asked
+    """
 
     def __init__(
         self,
@@ -45,7 +48,9 @@ class Network:
         precision: str | None = None,
         engine: str = "eager",
         split: stem.Split | None = None,
+        answer: contract.Answer | None = None,
     ) -> None:
+        self.answer = answer
         with_head = has_kernel(example.device)  # elsewhere it would be the same work
         self.split = split or stem.split(model, example, with_head=with_head)
         self.precision, self.engine = precision, engine
@@ -188,7 +193,8 @@ def prepare(
     precision: of `PRECISIONS`; None leaves the model and PyTorch's settings as they are
     engine:    of `ENGINES`: how what is behind the stem runs
     raises     InputError for a precision or engine unknown or not to be had on the device, for a
-               model on another device, or one with layers in training mode
+               model on another device, one with layers in training mode, or one that does not
+               answer the first images as `contract.ask` says
     """
     for kind, name, known in (("precision", precision, PRECISIONS), ("engine", engine, ENGINES)):
         if name is not None and name not in known:
@@ -200,7 +206,8 @@ def prepare(
     if not isinstance(model, nn.Module):
         if precision in _DTYPES:
             raise InputError(f"precision {precision} needs a torch.nn.Module, not a function")
-        return Network(model, example, precision=precision, engine=engine)
+        said = _asked(model, example)
+        return Network(model, example, precision=precision, engine=engine, answer=said)
     check_model(model, example)
     if not len(example):  # nothing to compare a split on
         alone = stem.whole(model, "there is no image")
@@ -211,13 +218,30 @@ def prepare(
         made = ready.get(key)
     if isinstance(made, Network):
         return made
-    split = None if made is None else stem.whole(model, made)
-    network = Network(model, example, precision=precision, engine=engine, split=split)
+    why_not, answer = made or ("", contract.ask(model, example))
+    split = stem.whole(model, why_not) if why_not else None
+    how: dict[str, Any] = {"precision": precision, "engine": engine}
+    network = Network(model, example, **how, split=split, answer=answer)
     with _lock:
         if len(ready) > 3:
             ready.clear()  # a model that changes all the time
-        ready[key] = network.split.why_not or network
+        why_not = network.split.why_not
+        ready[key] = (why_not, answer) if why_not else network
     return network
+
+
+def _asked(function: Callable[..., Tensor], example: Tensor) -> contract.Answer | None:
+    """The answer of a function to images of this shape, which it is asked for once."""
+    if not len(example):
+        return None
+    key = (example.shape[1:], example.dtype, example.device)
+    try:
+        answers = _answers.setdefault(function, {})
+    except TypeError:  # no weak reference to it, such as a method of a class in C
+        return contract.ask(function, example)
+    if key not in answers:
+        answers[key] = contract.ask(function, example)
+    return answers[key]
 
 
 @cache
@@ -236,8 +260,10 @@ def _keep_freed_memory() -> None:
 
 
 _lock = threading.Lock()
-# Of a model without a stem only why: its Network would keep it alive.
-_ready: WeakKeyDictionary[nn.Module, dict[Any, Network | str]] = WeakKeyDictionary()
+# Of a model without a stem only why, and its answer: its Network would keep it alive.
+_Made = Network | tuple[str, contract.Answer]
+_ready: WeakKeyDictionary[nn.Module, dict[Any, _Made]] = WeakKeyDictionary()
+_answers: WeakKeyDictionary[Callable, dict[Any, contract.Answer]] = WeakKeyDictionary()
 
 
 def _fingerprint(model: nn.Module) -> str:
@@ -296,7 +322,7 @@ def check_model(model: nn.Module, example: Tensor) -> None:
     training = [
         f"{name or 'the network'} ({type(module).__name__})"
         for name, module in model.named_modules()
-        if module.training
+        if getattr(module, "training", False)  # frozen TorchScript has none
         and (isinstance(module, _TRAINED_DIFFERENTLY) or type(module).__name__ in _DROPPING)
     ]
     if training:
@@ -310,6 +336,18 @@ def check_model(model: nn.Module, example: Tensor) -> None:
             f"the model is on {', '.join(map(str, places))} and its input on {example.device}; "
             "move one of them with .to(device)"
         )
+
+
+def is_training(model: Any) -> bool:
+    """Whether a module, as a whole or in a layer of it, says that it is in training mode.
+
+    A wrapper such as DataParallel says what it was made with, whatever is in it, and a graph of
+    torch.export or TorchScript may have no say: what these do is seen by what they answer.
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, fx.GraphModule):
+        return False
+    inner = getattr(model, "module", model) if isinstance(model, nn.DataParallel) else model
+    return getattr(inner, "training", False)
 
 
 def all_finite(tensors: tuple[Tensor, ...]) -> bool:

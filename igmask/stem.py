@@ -118,7 +118,10 @@ def _split(network: nn.Module, example: Tensor, with_head: bool) -> Split:
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     if any(node.users for node in inputs[1:]):
         return whole(network, "it has several inputs")
-    found = _cut(network, graph, constants, inputs[0], example, with_head)
+    try:
+        found = _cut(network, graph, constants, inputs[0], example, with_head)
+    except KeyError as error:  # a layer that is called, and whose weights are read beside it
+        return whole(network, f"its trace cannot be cut ({error})")
     difference = _difference(network, found, example)
     if difference:
         return whole(network, f"its trace computes something else: {difference}")

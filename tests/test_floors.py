@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     {"kernels", "errors", "quadrature", "chance"},
     {"config", "progress", "demo", "zoo", "stem", "machine", "bench_cases"},
+    {"contract"},
     {"network", "devices"},
     {"arrays", "decode", "ig", "published"},
     {"captum", "data", "models", "baselines", "masks", "drawing"},

@@ -391,7 +391,8 @@ def test_a_batch_that_does_not_fit_is_halved(images):
     found = integrated_gradients(model, images, baselines=baselines, n_steps=5, batch_size=14)
     expected = integrated_gradients(classifier(), images, baselines=baselines, n_steps=5)
     assert_same(found, expected)
-    assert set(model.sizes) == {9, 4, 2}  # 18 points in 2 batches, halved twice
+    # 18 points in 2 batches, halved twice; and the contract, of two images and of one
+    assert set(model.sizes) == {9, 4, 2, 1}
 
 
 @pytest.mark.parametrize(
@@ -442,8 +443,9 @@ def test_other_errors_of_the_network_are_not_hidden(images):
         def forward(self, x):
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+    with pytest.raises(InputError, match="mat1 and mat2") as caught:
         integrated_gradients(Broken().eval(), images)
+    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 def test_batches_follow_the_free_memory(images, monkeypatch):

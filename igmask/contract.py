@@ -1,0 +1,190 @@
+"""What igmask takes for granted of a network, tried once on the first images, said in our words.
+
+It takes floating-point images in batches of any size, answers with a tensor, gives the same answer
+twice, and of an image alone as of the same image among others. A classifier's answer is a row of
+two logits or more an image, no probabilities. What a network does counts, not what its flags say.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from igmask.errors import InputError
+from igmask.stem import running
+
+# The most that two answers may differ, relative to the largest output: other batch sizes have other
+# orders of summation, whose rounding is some thousandths of these.
+_LIMITS = {torch.float64: 1e-8, torch.float32: 1e-3}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network says of two images, and what is wrong with how it says it.
+
+    outputs: (2, ...)
+    fault:   why attributions would be of chance, empty if they would not
+    """
+
+    outputs: Tensor
+    fault: str = ""
+
+
+def ask(network: Callable[[Tensor], Any], images: Tensor) -> Answer:
+    """Return the network's answer to the first images.
+
+    images: (N, ...) floating point, one or more; where there is one, it is shown once more, darker
+    raises  InputError, if the network fails at such images or answers with anything but a tensor
+    """
+    with torch.enable_grad(), running():  # with gradients some layers take another way
+        pair = images[:2].detach()
+        if len(pair) == 1:  # in other colours, since one batch's statistics would be the other's
+            pair = torch.cat([pair, pair / 2])
+        outputs = _outputs(network, pair, images)
+        again, alone = _outputs(network, pair, images), _outputs(network, pair[:1], images)
+    if outputs.shape != again.shape or not outputs.is_floating_point():
+        return Answer(outputs)
+    if _far(again, outputs):
+        return Answer(
+            outputs,
+            "the network answers differently when it is asked the same twice: is dropout or noise "
+            "left on, in its forward or because it is in training mode? call model.eval(), and "
+            "give F.dropout training=self.training",
+        )
+    if alone.shape == outputs[:1].shape and _far(alone, outputs[:1]):
+        return Answer(
+            outputs,
+            "the network answers differently for an image alone and in a batch: does it normalise "
+            "by the statistics of the batch? call model.eval(), and keep running statistics",
+        )
+    return Answer(outputs)
+
+
+def tensor(output: Any) -> Tensor:
+    """Return a network's output if it is a tensor, else raise InputError that names its entries."""
+    if isinstance(output, Tensor):
+        return output
+    entries: dict[Any, Any]
+    if dataclasses.is_dataclass(output) and not isinstance(output, Mapping):
+        entries = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    elif isinstance(output, Mapping):
+        entries = dict(output)
+    elif isinstance(output, list | tuple):
+        entries = dict(enumerate(output))
+    else:
+        raise InputError(
+            f"the model's output must be a tensor [N, classes], got {type(output).__name__}"
+        )
+    listed = ", ".join(f"{key}: {_shape(value)}" for key, value in entries.items())
+    first = next((key for key, value in entries.items() if isinstance(value, Tensor)), 0)
+    raise InputError(
+        f"the model's output must be a tensor [N, classes], got {type(output).__name__} with "
+        f"{listed}; say which entry is that, such as `output: {first}` of a model in config.yaml "
+        f"or igmask.load_model(…, output={first!r}), or wrap the model in one that returns it"
+    )
+
+
+def check_scores(outputs: Any, n_images: int) -> None:
+    """Raise InputError if outputs are not class scores, a tensor (N, n_classes)."""
+    scores = tensor(outputs)
+    if scores.ndim != 2 or len(scores) != n_images:
+        raise InputError(
+            f"the model's output must be a tensor [N, classes] = [{n_images}, …], got "
+            f"{tuple(scores.shape)}"
+        )
+
+
+def check_classifier(answer: Answer, *, of: str) -> None:
+    """Raise InputError if the network is no classifier whose outputs can be attributed.
+
+    of: `probability`, for which outputs must be two logits or more, no probabilities; or `logit`
+    """
+    if answer.fault:
+        raise InputError(answer.fault)
+    check_scores(answer.outputs, 2)
+    if of == "probability" and answer.outputs.shape[1] == 1:
+        raise InputError(
+            "the model has one output, whose softmax is 1 whatever it sees; make it two logits: "
+            "torch.cat([torch.zeros_like(z), z], dim=1), class 1 being what z speaks for"
+        )
+    if of == "probability" and _are_probabilities(answer.outputs):
+        raise InputError(
+            "the model's outputs are probabilities already, in [0, 1] with a sum of 1, and would "
+            "go through softmax once more; leave out its last softmax (of='logit' attributes "
+            "outputs as they are)"
+        )
+
+
+def _are_probabilities(outputs: Tensor) -> bool:
+    values = outputs.detach().double()
+    # Some logits are in [0, 1] by chance; their sums are not 1, for all images, by chance.
+    tolerance = 1e-3 if outputs.dtype in _LIMITS else 2e-2
+    within = bool((values >= 0).all()) and bool((values <= 1 + tolerance).all())
+    return within and bool(((values.sum(dim=1) - 1).abs() < tolerance).all())
+
+
+def _outputs(network: Callable[[Tensor], Any], batch: Tensor, images: Tensor) -> Tensor:
+    """The network's outputs for a batch of the images, detached, or why there are none."""
+    try:
+        return tensor(network(batch.clone())).detach()  # it may work in place
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a network's own code raises
+        if "can't allocate memory" in str(error):
+            raise
+        said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise InputError(_why(network, batch, images) + f"\n  {said}") from error
+
+
+def _why(network: Callable[[Tensor], Any], batch: Tensor, images: Tensor) -> str:
+    """What to say of a network that fails at a batch."""
+    kind = f"images of shape {('N', *batch.shape[1:])} and {batch.dtype}".replace("'", "")
+    failed = f"the network does not take {kind}"
+    parts = list(network.modules()) if isinstance(network, nn.Module) else []
+    weights = {p.dtype for part in parts for p in part.parameters(recurse=False)}
+    others = sorted(str(dtype) for dtype in weights if dtype.is_floating_point)
+    if others and batch.dtype not in weights:
+        return f"{failed}: its weights are {', '.join(others)}; call model.to({batch.dtype})"
+    if batch.ndim == 4:
+        channels = (getattr(part, "in_channels", None) for part in parts)
+        first = next((n for n in channels if n is not None), batch.shape[1])
+        if first != batch.shape[1]:
+            return (
+                f"{failed}: its first convolution has {first} input channel"
+                f"{'s' if first > 1 else ''}; put a layer before it that makes them of "
+                f"{batch.shape[1]}, such as the mean of the colours"
+            )
+    if len(images) != len(batch) and _takes(network, images):
+        return (
+            f"the network takes batches of {len(images)} and not of {len(batch)}; igmask fills "
+            "batches of any size, so export it with a dynamic first axis"
+        )
+    if _takes(network, (batch * 255).byte()):
+        return (
+            f"{failed}, and takes integers of 0 … 255, by which nothing can be differentiated; put "
+            "the conversion outside of it"
+        )
+    return f"{failed}; it says"
+
+
+def _takes(network: Callable[[Tensor], Any], batch: Tensor) -> bool:
+    try:
+        network(batch)
+    except Exception:  # as above
+        return False
+    return True
+
+
+def _far(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two answers differ by more than rounding; what is not finite is refused elsewhere."""
+    if not bool(ours.isfinite().all()) or not bool(theirs.isfinite().all()):
+        return False
+    largest = float(theirs.abs().max()) if theirs.numel() else 0.0
+    return float((ours - theirs).abs().max()) > _LIMITS.get(theirs.dtype, 0.1) * largest
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

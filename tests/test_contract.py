@@ -1,0 +1,298 @@
+"""What is wrong with a network is said on its first images; what is right is not doubted."""
+
+import dataclasses
+import warnings
+from collections import OrderedDict
+
+import pytest
+import torch
+import torchvision.models
+from torch import nn
+from torch.nn import functional as F
+
+import igmask
+from igmask import config, contract, models
+from igmask.captum import IntegratedGradients
+from igmask.errors import InputError
+from igmask.network import prepare
+
+
+def classifier(n_classes=5, channels=3):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Conv2d(channels, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        return nn.Sequential(*layers, nn.Linear(8, n_classes)).eval()
+
+
+class Answering(nn.Module):
+    """A classifier whose answer goes through a function."""
+
+    def __init__(self, change, n_classes=5, channels=3):
+        super().__init__()
+        self.body, self.change = classifier(n_classes, channels), change
+
+    def forward(self, x):
+        return self.change(self.body(x))
+
+
+@dataclasses.dataclass
+class Output:
+    loss: object
+    logits: torch.Tensor
+
+
+@pytest.fixture
+def images():
+    return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def calls(network, images):
+    """Every way from Python that asks a classifier for probabilities."""
+    return {
+        "integrated_gradients": lambda: igmask.integrated_gradients(network, images, n_steps=2),
+        "mask_image": lambda: igmask.mask_image(images[0], network, n_steps=2),
+        "attribute_loader": lambda folder: igmask.attribute_loader(
+            network, [images], folder, n_steps=2
+        ),
+    }
+
+
+WRONG = {
+    "probabilities already": lambda y: y.softmax(dim=1),
+    "one output": lambda y: y[:, :1],
+    "the same twice": lambda y: F.dropout(y, 0.5),
+    "alone and in a batch": lambda y: (
+        (y - y.mean(dim=0)) / (y.var(dim=0, unbiased=False) + 1).sqrt()
+    ),
+    "tuple with 0: (2, 5), 1: (2, 5)": lambda y: (y, y),
+    "list with 0: (2, 5)": lambda y: [y],
+    "dict with loss: NoneType, logits: (2, 5)": lambda y: {"loss": None, "logits": y},
+    "OrderedDict with logits: (2, 5)": lambda y: OrderedDict(logits=y),
+    "Output with loss: float, logits: (2, 5)": lambda y: Output(0.5, y),
+    "tensor [N, classes], got str": lambda y: "cat",
+    "got (2, 5, 1)": lambda y: y[..., None],
+}
+
+
+@pytest.mark.parametrize("way", ["integrated_gradients", "mask_image", "attribute_loader"])
+@pytest.mark.parametrize("says", WRONG)
+def test_a_network_that_is_no_classifier_is_refused(says, way, images, tmp_path):
+    call = calls(Answering(WRONG[says]).eval(), images)[way]
+    with pytest.raises(InputError) as caught:
+        call(tmp_path) if way == "attribute_loader" else call()
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("says", [says for says in WRONG if says != "got (2, 5, 1)"])
+def test_a_study_refuses_it_by_name(says):
+    model = models.complete(config.model({"source": "somewhere:else", "size": 16}))
+    network = models.frozen(Answering(WRONG[says]), model, device="cpu")
+    with pytest.raises(InputError, match=r"^somewhere:else: ") as caught:
+        models.n_classes(network, model)
+    assert says in str(caught.value)
+
+
+def test_the_entry_to_take_is_named(images):
+    network = Answering(lambda y: {"loss": None, "logits": y}).eval()
+    with pytest.raises(InputError, match=r"`output: logits`.*output='logits'"):
+        igmask.integrated_gradients(network, images)
+    with pytest.raises(InputError, match=r"`output: logits`"):
+        IntegratedGradients(network).attribute(images, target=0)
+
+
+@pytest.mark.parametrize("change", [WRONG["probabilities already"], WRONG["one output"]])
+def test_outputs_are_attributed_as_they_are_where_that_is_asked(change, images):
+    network = Answering(change).eval()
+    found = igmask.integrated_gradients(network, images, of="logit", n_steps=300, rule="middle")
+    target = network(images).argmax(dim=1)
+    exact = IntegratedGradients(network).attribute(images, target=target, n_steps=300)
+    torch.testing.assert_close(found.values, exact, rtol=0.05, atol=1e-4)
+    assert found.values.abs().max() > 0
+
+
+def test_logits_that_are_small_and_positive_are_no_probabilities(images):
+    """In [0, 1] as those of a fresh network may be, with another sum."""
+    network = Answering(lambda y: y.sigmoid() / 2).eval()
+    assert igmask.integrated_gradients(network, images, n_steps=2).values.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        (classifier(channels=1), r"images of shape \(N, 3, 16, 16\).*1 input channel;"),
+        (classifier(channels=4), "4 input channels;"),
+        (classifier().half(), r"its weights are torch.float16; call model.to\(torch.float32\)"),
+        (classifier().double(), r"its weights are torch.float64; call"),
+        (Answering(lambda y: y.reshape(7, 9)), "it says\n  RuntimeError: shape"),
+    ],
+)
+def test_images_that_a_network_does_not_take_are_said_in_our_words(network, says, images):
+    with pytest.raises(InputError, match=says):
+        igmask.integrated_gradients(network.eval(), images)
+    with pytest.raises(InputError, match=says):
+        IntegratedGradients(network.eval()).attribute(images, target=0)
+
+
+def test_a_network_of_integers_is_told_apart(images):
+    class OfBytes(nn.Module):
+        def forward(self, x):
+            return F.one_hot(x.long()[:, 0, 0] % 5 if x.dtype == torch.uint8 else x).float()[:, 0]
+
+    with pytest.raises(InputError, match=r"takes integers of 0 … 255"):
+        igmask.integrated_gradients(OfBytes().eval(), images)
+
+
+def test_one_image_is_enough_to_see_statistics_of_the_batch(images):
+    """A batch norm without running statistics normalises by its batch even in evaluation."""
+    norm = nn.BatchNorm2d(8, track_running_stats=False)
+    body = classifier()
+    network = nn.Sequential(body[0], norm, *body[1:]).eval()
+    for given in (images[:1], images):
+        with pytest.raises(InputError, match="alone and in a batch"):
+            igmask.integrated_gradients(network, given)
+
+
+def test_captums_class_warns_and_attributes(images):
+    network = Answering(WRONG["the same twice"]).eval()
+    with pytest.warns(UserWarning, match="the same twice") as said:
+        found = IntegratedGradients(network).attribute(images, target=0, n_steps=2)
+    assert found.shape == images.shape
+    assert said[0].filename == __file__
+
+
+HONEST = ("resnet18", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x0_5", "swin_t")
+HONEST += (
+    "squeezenet1_1",
+    "densenet121",
+    "googlenet",
+    "vit_b_32",
+    "regnet_y_400mf",
+    "convnext_tiny",
+)
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_rounding_in_other_batch_sizes_is_no_fault(name):
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.manual_seed(0)
+        network = torchvision.models.get_model(name, weights=None).eval()
+        size = 224 if name.startswith(("vit", "swin")) else 96
+        images = torch.rand(2, 3, size, size)
+    for given in (network, network.to(memory_format=torch.channels_last)):
+        assert contract.ask(given, images).fault == ""
+    assert contract.ask(network.bfloat16(), images.bfloat16()).fault == ""
+
+
+@pytest.mark.parametrize("kind", ["with a stem", "without", "function"])
+def test_a_model_is_asked_once(kind, images, monkeypatch):
+    asked, ask = [], contract.ask
+    monkeypatch.setattr(contract, "ask", lambda *given: asked.append(given) or ask(*given))
+    network = classifier() if kind == "with a stem" else Answering(lambda y: y * 1 if len(y) else y)
+    network.eval()
+
+    def function(x):
+        return classifier()(x)
+
+    given = function if kind == "function" else network
+    for _ in range(3):
+        igmask.integrated_gradients(given, images, n_steps=4)
+    assert len(asked) == 1
+
+
+def test_the_answer_of_another_model_is_asked_for_anew(images):
+    network = Answering(lambda y: y).eval()
+    igmask.integrated_gradients(network, images, n_steps=2)
+    network.change = WRONG["probabilities already"]
+    with pytest.raises(InputError, match="probabilities already"):
+        igmask.integrated_gradients(network, images, n_steps=2)
+
+
+# -- judged by what they do ------------------------------------------------------------------------
+
+
+def exported(network, images):
+    n = torch.export.Dim("n")
+    return torch.export.export(network, (images,), dynamic_shapes=({0: n},)).module()
+
+
+def frozen_script(network, images):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is of the past
+        return torch.jit.freeze(torch.jit.script(network))
+
+
+def data_parallel(network, images):
+    return nn.DataParallel(network)
+
+
+@pytest.mark.parametrize("wrap", [exported, frozen_script, data_parallel])
+def test_wrapped_networks_are_attributed_as_what_is_in_them(wrap, images, tmp_path):
+    plain = classifier()
+    network = wrap(plain, images)
+    expected = igmask.integrated_gradients(plain, images, n_steps=4)
+    found = igmask.integrated_gradients(network, images, n_steps=4)
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-4, atol=1e-7)
+    masked = [igmask.mask_image(images[0], model, n_steps=4) for model in (plain, network)]
+    assert masked[0].equal(masked[1])
+    ours = [IntegratedGradients(m).attribute(images, target=1, n_steps=4) for m in (plain, network)]
+    torch.testing.assert_close(*ours, rtol=1e-4, atol=1e-7)
+    assert len(igmask.attribute_loader(network, [images], tmp_path, n_steps=2)) == 1
+
+    model = models.complete(config.model({"source": "some:where", "size": 16}))
+    ready = models.frozen(network, model, device="cpu")
+    assert models.n_classes(ready, model) == 5
+    again = igmask.integrated_gradients(ready, images, n_steps=4)
+    torch.testing.assert_close(again.values, expected.values, rtol=1e-4, atol=1e-7)
+
+
+def test_what_was_exported_in_training_mode_is_seen_by_its_answers(images):
+    network = nn.Sequential(classifier(), nn.Dropout(0.5)).train()
+    with pytest.raises(InputError, match=r"the same twice"):
+        igmask.integrated_gradients(exported(network, images), images)
+
+
+def test_a_fixed_batch_size_is_named(images):
+    network = torch.export.export(classifier(), (images,)).module()
+    with pytest.raises(InputError, match=r"takes batches of 3 and not of 2.*dynamic first axis"):
+        igmask.integrated_gradients(network, images)
+
+
+def test_a_wrapper_around_a_network_in_training_mode_is_refused(images):
+    with pytest.raises(InputError, match=r"training mode; call model.eval\(\) first"):
+        igmask.integrated_gradients(nn.DataParallel(classifier().train()), images)
+
+
+def test_a_network_that_keeps_something_for_its_next_call_is_as_it_was(images):
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.kept = classifier(), None
+
+        def forward(self, x):
+            y = self.body(x)
+            if self.kept is None:
+                self.kept = self.body[-1].bias * 2
+            return y + self.kept
+
+    network = Keeping().eval()
+    found = igmask.integrated_gradients(network, images, n_steps=4)
+    assert isinstance(network.kept, torch.Tensor)
+    expected = igmask.integrated_gradients(lambda x: network(x), images, n_steps=4)
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-4, atol=1e-7)
+
+
+def test_a_layer_whose_weights_are_read_beside_it_is_left_whole(images):
+    class Reading(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = classifier()
+
+        def forward(self, x):
+            return self.body(x.to(self.body[0].weight.dtype))
+
+    network = Reading().eval()
+    found = igmask.integrated_gradients(network, images, n_steps=4)
+    expected = igmask.integrated_gradients(network.body, images, n_steps=4)
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-4, atol=1e-7)
+    assert prepare(network, images).answer.fault == ""
