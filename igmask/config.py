@@ -25,7 +25,7 @@ STAGES = {
     "train": 2,
     "index": 1,
     "preflight": 1,
-    "prepare": 2,
+    "prepare": 3,
     "attribute": 4,
     "mask": 2,
     "evaluate": 4,
@@ -47,6 +47,7 @@ class Dataset:
     labels: str | None
     columns: tuple[str, str]
     classes: str | None
+    scale: float | None
     class_: str | None
     arguments: dict[str, Any]
     download: bool

@@ -15,7 +15,7 @@ from PIL import Image
 
 from igmask import demo
 from igmask.config import EXTENSIONS, Dataset
-from igmask.decode import naming, read_rgb
+from igmask.decode import naming, read_rgb, to_rgb
 from igmask.errors import InputError
 from igmask.progress import progress
 
@@ -60,8 +60,8 @@ def opener(dataset: Dataset, *, seed: int) -> Callable[[Any], Image.Image]:
         return lambda record: Image.fromarray(demo.draw(record.position, split="test", seed=seed))
     if dataset.source == "torchvision":
         source, alone = _torchvision_dataset(dataset), threading.Lock()
-        return lambda record: _from_torchvision(source, record, alone)
-    return lambda record: read_rgb(Path(record.path))
+        return lambda record: _from_torchvision(source, record, alone, scale=dataset.scale)
+    return lambda record: read_rgb(Path(record.path), scale=dataset.scale)
 
 
 def _demo(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
@@ -162,13 +162,16 @@ def _torchvision_dataset(dataset: Dataset) -> Any:
         raise InputError(f"torchvision.datasets.{dataset.class_}: {error}") from error
 
 
-def _from_torchvision(source: Any, record: Any, alone: threading.Lock) -> Image.Image:
+def _from_torchvision(
+    source: Any, record: Any, alone: threading.Lock, *, scale: float | None
+) -> Image.Image:
     # Datasets are made for processes: FakeData, say, seeds PyTorch's only generator.
     with naming(record.name), alone:
         image = source[record.position][0]
     if not isinstance(image, Image.Image):
         raise InputError(f"{record.name}: the dataset gives {type(image).__name__}, not an image")
-    return image.convert("RGB")
+    with naming(record.name):
+        return to_rgb(image, scale=scale)
 
 
 def class_numbers(path: Path) -> dict[str, int]:

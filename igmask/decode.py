@@ -15,6 +15,8 @@ from PIL import Image
 from igmask.config import Geometry
 from igmask.errors import InputError
 
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF files, and one of its values
+
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -23,8 +25,12 @@ _FILTERS = {
 }
 
 
-def read_rgb(path: Path) -> Image.Image:
-    """Return an image file as RGB; raise InputError, naming it, if it cannot be read whole."""
+def read_rgb(path: Path, *, scale: float | None = None) -> Image.Image:
+    """Return an image file as RGB.
+
+    scale: see `to_rgb`
+    raises InputError, naming the file, if it cannot be read whole
+    """
     with naming(path), Image.open(path) as image:
         # Pillow only warns up to twice its limit, and what becomes of a warning is the process's
         # choice, which no thread can make for itself.
@@ -32,7 +38,34 @@ def read_rgb(path: Path) -> Image.Image:
         if limit is not None and image.width * image.height > limit:
             size = f"{image.width}×{image.height} pixels are"
             raise Image.DecompressionBombError(f"{size} more than {limit}")
+        return to_rgb(image, scale=scale)
+
+
+def to_rgb(image: Image.Image, *, scale: float | None = None) -> Image.Image:
+    """Return an image as RGB of 8 bits.
+
+    scale: the value of white in modes of one channel and more than 8 bits: I (32 bits), I;16, F
+    raises InputError if such an image has no scale, or values outside 0 … scale
+    """
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image.convert("RGB")
+    # Pillow's `convert` would cut everything above 255 to white.
+    what = f"its mode is {image.mode}, grey of more than 8 bits"
+    if scale is None:
+        white = 1 if image.mode == "F" else 65535
+        raise InputError(
+            f"{what}; save it with 8, or set dataset.scale to the value of white, such as {white}"
+        )
+    values = np.asarray(image, dtype=np.float64)
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high <= scale:
+        raise InputError(
+            f"{what}, from {low:g} to {high:g}, and these are not within 0 and dataset.scale, "
+            f"{scale:g}"
+        )
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = scale - values  # Pillow sees to it in TIFF files of 8 bits alone
+    return Image.fromarray(np.rint(255 / scale * values).astype(np.uint8)).convert("RGB")
 
 
 @contextmanager
@@ -40,6 +73,8 @@ def naming(image: object) -> Iterator[None]:
     """Turn what Pillow raises within the block into InputError that names the image."""
     try:
         yield
+    except InputError as error:
+        raise InputError(f"{image}: {error}") from None
     except FileNotFoundError:
         raise InputError(f"{image}: there is no such file") from None
     except Image.UnidentifiedImageError:

@@ -99,6 +99,15 @@ def test_explain_draws_one_image(here):
         assert picture.size[0] > 400
 
 
+def test_explain_refuses_grey_of_more_than_8_bits(here):
+    (here / "model.yaml").write_text("source: cli_net:net\nsize: 20\n")
+    Image.new("I;16", (30, 30), 40_000).save(here / "x-ray.png")
+    done = igmask("explain", "x-ray.png", "--model", "model.yaml", "-o", "out.png", folder=here)
+    assert done.returncode == 1
+    assert "x-ray.png: its mode is I;16, grey of more than 8 bits; save it" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -89,6 +89,7 @@ def test_settings_make_the_same_model_and_dataset_again():
         ("models/a", {"source": "vgg16", "weights": "IMAGENET1K_V1", "key": "x"}, "a.key: only a"),
         ("models", {}, "models: .*"),
         ("dataset", {"source": "folder"}, "dataset.root: missing"),
+        ("dataset", {"source": "demo", "scale": 0}, "dataset.scale: 0 is"),
         ("dataset", {"source": "folder", "root": "no such"}, "dataset.root: there is no folder"),
         ("dataset", {"source": "csv", "root": "."}, "dataset.labels: missing"),
         ("dataset", {"source": "torchvision", "root": "."}, "dataset.class: missing"),

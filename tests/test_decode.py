@@ -1,5 +1,6 @@
 """Decoded pixels equal those of torchvision's evaluation, to the bit, in every colour mode."""
 
+import struct
 import warnings
 
 import numpy as np
@@ -23,11 +24,6 @@ def noise(mode, size=(53, 41)):
 
 def cmyk(pixels):
     return Image.frombytes("CMYK", (pixels.shape[1], pixels.shape[0]), pixels.tobytes())
-
-
-def sixteen_bit():
-    values = np.random.default_rng(1).integers(0, 65536, (41, 53), dtype=np.uint16)
-    return Image.fromarray(values)
 
 
 def with_transparency():
@@ -57,8 +53,6 @@ MODES = {
     "cmyk.jpg": lambda p: save(p, noise("CMYK")),
     "palette.png": lambda p: save(p, noise("RGB").quantize(32)),
     "palette-transparent.png": lambda p: save(p, with_transparency(), transparency=3),
-    "16bit.png": lambda p: save(p, sixteen_bit()),
-    "16bit.tif": lambda p: save(p, sixteen_bit()),
     "exif.jpg": rotated_by_exif,
 }
 
@@ -72,6 +66,65 @@ def test_colour_modes_become_rgb_as_in_torchvision(tmp_path, name):
     found = np.asarray(read_rgb(path))
     assert found.shape[2] == 3
     np.testing.assert_array_equal(found, expected)
+
+
+RAMP = np.linspace(0, 1, 41 * 53).reshape(41, 53)
+WIDE = {  # name: (pixels, the value of white, mode)
+    "16bit.png": ((65535 * RAMP).astype(np.uint16), 65535, "I;16"),
+    "16bit.tif": ((65535 * RAMP).astype(np.uint16), 65535, "I;16"),
+    "12bit-bigendian.tif": ((4095 * RAMP).astype(">u2"), 4095, "I;16B"),
+    "32bit.tif": ((100_000 * RAMP).astype(np.int32), 100_000, "I"),
+    "16bit.pgm": ((65535 * RAMP).astype(np.int32), 65535, "I"),
+    "float.tif": (RAMP.astype(np.float32), 1, "F"),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_grey_of_more_than_8_bits_is_refused_unless_white_is_known(tmp_path, name):
+    pixels, white, mode = WIDE[name]
+    path = tmp_path / name
+    Image.fromarray(pixels).save(path)
+    with Image.open(path) as image:
+        assert image.mode == mode
+    with pytest.raises(InputError, match=rf"{name}: its mode is {mode}, .*set dataset\.scale"):
+        read_rgb(path)
+    found = np.asarray(read_rgb(path, scale=white))
+    assert found.shape == (41, 53, 3)
+    exact = 255 * (pixels.astype(float) / white)[:, :, None]
+    assert abs(found - exact).max() <= 0.5 + 1e-9
+    assert found.min() == 0
+    assert found.max() == 255
+    with pytest.raises(InputError, match=rf"{name}: .* not within 0 and dataset\.scale"):
+        read_rgb(path, scale=white / 2)
+
+
+@pytest.mark.parametrize("wrong", [-0.5, np.nan, np.inf])
+def test_values_that_are_no_brightness_are_refused(tmp_path, wrong):
+    pixels = RAMP.astype(np.float32)
+    pixels[3, 4] = wrong
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"a\.tif: .* not within 0 and dataset\.scale, 1"):
+        read_rgb(tmp_path / "a.tif", scale=1)
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1)])
+def test_tiff_files_in_which_white_is_zero_are_seen_as_they_are_meant(tmp_path, dtype, white):
+    path = tmp_path / "negative.tif"
+    Image.fromarray((white * RAMP).astype(dtype)).save(path)
+    black_is_zero, white_is_zero = (struct.pack("<HHIH", 262, 3, 1, value) for value in (1, 0))
+    positive = path.read_bytes()
+    assert positive.count(black_is_zero) == 1
+    path.write_bytes(positive.replace(black_is_zero, white_is_zero))
+    found = np.asarray(read_rgb(path, scale=white))
+    assert abs(found - 255 * (1 - RAMP)[:, :, None]).max() <= 1
+    assert found[0, 0].tolist() == [255, 255, 255]
+
+
+def test_a_scale_leaves_images_of_8_bits_as_they_are(tmp_path):
+    for name in ("gray.png", "rgb.jpg", "palette.png"):
+        MODES[name](tmp_path / name)
+        with_scale = np.asarray(read_rgb(tmp_path / name, scale=65535))
+        np.testing.assert_array_equal(with_scale, np.asarray(pil_loader(tmp_path / name)))
 
 
 @pytest.mark.parametrize("size", [(256, 256), (500, 375), (333, 500), (257, 256), (224, 999)])

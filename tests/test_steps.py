@@ -443,6 +443,28 @@ def test_labels_outside_the_model_are_named_before_any_work(study):
     assert found["class_names"] == ["cat", "dog", "emu"]
 
 
+def test_grey_of_more_than_8_bits_needs_a_scale(study):
+    grey = np.linspace(0, 4095, 20 * 18).reshape(20, 18).astype(np.uint16)
+    Image.fromarray(grey).save(study / "images" / "cat" / "00.png")
+    settings = {"source": "folder", "root": "images"}
+    geometry = config.Geometry(SIZE, None, "bilinear")
+    write_index(settings, study / "index.parquet", seed=0)
+    with pytest.raises(InputError, match=r"1 of 21 .*\n.*cat/00\.png: its mode is I;16"):
+        prepare(study / "index.parquet", study / "images.npy", geometry=geometry)
+    write_index(settings | {"scale": 4095}, study / "index.parquet", seed=0)
+    prepare(study / "index.parquet", study / "images.npy", geometry=geometry)
+    found = arrays.read_array(study / "images.npy")[0]
+    exact = 255 / 4095 * grey[2:18, 1:17].astype(float)[:, :, None]
+    assert abs(found - exact).max() <= 0.5 + 1e-9
+    with pytest.raises(InputError, match=r"the baseline images/cat/00\.png: .*mode is I;16"):
+        preflight(
+            study / "index.parquet",
+            study / "x.json",
+            model=network(),
+            baseline="images/cat/00.png",
+        )
+
+
 def test_attributions_that_are_not_finite_name_the_images(study):
     model = config.model({"source": "steps_net:Broken", "size": SIZE})
     with pytest.raises(InputError, match=r"cat/00\.png: NaN or infinite gradient at step 1, α"):
