@@ -15,6 +15,7 @@ The modules, lower ones first; each imports from those above it only:
     chance        is a network right more often than by luck
     quadrature, stem, contract, network, ig    the engine; what it takes for granted of a network
     devices       a GPU of its own for each job
+    files, classes    a dataset's files, and what its classes are to a network
     arrays, decode, demo, zoo
     captum, data, models, baselines, masks, published
     train, prepare, preflight, attribute, evaluate    the steps of the study

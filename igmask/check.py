@@ -25,7 +25,7 @@ from igmask import config, models
 from igmask.attribute import check_labels
 from igmask.baselines import read_baseline
 from igmask.config import Dataset, Geometry, Model, Study
-from igmask.data import index, opener, unnamed_classes
+from igmask.data import index, numbered_classes, opener, unnamed_classes
 from igmask.decode import fit
 from igmask.devices import pick_device
 from igmask.errors import InputError
@@ -121,6 +121,9 @@ def dataset(dataset: Dataset, missing: dict[str, str], images: Images) -> Findin
         return Finding("dataset", "\n".join([str(error), *advice(dataset)]), "error")
     images.n = len(images.records)
     found = f"{images.n:,} images of {images.records['label'].nunique():,} classes"
+    made_by = {"dataset": config.settings(dataset), "classes": images.classes}
+    if note := numbered_classes(made_by, images.records["label"]):
+        found += f"; {note}"
     if not dataset.limit and images.n != (dataset.n_expected or images.n):
         return Finding("dataset", f"{found}; {dataset.n_expected:,} are expected", "warning")
     return Finding("dataset", found)
@@ -216,7 +219,7 @@ def network(
             check_labels(images.records, n_classes)
             listed = {"dataset": config.settings(study.dataset), "classes": images.classes}
             if note := unnamed_classes(listed, n_classes):
-                yield Finding(name, note, "warning")
+                yield Finding(name, note, "error")
         size = model.geometry.size
         noise = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
         pixels = models.pixels(images.tried.get(model.geometry, noise), device)

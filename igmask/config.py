@@ -23,7 +23,7 @@ from igmask.errors import InputError
 # The algorithm of each step; raise a number when a step's results change.
 STAGES = {
     "train": 2,
-    "index": 1,
+    "index": 2,
     "preflight": 1,
     "prepare": 3,
     "attribute": 4,

@@ -2,10 +2,10 @@
 
 import csv
 import io
-import json
 import os
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ import pandas as pd
 from PIL import Image
 
 from igmask import demo
-from igmask.config import EXTENSIONS, Dataset
+from igmask.classes import class_labels, class_names, class_numbers, class_of, identifiers
+from igmask.config import Dataset
 from igmask.decode import naming, read_rgb, to_rgb
 from igmask.errors import InputError
+from igmask.files import class_folders, counts, images_below, read_text
 from igmask.progress import progress
 
 
@@ -37,17 +39,47 @@ def index(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     return records.reset_index(drop=True), classes
 
 
-def unnamed_classes(made_by: dict[str, Any], n_classes: int) -> str | None:
-    """Return what to say of a network's classes where class folders do not name all of them.
+def numbered_classes(made_by: Mapping[str, Any], labels: Iterable[int]) -> str | None:
+    """Return what to say where class folders count by their numbers, not by the alphabet.
+
+    made_by: settings of the dataset's records, such as `write_index` makes
+    labels:  of all records
+    """
+    present = {*labels}
+    used = {name: i for i, name in enumerate(made_by["classes"]) if i in present}
+    numbers = all(name.isdecimal() and int(name) == label for name, label in used.items())
+    places = {name: i for i, name in enumerate(sorted(used))}
+    if not _by_folders(made_by) or not numbers or used == places:
+        return None
+    return (
+        "the class folders are numbers, and each counts as the class of its number, not of its "
+        "place in alphabetical order; if they are others, dataset.classes has to say so"
+    )
+
+
+def unnamed_classes(made_by: Mapping[str, Any], n_classes: int) -> str | None:
+    """Return what to say of a network's classes where a dataset does not name all of them.
 
     made_by: settings of the dataset's records, such as `write_index` makes
     """
-    dataset, n_folders = made_by["dataset"], len(made_by["classes"])
-    if dataset["source"] != "folder" or dataset.get("classes") or n_folders == n_classes:
+    names = made_by["classes"]
+    numbers = all(name.isdecimal() and int(name) == i for i, name in enumerate(names))
+    if not _by_folders(made_by) or numbers or len(names) == n_classes:
         return None
-    return (
-        f"has {n_classes} classes, and the dataset {n_folders} class folders, which were taken for "
-        "the first ones in alphabetical order; if they are others, dataset.classes has to say so"
+    kind = "class folders" if made_by["dataset"]["source"] == "folder" else "classes of its own"
+    says = (
+        f"has {n_classes} classes, and the dataset {len(names)} {kind}, which count as the first "
+        "ones. "
+    )
+    if n_classes == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in names):
+        return says + (
+            "They are wnids of ImageNet: set dataset.classes to a file of all its 1000 wnids, one "
+            "a line in alphabetical order, such as LOC_synset_mapping.txt, which comes with ILSVRC "
+            "on Kaggle, or Keras' imagenet_class_index.json"
+        )
+    return says + (
+        f"Write the {n_classes} names to a file, one a line in the order of the network's outputs, "
+        "and set dataset.classes to it; or name the folders by the numbers of their classes"
     )
 
 
@@ -58,10 +90,16 @@ def opener(dataset: Dataset, *, seed: int) -> Callable[[Any], Image.Image]:
     """
     if dataset.source == "demo":
         return lambda record: Image.fromarray(demo.draw(record.position, split="test", seed=seed))
-    if dataset.source == "torchvision":
+    if dataset.source == "torchvision" and not _is_tree(_torchvision_class(dataset)):
         source, alone = _torchvision_dataset(dataset), threading.Lock()
         return lambda record: _from_torchvision(source, record, alone, scale=dataset.scale)
     return lambda record: read_rgb(Path(record.path), scale=dataset.scale)
+
+
+def _by_folders(made_by: Mapping[str, Any]) -> bool:
+    """Whether a dataset's own class names are all that says what its labels are."""
+    dataset = made_by["dataset"]
+    return dataset["source"] in ("folder", "torchvision") and not dataset.get("classes")
 
 
 def _demo(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
@@ -72,49 +110,46 @@ def _demo(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
 
 def _folder(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     root = Path(dataset.root or "")
-    folders = sorted(entry.name for entry in os.scandir(_existing(root)) if entry.is_dir())
+    folders = class_folders(_existing(root))
     if not folders:
         raise InputError(f"{root}: no class folders in it")
-    numbers = (
-        class_numbers(Path(dataset.classes))
-        if dataset.classes
-        else {n: i for i, n in enumerate(folders)}
-    )
-    unknown = [name for name in folders if name not in numbers]
-    if unknown:
-        raise InputError(f"{root}: the folders {unknown[:5]} are not in {dataset.classes}")
-    rows = []
+    labels, classes = class_labels(folders, _listed(dataset), of=root)
+    columns: dict[str, list[Any]] = {"name": [], "path": [], "label": []}
     for folder in folders:
         files = _images_below(root / folder)
         if not files:
             raise InputError(
                 f"{root / folder}: no images in this class folder; remove it or fill it"
             )
-        label = numbers[folder]
-        rows += [(os.path.join(folder, name), file, label) for name, file in files.items()]
-    return pd.DataFrame(rows, columns=["name", "path", "label"]), class_names(numbers)
+        start = os.path.join(folder, "")
+        columns["name"] += [start + name for name in files]
+        columns["path"] += files.values()
+        columns["label"] += [labels[folder]] * len(files)
+    return pd.DataFrame(columns), classes
 
 
 def _csv(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     root, table = _existing(Path(dataset.root or "")), Path(dataset.labels or "")
     numbers = class_numbers(Path(dataset.classes)) if dataset.classes else {}
+    known = identifiers(numbers)
     files = _images_below(root)
-    by_stem = {os.path.splitext(name)[0]: name for name in files}
+    by_stem: dict[str, list[str]] = {}
+    for name in files:
+        by_stem.setdefault(os.path.splitext(name)[0], []).append(name)
     rows = []
-    with io.StringIO(_text(table)) as file:
+    with io.StringIO(read_text(table)) as file:
         reader = csv.DictReader(file)
-        missing = set(dataset.columns) - set(reader.fieldnames or ())
-        if missing:
-            raise InputError(
-                f"{table}: no column {sorted(missing)}; it has {reader.fieldnames}. "
-                "Name the two to use in dataset.columns"
-            )
+        header = reader.fieldnames or []
+        if problem := _of_header(header, dataset.columns, files.keys() | by_stem.keys()):
+            raise InputError(f"{table}: {problem}")
         for row in reader:
             name, label = (row[column] or "" for column in dataset.columns)
-            name = name if name in files else by_stem.get(name, name)
-            if name not in files:
-                raise InputError(f"{table}, line {reader.line_num}: no image {name!r} in {root}")
-            rows.append((name, files[name], _label(label, numbers, table, reader.line_num)))
+            where = f"{table}, line {reader.line_num}"
+            fitting = [name] if name in files else by_stem.get(name, [])
+            if len(fitting) != 1:
+                problem = f"{' and '.join(fitting)} are both" if fitting else "no image"
+                raise InputError(f"{where}: {problem} {name!r} in {root}")
+            rows.append((fitting[0], files[fitting[0]], _label(label, numbers, known, where)))
     records = pd.DataFrame(rows, columns=["name", "path", "label"])
     twice = records.name[records.name.duplicated()]
     if len(twice):
@@ -122,16 +157,40 @@ def _csv(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     return records, class_names(numbers)
 
 
-def _label(text: str, numbers: dict[str, int], table: Path, line: int) -> int:
-    """The class of a CSV field: a number, or a name, of which the first word counts."""
-    word = text.split()[0] if text.split() else ""
-    for name in (text.strip(), word):
-        if name in numbers:
-            return numbers[name]
-    if word.isdecimal():
-        return int(word)
-    known = "is not in dataset.classes" if numbers else "is no number; set dataset.classes"
-    raise InputError(f"{table}, line {line}: the label {text!r} {known}")
+def _of_header(header: Sequence[str], columns: tuple[str, str], images: set[str]) -> str | None:
+    """What is wrong with a table's header, if it does not have the columns once each."""
+    missing = sorted({*columns} - {*header})
+    if not header:
+        return f"it is empty; it begins with a line {','.join(columns)!r}"
+    if twice := [column for column in columns if header.count(column) > 1]:
+        return f"the column {twice[0]!r} is there twice"
+    if not missing:
+        return None
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            return f"its columns are separated by {name}; separate them by commas"
+    if any(field.strip() in images for field in header):
+        return f"no header, but {','.join(header)!r}; put a line {','.join(columns)!r} above it"
+    alike = {" ".join(field.split()).casefold(): field for field in header}
+    for column in missing:
+        if found := alike.get(" ".join(column.split()).casefold()):
+            by = "upper and lower case" if found.strip() != column.strip() else "a space"
+            return (
+                f"no column {column!r}, but {found!r}, which differs by {by}; name it alike there "
+                "and in dataset.columns"
+            )
+    return f"no column {missing}; it has {header}. Name the two to use in dataset.columns"
+
+
+def _label(text: str, numbers: dict[str, int], known: dict[str, int], where: str) -> int:
+    """The class of a CSV field: a name that `classes` lists, or a number."""
+    label = class_of(text, numbers, known)
+    if label is not None:
+        return label
+    if text.strip().isdecimal():
+        return int(text)
+    problem = "is not in dataset.classes" if numbers else "is no number; set dataset.classes"
+    raise InputError(f"{where}: the label {text!r} {problem}")
 
 
 def _torchvision(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
@@ -141,25 +200,70 @@ def _torchvision(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     if labels is None:  # every image has to be read to see its label
         places = progress(range(len(source)), total=len(source), unit="images", label="labels")
         labels = [source[i][1] for i in places]
-    files = getattr(source, "samples", None)  # of datasets that are trees of files
-    names = [f"{i:06d}" + (f" {files[i][0]}" if files else "") for i in range(len(source))]
-    records = pd.DataFrame({"name": names, "path": "", "label": np.asarray(labels, dtype=np.int64)})
-    return records, [str(name) for name in getattr(source, "classes", [])]
+    labels = np.asarray(labels, dtype=np.int64)
+    names = [f"{i:06d}" for i in range(len(source))]
+    paths = [""] * len(source)
+    # ImageNet's classes are tuples of synonyms.
+    classes = [str(x[0] if isinstance(x, tuple) else x) for x in getattr(source, "classes", [])]
+    if _is_tree(type(source)):
+        paths = [path for path, _ in source.samples]
+        names = [f"{name} {path}" for name, path in zip(names, paths, strict=True)]
+        if dataset.classes or classes == [*source.labels]:  # no names but those of the folders
+            classes = source.class_names
+    elif listed := _listed(dataset):
+        numbers, named = class_labels(classes, listed, of=dataset.class_)
+        labels = np.asarray([*numbers.values()])[labels] if classes else labels
+        classes = named
+    return pd.DataFrame({"name": names, "path": paths, "label": labels}), classes
 
 
 def _torchvision_dataset(dataset: Dataset) -> Any:
-    import torchvision.datasets  # slow, and needed by this source alone
-
-    factory = getattr(torchvision.datasets, dataset.class_ or "", None)
-    if factory is None:
-        raise InputError(f"dataset.class: torchvision.datasets has no {dataset.class_!r}")
+    factory = _torchvision_class(dataset)
     arguments = dict(dataset.arguments)
     if dataset.download:
         arguments["download"] = True
     try:
+        if _is_tree(factory):
+            factory = _seen_as_folders(factory, _listed(dataset))
         return factory(dataset.root, **arguments)
     except (RuntimeError, TypeError, ValueError, OSError) as error:
         raise InputError(f"torchvision.datasets.{dataset.class_}: {error}") from error
+
+
+def _torchvision_class(dataset: Dataset) -> Any:
+    import torchvision.datasets  # slow, and needed by this source alone
+
+    found = getattr(torchvision.datasets, dataset.class_ or "", None)
+    if found is None:
+        raise InputError(f"dataset.class: torchvision.datasets has no {dataset.class_!r}")
+    return found
+
+
+def _is_tree(factory: Any) -> bool:
+    """Whether a class of torchvision.datasets is an ImageFolder or the like."""
+    from torchvision.datasets import DatasetFolder
+
+    return isinstance(factory, type) and issubclass(factory, DatasetFolder)
+
+
+def _seen_as_folders(factory: Any, listed: Path | None) -> Any:
+    """The class, of which files count and how they are labelled as with source `folder`."""
+
+    class Seen(factory):
+        def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+            folders = class_folders(directory)
+            if not folders:
+                raise InputError(f"{directory}: no class folders in it")
+            self.labels, self.class_names = class_labels(folders, listed, of=directory)
+            return folders, self.labels
+
+        @staticmethod
+        def make_dataset(directory: str, *args: Any, **settings: Any) -> list[tuple[str, int]]:
+            start = len(os.path.join(directory, ""))
+            samples = factory.make_dataset(directory, *args, **settings)
+            return [x for x in samples if all(map(counts, Path(x[0][start:]).parts))]
+
+    return Seen
 
 
 def _from_torchvision(
@@ -174,73 +278,12 @@ def _from_torchvision(
         return to_rgb(image, scale=scale)
 
 
-def class_numbers(path: Path) -> dict[str, int]:
-    """Return {name: index} of the classes that a file lists.
-
-    A text file has a class a line, in the order of the indices; a class goes by its whole line or,
-    where these differ, by its first word (n01440764 tench). JSON has a list of names, or
-    {name: index}, {index: name}, or {index: [name, ...]} as Keras' imagenet_class_index.json.
-
-    raises InputError naming the file if it is none of these
-    """
-    text = _text(path)
-    if path.suffix != ".json":
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        words = [line.split()[0] for line in lines]
-        numbers = _numbered(words, path) if len({*words}) == len(words) else {}
-        return numbers | _numbered(lines, path)
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    match content:
-        case list() if all(isinstance(name, str) for name in content):
-            return _numbered(content, path)
-        case dict() if all(isinstance(index, int) for index in content.values()):
-            numbers = content
-        case dict() if all(key.isdecimal() for key in content):
-            names = [value[0] if isinstance(value, list) else value for value in content.values()]
-            numbers = dict(zip(names, map(int, content), strict=True))
-        case _:
-            raise InputError(f"{path}: expected names, {{name: index}} or {{index: name}}")
-    if len({*numbers.values()}) < len(content):
-        raise InputError(f"{path}: two classes have the same name or the same index")
-    return numbers
-
-
-def _numbered(names: list[str], path: Path) -> dict[str, int]:
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise InputError(f"{path}: {sorted(twice)[:5]} are there twice")
-    return {name: i for i, name in enumerate(names)}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")  # spreadsheets put a mark at the beginning
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error})") from None
-
-
-def class_names(numbers: dict[str, int]) -> list[str]:
-    """Return the names of classes 0, 1, …; a class without a name goes by its number."""
-    by_number = {number: name for name, number in numbers.items()}
-    return [by_number.get(i, str(i)) for i in range(max(by_number, default=-1) + 1)]
-
-
 def _images_below(folder: Path) -> dict[str, str]:
-    """{name: path} of the images below a folder, sorted as torchvision's ImageFolder sorts them."""
-    start = len(os.path.join(folder, ""))  # os.path.relpath would take half the time of an index
-    paths = [
-        os.path.join(where, name)
-        for where, _, files in sorted(os.walk(folder, followlinks=True))
-        for name in sorted(files)
-        if name.lower().endswith(EXTENSIONS)
-    ]
-    for path in paths:
+    found = images_below(folder)
+    for path in found.values():
         if not path.isprintable() and not _is_unicode(path):
             raise InputError(f"the file name {os.fsencode(path)!r} is not UTF-8; rename it")
-    return {path[start:]: path for path in paths}
+    return found
 
 
 def _is_unicode(text: str) -> bool:
@@ -249,6 +292,10 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _listed(dataset: Dataset) -> Path | None:
+    return Path(dataset.classes) if dataset.classes else None
 
 
 def _existing(folder: Path) -> Path:

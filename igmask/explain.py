@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from igmask import config, models
+from igmask.classes import class_names, class_numbers
 from igmask.config import Model, percent
-from igmask.data import class_names, class_numbers
 from igmask.decode import fit, read_rgb
 from igmask.devices import pick_device
 from igmask.drawing import draw_explanation

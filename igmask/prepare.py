@@ -11,11 +11,11 @@ import numpy as np
 
 from igmask import arrays
 from igmask.config import Geometry, dataset
-from igmask.data import index, opener
+from igmask.data import index, numbered_classes, opener
 from igmask.decode import fit
 from igmask.errors import InputError
 from igmask.machine import n_cores
-from igmask.progress import progress
+from igmask.progress import progress, say
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -30,6 +30,8 @@ def write_index(settings: dict[str, Any], output: Path, *, seed: int) -> None:
     """
     records, classes = index(dataset(settings))
     made_by = {"step": "index", "dataset": settings, "classes": classes, "seed": seed}
+    if note := numbered_classes(made_by, records["label"]):
+        say(note)
     arrays.write_records(output, records, made_by)
 
 

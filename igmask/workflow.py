@@ -7,7 +7,6 @@ Snakemake re-runs a job exactly when one of its own settings has changed.
 import dataclasses
 import hashlib
 import json
-import os
 import shlex
 from collections.abc import Mapping
 from functools import cache
@@ -16,8 +15,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from igmask import config
-from igmask.config import EXTENSIONS, STAGES, Condition, Model, percent
+from igmask.config import STAGES, Condition, Model, percent
 from igmask.errors import InputError
+from igmask.files import class_folders, images_below
 
 
 class Workflow:
@@ -104,14 +104,7 @@ class Workflow:
         dataset = self.study.dataset
         digests = [_digest(Path(path)) for path in (dataset.labels, dataset.classes) if path]
         if dataset.root and dataset.source in ("folder", "csv"):
-            start = len(os.path.join(dataset.root, ""))
-            names = sorted(
-                os.path.join(folder, name)[start:]
-                for folder, _, files in os.walk(dataset.root, followlinks=True)
-                for name in files
-                if name.lower().endswith(EXTENSIONS)
-            )
-            names += sorted(entry.name for entry in os.scandir(dataset.root) if entry.is_dir())
+            names = sorted(images_below(dataset.root)) + class_folders(dataset.root)
             digests.append(hashlib.sha256("\n".join(names).encode("utf-8", "replace")).hexdigest())
         return " ".join(digests)
 

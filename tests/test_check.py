@@ -160,13 +160,28 @@ def test_labels_outside_the_network_are_an_error(study):
     assert "3 labels are outside the model's classes 0 … 1" in found(study, "a")["error"]
 
 
-def test_folders_that_do_not_name_all_classes_are_a_warning(study):
+def test_folders_that_do_not_name_all_classes_are_an_error(study):
     for name in ("cat", "dog", "emu"):
         Path("tree", name).mkdir(parents=True)
         shutil.copy("photos/0.png", f"tree/{name}/0.png")
     study["dataset"] = {"source": "folder", "root": "tree"}
     study["models"]["a"]["arguments"] = {"classes": 5}
-    assert "has 5 classes, and the dataset 3 class folders" in found(study, "a")["warning"]
+    for source in ({"source": "folder"}, {"source": "torchvision", "class": "ImageFolder"}):
+        study["dataset"] = source | {"root": "tree"}
+        says = found(study, "a")["error"]
+        assert says.startswith("has 5 classes, and the dataset 3 class")
+        assert "set dataset.classes to it" in says
+
+
+def test_folders_that_are_numbers_say_that_they_count_as_these(study):
+    for name in ("2", "10", "7"):
+        Path("tree", name).mkdir(parents=True)
+        shutil.copy("photos/0.png", f"tree/{name}/0.png")
+    study["dataset"] = {"source": "folder", "root": "tree"}
+    study["models"]["a"]["arguments"] = {"classes": 11}
+    says = found(study, "dataset", trial=False)["ok"]
+    assert says.startswith("3 images of 3 classes; the class folders are numbers")
+    assert list(found(study, "a")) == ["ok"]
 
 
 def test_weights_that_fit_and_that_do_not(study):

@@ -65,7 +65,8 @@ def test_the_commands_are_the_steps_in_their_order():
 
 
 def test_every_step_by_hand(here):
-    dataset = '{"source": "folder", "root": "photo\'s; of $HOME"}'
+    (here / "names.txt").write_text("a b\nç\nemu\n")
+    dataset = '{"source": "folder", "root": "photo\'s; of $HOME", "classes": "names.txt"}'
     model = '{"source": "cli_net:net", "size": 20}'
     evaluated = ("records/original.parquet", "records/keep-50-black.parquet")
     for words in (

@@ -235,11 +235,17 @@ def photographs(tmp_path_factory):
     (place / "text.jpg").write_text("no image")
     Image.new("RGB", (500, 500)).save(place / "cut.jpg")
     (place / "cut.jpg").write_bytes((place / "cut.jpg").read_bytes()[:700])
+    (folder / "my classes.txt").write_text("andere;Klasse\none class\nc\nd\ne\n")
     network = cifar_resnet(8, 5)
     state = {f"module.{name}": value for name, value in network.state_dict().items()}
     torch.save({"state_dict": state}, folder / "my weights.th")
     study = {
-        "dataset": {"source": "folder", "root": place.parent.name, "on_bad_image": "skip"},
+        "dataset": {
+            "source": "folder",
+            "root": place.parent.name,
+            "classes": "my classes.txt",
+            "on_bad_image": "skip",
+        },
         "models": {
             "drop-8": {
                 "source": "igmask.zoo:cifar_resnet",

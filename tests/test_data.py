@@ -6,13 +6,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 import torchvision.datasets
 from PIL import Image
 
 from igmask import config, demo
-from igmask.data import index, opener
+from igmask.data import index, numbered_classes, opener, unnamed_classes
 from igmask.errors import InputError
+from igmask.workflow import Workflow
+
+MODEL = {"source": "nets:build", "size": 8}
 
 HOSTILE = [
     "plain.jpg",
@@ -63,19 +68,23 @@ def test_a_class_list_maps_folders_to_the_networks_indices(tree, tmp_path, kind)
     names = ["zero", "a'class", "two", "b class", "c;class"]
     path = tmp_path / ("classes.txt" if kind == "txt" else "classes.json")
     content = {
-        "txt": "\n".join(f"{n.replace(' ', '_')} some words" for n in names),
+        "txt": "\n".join(f"class{i} {n}" for i, n in enumerate(names)),
         "list": json.dumps(names),
         "keras": json.dumps({str(i): [n, "words"] for i, n in enumerate(names)}),
         "id2label": json.dumps({str(i): n for i, n in enumerate(names)}),
         "mapping": json.dumps({n: i for i, n in enumerate(names)}),
     }[kind]
     path.write_text(content)
-    if kind == "txt":  # a name is a word there
-        (tree / "b class").rename(tree / "b_class")
+    if kind == "txt":  # there, folders may go by an identifier
+        for i in (1, 3, 4):
+            (tree / names[i]).rename(tree / f"class{i}")
     dataset = {"source": "folder", "root": str(tree), "classes": str(path)}
     records, classes = index(config.dataset(dataset))
     assert sorted(set(records["label"])) == [1, 3, 4]
-    assert classes[1].startswith("a'class")
+    assert classes[1].endswith("a'class")
+    folders = [name.split(os.sep)[0] for name in records["name"]]
+    expected = {f"class{i}" if kind == "txt" else names[i]: i for i in (1, 3, 4)}
+    assert records["label"].tolist() == [expected[folder] for folder in folders]
 
 
 def test_unlisted_and_empty_class_folders_are_named(tree, tmp_path):
@@ -87,6 +96,134 @@ def test_unlisted_and_empty_class_folders_are_named(tree, tmp_path):
     (tree / "empty").mkdir()
     with pytest.raises(InputError, match="empty: no images in this class folder"):
         index(config.dataset(dataset))
+
+
+def folders(root, names):
+    """Class folders of these names, an image in each, which tells its place among them."""
+    for i, name in enumerate(names):
+        paint(root / name / "x.png", value=i)
+    return root
+
+
+SOURCES = [{"source": "folder"}, {"source": "torchvision", "class": "ImageFolder"}]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s["source"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        [str(i) for i in range(12)],
+        [f"{i:03}" for i in range(12)],
+        ["3", "20", "7"],
+        ["0", "1", "3"],
+        ["1", "2", "10"],
+        ["05", "1"],
+    ],
+    ids=" ".join,
+)
+def test_folders_that_are_numbers_are_the_classes_of_these_numbers(tmp_path, source, names):
+    dataset = config.dataset(source | {"root": str(folders(tmp_path, names))})
+    records, classes = index(dataset)
+    assert sorted(records["label"]) == sorted(map(int, names))
+    open_image = opener(dataset, seed=0)
+    for record in records.itertuples():
+        name = names[open_image(record).getpixel((0, 0))[0]]
+        assert record.name.endswith(os.path.join(name, "x.png"))
+        assert record.label == int(name)
+        assert classes[record.label] == name
+    assert len(classes) == max(map(int, names)) + 1
+    made_by = {"dataset": config.settings(dataset), "classes": classes}
+    said = numbered_classes(made_by, records["label"])
+    as_torchvision = [int(name) for name in sorted(names)] == list(range(len(names)))
+    assert said is None if as_torchvision else "the class of its number" in said
+    assert unnamed_classes(made_by, 1000) is None
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s["source"])
+@pytest.mark.parametrize("names", [["1", "2", "3"], ["01", "02"], ["1", "2", "c"]], ids=" ".join)
+def test_other_folders_keep_their_places_in_the_alphabet(tmp_path, source, names):
+    dataset = config.dataset(source | {"root": str(folders(tmp_path, names))})
+    records, classes = index(dataset)
+    expected = torchvision.datasets.ImageFolder(tmp_path)
+    assert (records["label"].tolist(), classes) == (expected.targets, expected.classes)
+    made_by = {"dataset": config.settings(dataset), "classes": classes}
+    assert numbered_classes(made_by, records["label"]) is None
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s["source"])
+def test_a_class_list_goes_before_numbers(tmp_path, source):
+    root = folders(tmp_path / "val", ["0", "2", "10"])
+    (tmp_path / "classes.txt").write_text("10\n5\n2\n0\n")
+    dataset = source | {"root": str(root), "classes": str(tmp_path / "classes.txt")}
+    records, classes = index(config.dataset(dataset))
+    assert records["label"].tolist() == [3, 0, 2]  # of 0, 10, 2
+    assert classes == ["10", "5", "2", "0"]
+    made_by = {"dataset": dataset, "classes": classes}
+    assert numbered_classes(made_by, records["label"]) is None
+    (tmp_path / "classes.txt").write_text("10\n5\n2\n")
+    with pytest.raises(InputError, match=r"the classes \['0'\] are not in .*classes\.txt"):
+        index(config.dataset(dataset))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["7", "07", "1"], "the folders 07 and 7 are one class"),
+        (["20240131", "3"], "20240131 is no"),
+    ],
+)
+def test_numbers_that_are_no_classes_are_named(tmp_path, names, message):
+    folders(tmp_path, names)
+    with pytest.raises(InputError, match=message):
+        index(config.dataset({"source": "folder", "root": str(tmp_path)}))
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s["source"])
+def test_fewer_folders_than_classes_need_a_class_list(tmp_path, source):
+    root = folders(tmp_path / "val", ["n01443537", "n01882714"])  # goldfish 1, koala 105
+    dataset = source | {"root": str(root)}
+    _, classes = index(config.dataset(dataset))
+    said = unnamed_classes({"dataset": dataset, "classes": classes}, 1000)
+    assert said.startswith("has 1000 classes, and the dataset 2 class")
+    assert "set dataset.classes to a file of all its 1000 wnids" in said
+    said = unnamed_classes({"dataset": dataset, "classes": classes}, 5)
+    assert "Write the 5 names to a file" in said
+    assert unnamed_classes({"dataset": dataset, "classes": classes}, 2) is None
+    wnids = [f"n{i:08}" for i in range(1000)]
+    wnids[1], wnids[105] = "n01443537", "n01882714"
+    (tmp_path / "wnids.txt").write_text("\n".join(f"{wnid} of, words" for wnid in wnids))
+    dataset["classes"] = str(tmp_path / "wnids.txt")
+    records, classes = index(config.dataset(dataset))
+    assert records["label"].tolist() == [1, 105]
+    assert classes[105] == "n01882714 of, words"
+    assert unnamed_classes({"dataset": dataset, "classes": classes}, 1000) is None
+
+
+HIDDEN = [".ipynb_checkpoints", "__MACOSX", "._b"]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s["source"])
+@pytest.mark.parametrize("name", HIDDEN)
+def test_hidden_names_are_no_folders_and_no_images(tmp_path, source, name):
+    root = folders(tmp_path / ".cache" / "val", ["a", "b"])  # what lies above does not count
+    dataset = config.dataset(source | {"root": str(root)})
+    flow = Workflow(
+        {"dataset": {"source": "folder", "root": str(root)}, "models": {"m": MODEL}},
+        with_files=False,
+    )
+    expected, contents = index(dataset), flow.dataset_contents(None)
+    paint(root / name / "x.png")
+    paint(root / "a" / name / "deeper" / "x.png")
+    paint(root / "b" / "._x.png")
+    (root / ".empty").mkdir()
+    found = index(dataset)
+    assert found[0]["path"].tolist() == [str(root / "a" / "x.png"), str(root / "b" / "x.png")]
+    pd.testing.assert_frame_equal(found[0], expected[0])
+    assert found[1] == expected[1] == ["a", "b"]
+    assert flow.dataset_contents(None) == contents
+    (root / ".hidden").write_text("")
+    folders(root, ["c"])
+    assert flow.dataset_contents(None) != contents
 
 
 @pytest.mark.parametrize("root", [".", "./", "../{}"])
@@ -146,6 +283,80 @@ def test_classes_may_begin_with_the_same_word(flat):
     assert records["label"].tolist() == [1, 2, 0]
     with pytest.raises(InputError, match="the label 'tiger'"):
         index(csv_dataset(flat, "file,label\nILSVRC_0,tiger\n", classes=str(flat / "names.txt")))
+
+
+@pytest.mark.parametrize(
+    ("names", "label"),
+    [
+        (["tiger shark", "tabby cat"], "tiger cat"),
+        (["polar bear", "brown fox"], "polar fox"),
+        (["red apple", "green apple"], "red pear"),
+        ([f"class{i}" for i in range(10)], "7 segment display"),
+        (["7 up", "8 ball"], "7 wonders"),
+        (["mp3 player", "ps2 console"], "mp3 file"),
+        (["cat", "dog"], "cat and mouse"),
+        (["n01440764 tench", "goldfish"], "n01440764"),
+        (["n1 tench", "n1 goldfish"], "n1"),
+    ],
+)
+def test_a_first_word_that_is_no_identifier_of_all_classes_names_none(flat, names, label):
+    (flat / "names.txt").write_text("\n".join(names))
+    text = f"file,label\nILSVRC_0,{label}\n"
+    with pytest.raises(
+        InputError, match=rf"line 2: the label '{label}' is not in dataset\.classes"
+    ):
+        index(csv_dataset(flat, text, classes=str(flat / "names.txt")))
+    folders(flat / "tree", [label])
+    tree = {"source": "folder", "root": str(flat / "tree"), "classes": str(flat / "names.txt")}
+    with pytest.raises(InputError, match=rf"\['{label}'\] are not in .*names\.txt"):
+        index(config.dataset(tree))
+
+
+@pytest.mark.parametrize("ending", ["txt", "json"])
+def test_an_identifier_that_all_classes_begin_with_names_them(flat, ending):
+    names = ["n01440764 tench", "n01443537 goldfish", "n01484850 great white shark"]
+    path = flat / f"names.{ending}"
+    path.write_text("\n".join(names) if ending == "txt" else json.dumps(names))
+    text = "file,label\nILSVRC_0,n01443537\nILSVRC_1,n01484850 great white\nILSVRC_2,0\n"
+    records, classes = index(csv_dataset(flat, text, classes=str(path)))
+    assert records["label"].tolist() == [1, 2, 0]
+    assert classes == names
+    folders(flat / "tree", ["n01484850", "n01440764 tench"])
+    tree = {"source": "folder", "root": str(flat / "tree"), "classes": str(path)}
+    assert index(config.dataset(tree))[0]["label"].tolist() == [0, 2]
+
+
+def test_a_number_with_words_is_no_number(flat):
+    with pytest.raises(InputError, match="line 2: the label '7 10 20' is no number"):
+        index(csv_dataset(flat, "file,label\nILSVRC_0,7 10 20\n"))
+
+
+def test_a_name_that_fits_two_images_is_refused(flat):
+    paint(flat / "val" / "ILSVRC_1.png")
+    text = "file,label\nILSVRC_0,1\nILSVRC_1{},1\n"
+    with pytest.raises(InputError, match=r"line 3: ILSVRC_1.JPEG and ILSVRC_1.png are both 'ILSVR"):
+        index(csv_dataset(flat, text.format("")))
+    records, _ = index(csv_dataset(flat, text.format(".png")))
+    assert records["name"].tolist() == ["ILSVRC_0.JPEG", "ILSVRC_1.png"]
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("file;label", "its columns are separated by semicolons; separate them by commas"),
+        ("file\tlabel", "its columns are separated by tabs"),
+        ("ILSVRC_1,1", "no header, but 'ILSVRC_1,1'; put a line 'file,label' above it"),
+        ("ILSVRC_1.JPEG,1", "no header, but 'ILSVRC_1.JPEG,1'"),
+        ("file, label", "no column 'label', but ' label', which differs by a space"),
+        ("File,label", "no column 'file', but 'File', which differs by upper and lower case"),
+        ("file,label,label", "the column 'label' is there twice"),
+        ("", "it is empty; it begins with a line 'file,label'"),
+    ],
+)
+def test_what_is_wrong_with_a_header_is_said(flat, header, message):
+    text = f"{header}\nILSVRC_0,1,2\n" if header else ""
+    with pytest.raises(InputError, match=rf"labels\.csv: {message}"):
+        index(csv_dataset(flat, text))
 
 
 @pytest.mark.parametrize(
@@ -239,6 +450,67 @@ def test_torchvision_dataset_images_and_labels(monkeypatch):
     open_image = opener(dataset, seed=0)
     pixels = [np.asarray(open_image(r))[0, 0].tolist() for r in records.itertuples()]
     assert pixels == [[0, 0, 0], [1, 1, 1]]
+
+
+def drawn(pixels, *, classes):
+    """A class of torchvision.datasets that draws its images, of the labels 0, 1, 0."""
+
+    class Drawn:
+        def __init__(self, root):
+            self.targets, self.classes = [0, 1, 0], classes
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            return Image.fromarray(pixels), self.targets[i]
+
+    return Drawn
+
+
+def test_a_class_list_orders_the_classes_of_torchvisions_datasets(tmp_path, monkeypatch):
+    found = drawn(np.zeros((9, 9), np.uint8), classes=["cat", "dog"])
+    monkeypatch.setattr(torchvision.datasets, "Drawn", found, raising=False)
+    dataset = {"source": "torchvision", "class": "Drawn", "root": "there"}
+    _, classes = index(config.dataset(dataset))
+    said = unnamed_classes({"dataset": dataset, "classes": classes}, 1000)
+    assert said.startswith("has 1000 classes, and the dataset 2 classes of its own")
+    (tmp_path / "names.txt").write_text("emu\ndog\ncat\n")
+    dataset["classes"] = str(tmp_path / "names.txt")
+    records, classes = index(config.dataset(dataset))
+    assert records["label"].tolist() == [2, 1, 2]
+    assert classes == ["emu", "dog", "cat"]
+
+
+def test_torchvisions_imagenet_gives_the_first_of_its_synonyms(tmp_path):
+    names = {"n01440764": ("tench", "Tinca tinca"), "n02012849": ("crane",)}
+    for wnid in names:
+        paint(tmp_path / "val" / wnid / "x.png")
+    torch.save((names, list(names)), tmp_path / "meta.bin")
+    dataset = {"source": "torchvision", "class": "ImageNet", "root": str(tmp_path)}
+    records, classes = index(config.dataset(dataset | {"arguments": {"split": "val"}}))
+    assert classes == ["tench", "crane"]
+    assert records["label"].tolist() == [0, 1]
+
+
+def test_every_source_reads_grey_of_more_than_8_bits_by_its_scale(tmp_path, monkeypatch):
+    pixels = np.array([[0, 257, 65535]], np.uint16)
+    found = drawn(pixels, classes=["a", "b"])
+    monkeypatch.setattr(torchvision.datasets, "Drawn", found, raising=False)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "x.png")
+    (tmp_path / "labels.csv").write_text("file,label\na/x,0\n")
+    table = {"source": "csv", "labels": str(tmp_path / "labels.csv")}
+    for source in (*SOURCES, table, {"source": "torchvision", "class": "Drawn"}):
+        settings = source | {"root": str(tmp_path)}
+        records, _ = index(config.dataset(settings))
+        record = next(records.itertuples())
+        name = record.name.split("/")[-1]
+        with pytest.raises(InputError, match=f"{name}: its mode is I;16"):
+            opener(config.dataset(settings), seed=0)(record)
+        image = opener(config.dataset(settings | {"scale": 65535}), seed=0)(record)
+        assert np.asarray(image).tolist() == [[[0] * 3, [1] * 3, [255] * 3]]
 
 
 def test_torchvision_datasets_serve_one_thread_at_a_time(monkeypatch):

@@ -16,8 +16,8 @@ FLOORS = [
     {"kernels", "errors", "quadrature", "chance"},
     {"config", "progress", "demo", "zoo", "stem", "machine", "bench_cases"},
     {"contract"},
-    {"network", "devices"},
-    {"arrays", "decode", "ig", "published"},
+    {"network", "devices", "files"},
+    {"classes", "arrays", "decode", "ig", "published"},
     {"captum", "data", "models", "baselines", "masks", "drawing"},
     {
         *("train", "prepare", "attribute", "tables", "examples", "curves", "loader", "inspect"),

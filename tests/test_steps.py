@@ -437,10 +437,38 @@ def test_labels_outside_the_model_are_named_before_any_work(study):
     with pytest.raises(InputError, match=r"7 labels are outside.*0 … 1.*'emu/02.png': 2"):
         preflight(index, study / "x.json", model=network(arguments={"classes": 2}))
     assert not (study / "x.json").exists()
-    preflight(index, study / "x.json", model=network(arguments={"classes": 5}))
+    preflight(index, study / "x.json", model=network())
     found = json.loads((study / "x.json").read_text())
-    assert found["n_classes"] == 5
+    assert found["n_classes"] == 3
     assert found["class_names"] == ["cat", "dog", "emu"]
+
+
+def test_fewer_folders_than_classes_are_an_error_before_any_work(study):
+    index = study / "index.parquet"
+    write_index({"source": "folder", "root": "images"}, index, seed=0)
+    large = network(arguments={"classes": 5})
+    with pytest.raises(InputError, match="the network has 5 classes, and the dataset 3 class f"):
+        preflight(index, study / "x.json", model=large)
+    assert not (study / "x.json").exists()
+    (study / "names.txt").write_text("ant\nbee\ncat\ndog\nemu\n")
+    settings = {"source": "folder", "root": "images", "classes": "names.txt"}
+    write_index(settings, index, seed=0)
+    preflight(index, study / "x.json", model=large)
+    found = json.loads((study / "x.json").read_text())
+    assert found["class_names"] == ["ant", "bee", "cat", "dog", "emu"]
+
+
+def test_the_index_says_that_numbers_are_labels(study, capsys):
+    settings = {"source": "folder", "root": "images"}
+    write_index(settings, study / "index.parquet", seed=0)
+    assert "numbers" not in capsys.readouterr().err
+    for name, number in (("cat", "10"), ("dog", "2"), ("emu", "0")):
+        (study / "images" / name).rename(study / "images" / number)
+    write_index(settings, study / "index.parquet", seed=0)
+    assert "each counts as the class of its number" in capsys.readouterr().err
+    records, _ = arrays.read_records(study / "index.parquet")
+    assert {Path(name).parts[0] for name in records["name"]} == {"0", "2", "10"}
+    assert all(int(Path(r.name).parts[0]) == r.label for r in records.itertuples(index=False))
 
 
 def test_grey_of_more_than_8_bits_needs_a_scale(study):
