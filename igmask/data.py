@@ -26,7 +26,8 @@ def index(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     """Return (records, class names) of a dataset, in its own order.
 
     records: name (unique), path (of files only), label, and position: the place in the whole
-             dataset, which seeds all that is random about an image and does not depend on `limit`
+             dataset, which seeds all that is random about an image and does not depend on `limit`;
+             of files also size, in bytes, and mtime_ns, the time of change in ns since 1970
     raises   InputError, naming the folder, file or line that is wrong
     """
     build = {"demo": _demo, "folder": _folder, "csv": _csv, "torchvision": _torchvision}
@@ -36,7 +37,10 @@ def index(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     records["position"] = np.arange(len(records))
     if dataset.limit is not None:
         records = records[records.groupby("label").cumcount() < dataset.limit]
-    return records.reset_index(drop=True), classes
+    records = records.reset_index(drop=True)
+    if records["path"].iloc[0]:
+        records = records.join(_stamps(records["path"].tolist()))
+    return records, classes
 
 
 def numbered_classes(made_by: Mapping[str, Any], labels: Iterable[int]) -> str | None:
@@ -284,6 +288,20 @@ def _images_below(folder: Path) -> dict[str, str]:
         if not path.isprintable() and not _is_unicode(path):
             raise InputError(f"the file name {os.fsencode(path)!r} is not UTF-8; rename it")
     return found
+
+
+def _stamps(paths: list[str]) -> pd.DataFrame:
+    """Size and time of change of files, both −1 where a file cannot be looked at."""
+    sizes, times = [], []
+    for path in paths:
+        try:
+            found = os.stat(path)
+            size, time = found.st_size, found.st_mtime_ns
+        except OSError:  # a link to nothing, say; opening it will tell
+            size = time = -1
+        sizes.append(size)
+        times.append(time)
+    return pd.DataFrame({"size": sizes, "mtime_ns": times}, dtype=np.int64)
 
 
 def _is_unicode(text: str) -> bool:

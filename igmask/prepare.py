@@ -24,7 +24,7 @@ WINDOW = 4  # images a worker, at work, waiting for it or waiting to be written
 
 
 def write_index(settings: dict[str, Any], output: Path, *, seed: int) -> None:
-    """Write the index of a dataset: name, path, label and position of every image.
+    """Write the index of a dataset: of every image what `data.index` says.
 
     settings: the keys of the schema's `dataset`, kept with the records for the next steps
     """

@@ -513,6 +513,34 @@ def test_every_source_reads_grey_of_more_than_8_bits_by_its_scale(tmp_path, monk
         assert np.asarray(image).tolist() == [[[0] * 3, [1] * 3, [255] * 3]]
 
 
+def test_the_size_and_time_of_every_image_file_are_kept(tmp_path, monkeypatch):
+    for i in range(3):
+        paint(tmp_path / "a" / f"{i}.png", size=(8, 8 + 40 * i))
+        os.utime(tmp_path / "a" / f"{i}.png", ns=(0, 10**18 + i))
+    (tmp_path / "a" / "3.png").symlink_to("nowhere")
+    (tmp_path / "labels.csv").write_text("file,label\na/2.png,0\na/0,1\na/3,1\n")
+    sizes = [(tmp_path / "a" / f"{i}.png").stat().st_size for i in range(3)] + [-1]
+    assert len({*sizes}) == 4
+    times = [10**18, 10**18 + 1, 10**18 + 2, -1]
+    table = {"source": "csv", "labels": str(tmp_path / "labels.csv")}
+    for source, order in (
+        (SOURCES[0], [0, 1, 2, 3]),
+        (SOURCES[1], [0, 1, 2, 3]),
+        (table, [2, 0, 3]),
+    ):
+        records, _ = index(config.dataset(source | {"root": str(tmp_path)}))
+        assert records["size"].tolist() == [sizes[i] for i in order]
+        assert records["mtime_ns"].tolist() == [times[i] for i in order]
+        assert records["size"].dtype == records["mtime_ns"].dtype == np.int64
+        assert [os.path.basename(path) for path in records["path"]] == [f"{i}.png" for i in order]
+    records, _ = index(config.dataset({"source": "folder", "root": str(tmp_path), "limit": 2}))
+    assert records["size"].tolist() == sizes[:2]
+    found = drawn(np.zeros((9, 9), np.uint8), classes=["a", "b"])
+    monkeypatch.setattr(torchvision.datasets, "Drawn", found, raising=False)
+    for others in ({"source": "demo"}, {"source": "torchvision", "class": "Drawn", "root": "."}):
+        assert not {"size", "mtime_ns"} & {*index(config.dataset(others))[0].columns}
+
+
 def test_torchvision_datasets_serve_one_thread_at_a_time(monkeypatch):
     class Guarded:
         def __init__(self, root):

@@ -471,6 +471,21 @@ def test_the_index_says_that_numbers_are_labels(study, capsys):
     assert all(int(Path(r.name).parts[0]) == r.label for r in records.itertuples(index=False))
 
 
+def test_the_index_keeps_what_tells_a_changed_file_and_prepare_does_not(study):
+    settings = {"source": "folder", "root": "images", "scale": 255}
+    write_index(settings, study / "index.parquet", seed=0)
+    records, made_by = arrays.read_records(study / "index.parquet")
+    files = [Path(path).stat() for path in records["path"]]
+    assert records["size"].tolist() == [file.st_size for file in files]
+    assert records["mtime_ns"].tolist() == [file.st_mtime_ns for file in files]
+    assert made_by["dataset"]["scale"] == 255
+    geometry = config.Geometry(SIZE, None, "bilinear")
+    prepare(study / "index.parquet", study / "images.npy", geometry=geometry)
+    records, made_by = arrays.read_records(study / "images.parquet")
+    assert list(records) == ["name", "label", "position", arrays.CHECKSUM]
+    assert made_by["dataset"]["scale"] == 255
+
+
 def test_grey_of_more_than_8_bits_needs_a_scale(study):
     grey = np.linspace(0, 4095, 20 * 18).reshape(20, 18).astype(np.uint16)
     Image.fromarray(grey).save(study / "images" / "cat" / "00.png")
