@@ -82,8 +82,9 @@ def unnamed_classes(made_by: Mapping[str, Any], n_classes: int) -> str | None:
             "on Kaggle, or Keras' imagenet_class_index.json"
         )
     return says + (
-        f"Write the {n_classes} names to a file, one a line in the order of the network's outputs, "
-        "and set dataset.classes to it; or name the folders by the numbers of their classes"
+        f"Write the names of all {n_classes} to a file, one a line in the order of the network's "
+        f"outputs, the {len(names)} as they are here, and set dataset.classes to it; or name class "
+        "folders by the numbers of their classes"
     )
 
 

@@ -187,7 +187,7 @@ def test_fewer_folders_than_classes_need_a_class_list(tmp_path, source):
     assert said.startswith("has 1000 classes, and the dataset 2 class")
     assert "set dataset.classes to a file of all its 1000 wnids" in said
     said = unnamed_classes({"dataset": dataset, "classes": classes}, 5)
-    assert "Write the 5 names to a file" in said
+    assert "Write the names of all 5 to a file" in said
     assert unnamed_classes({"dataset": dataset, "classes": classes}, 2) is None
     wnids = [f"n{i:08}" for i in range(1000)]
     wnids[1], wnids[105] = "n01443537", "n01882714"
