@@ -50,7 +50,7 @@ def load(root: Path, workers: int) -> None:
 
 def read_batches(path: Path) -> None:
     """Read every batch of an array as the steps after preparation do."""
-    for _, rows in arrays.batches([path], BATCH):
+    for _, rows in arrays.Shards([path]).batches(BATCH):
         rows.max()
 
 
@@ -83,7 +83,7 @@ def main(page: Path) -> None:
         }
         ways |= {f"DataLoader, num_workers={n}": lambda n=n: load(root, n) for n in (0, 1, 2)}
         ways |= {
-            "arrays.batches": lambda: read_batches(output),
+            "arrays.Shards": lambda: read_batches(output),
             "np.load, mapped": lambda: read_map(output),
         }
         times = {way: [] for way in ways}

@@ -12,6 +12,7 @@ import platform
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -98,15 +99,6 @@ def read_array(path: Path) -> np.ndarray:
         raise InputError(f"{path}: not a whole .npy array ({error}); {ADVICE}") from error
 
 
-def read_rows(path: Path, rows: Any) -> np.ndarray:
-    """Return a copy of some rows of a .npy file, by numbers or a slice.
-
-    The file is mapped for this call only: pages that were read would else count as memory of the
-    process, which would grow with the dataset.
-    """
-    return np.array(read_array(path)[rows])
-
-
 def checksums(rows: np.ndarray) -> list[int]:
     """Return the CRC-32 of the bytes of each row, as the records have them."""
     return [zlib.crc32(row.data) for row in np.ascontiguousarray(rows)]
@@ -156,44 +148,82 @@ def read_settings(path: Path) -> dict[str, Any]:
         return _settings(pq.read_schema(path))
 
 
-def read_shard(path: Path) -> tuple[np.ndarray, pd.DataFrame, dict[str, Any]]:
-    """Return (array, records, settings) of a shard; raise InputError if they are of two runs."""
-    array, (records, settings) = read_array(path), read_records(records_of(path))
-    if len(array) != len(records):
-        raise InputError(
-            f"{path}: {len(array)} rows, and {len(records)} records beside it; {ADVICE}"
-        )
-    return array, records, settings
+class Shards:
+    """An array in shards, of which a few rows at a time are read, and checked as they are.
 
-
-def read_shards(paths: list[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Return (all records, settings) of the shards at `paths`, in that order.
-
-    The settings are those that the shards share, with the skipped images of all.
+    paths:     of the arrays, in order
+    records:   of all shards
+    settings:  those that the shards share, with the skipped images of all
+    row_shape: of the array
     """
-    read = [read_shard(path)[1:] for path in paths]
-    settings = {key: value for key, value in read[0][1].items() if key not in ("shard", "read")}
-    settings["skipped"] = [image for _, shard in read for image in shard["skipped"]]
-    records = pd.concat([records for records, _ in read], ignore_index=True)
-    return records, settings
+
+    def __init__(self, paths: list[Path]) -> None:
+        """Read the records; raise InputError if they, or the shards, do not belong together."""
+        read = [read_records(records_of(path)) for path in paths]
+        self.paths = paths
+        self._starts = np.cumsum([0, *(len(records) for records, _ in read)])
+        self.records = pd.concat([records for records, _ in read], ignore_index=True)
+        self.settings = _shared(paths, [settings for _, settings in read])
+        mapped = [self._array(i) for i in range(len(paths))]
+        self.row_shape: tuple[int, ...] = mapped[0].shape[1:]
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return a copy of some rows, by their numbers through all shards.
+
+        A row that is there several times, to fill a batch, is read and checked once.
+
+        raises InputError that names the file and an image, if its bytes are not those written
+        """
+        wanted, places = np.unique(rows, return_inverse=True)
+        owners = np.searchsorted(self._starts, wanted, side="right") - 1
+        parts = [self._checked(i, wanted[owners == i] - self._starts[i]) for i in np.unique(owners)]
+        return np.concatenate(parts)[places]
+
+    def batches(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (number of the first row, rows) of the shards, `size` rows or fewer at once.
+
+        A batch is of one shard. Few rows are in memory at a time, and all checked as by `read`.
+        """
+        for i, (first, end) in enumerate(pairwise(self._starts.tolist())):
+            for start in range(0, end - first, size):
+                yield first + start, self._checked(i, slice(start, start + size))
+
+    def n_batches(self, size: int) -> int:
+        """Return how many `batches` there are."""
+        return sum(-(-n_rows // size) for n_rows in np.diff(self._starts).tolist())
+
+    def _checked(self, shard: int, rows: np.ndarray | slice) -> np.ndarray:
+        # Mapped for this call only: pages that were read would else count as memory of the process,
+        # which would grow with the dataset.
+        found = np.array(self._array(shard)[rows])
+        records = self.records[self._starts[shard] : self._starts[shard + 1]].iloc[rows]
+        wrong = np.array(checksums(found)) != records[CHECKSUM].to_numpy()
+        if wrong.any():
+            name = records["name"][wrong].iloc[0]
+            raise InputError(f"{self.paths[shard]}: other bytes than written for {name}; {ADVICE}")
+        return found
+
+    def _array(self, shard: int) -> np.ndarray:
+        path, n_records = self.paths[shard], np.diff(self._starts)[shard]
+        array = read_array(path)
+        if len(array) != n_records:
+            raise InputError(
+                f"{path}: {len(array)} rows, and {n_records} records beside it; {ADVICE}"
+            )
+        return array
 
 
-def batches(paths: list[Path], size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (number of the first row, rows) of the arrays at `paths`, `size` rows or fewer at once.
-
-    A batch is of one array; its rows are numbered through all of them. Few are in memory at a time.
-    """
-    first = 0
-    for path in paths:
-        n_rows = len(read_array(path))
-        for start in range(0, n_rows, size):
-            yield first + start, read_rows(path, slice(start, start + size))
-        first += n_rows
-
-
-def n_batches(paths: list[Path], size: int) -> int:
-    """Return how many `batches` there are."""
-    return sum(-(-len(read_array(path)) // size) for path in paths)
+def _shared(paths: list[Path], settings: list[dict[str, Any]]) -> dict[str, Any]:
+    """The settings of shards but for those of each, with the skipped images of all."""
+    of_each = {"shard", "skipped"} | ({"read"} if len(paths) > 1 else set())
+    first, *others = ({k: v for k, v in one.items() if k not in of_each} for one in settings)
+    for path, other in zip(paths[1:], others, strict=True):
+        if changed := sorted(k for k in first | other if first.get(k) != other.get(k)):
+            raise InputError(
+                f"{path}: of other {' and '.join(changed)} than {paths[0]}; give the shards of one "
+                "run, all and in order"
+            )
+    return first | {"skipped": [image for one in settings for image in one.get("skipped", [])]}
 
 
 @contextmanager

@@ -51,10 +51,11 @@ def write_scores(
 
     attribution: the keys of the schema's `attribution`
     batch_size, engine: see `integrated_gradients`
-    raises       InputError naming the images whose attribution is not finite or whose label does
-                 not fit the model
+    raises       InputError naming the images that are damaged, whose attribution is not finite or
+                 whose label does not fit the model
     """
-    images, records, made_by = arrays.read_shard(images_path)
+    images = arrays.Shards([images_path])
+    records, made_by = images.records, arrays.read_settings(arrays.records_of(images_path))
     model = models.complete(model)
     where = take_device(device)
     network = models.load(model, device=where)
@@ -69,15 +70,15 @@ def write_scores(
             most=attribution["most_steps"],
             side=side,
         )
-    starts = range(0, len(images), GROUP)
-    parts_shape = (2, *grid(images.shape[1], images.shape[2], side))
-    columns = {name: np.zeros(len(images), dtype) for name, dtype in _COLUMNS.items()}
+    starts = range(0, len(records), GROUP)
+    parts_shape = (2, *grid(images.row_shape[0], images.row_shape[1], side))
+    columns = {name: np.zeros(len(records), dtype) for name, dtype in _COLUMNS.items()}
     with arrays.writing(output, np.float32, parts_shape) as scores:
         label = f"attribute {made_by['shard']}"
         for start in progress(starts, total=len(starts), unit="groups", label=label):
-            rows = full_batch(start, len(images), GROUP)
+            rows = full_batch(start, len(records), GROUP)
             batch = records.iloc[rows]
-            pixels = models.pixels(arrays.read_rows(images_path, rows), where)
+            pixels = models.pixels(images.read(rows), where)
             labels = torch.tensor(batch["label"].to_numpy(), device=where)
             starts_of_paths = baselines.make(
                 attribution["baseline"],
@@ -105,7 +106,7 @@ def write_scores(
             except NotFinite as error:
                 name = batch["name"].iloc[error.image]
                 raise NotFinite(error.image, error.alpha, error.step, name) from None
-            n_live = min(GROUP, len(images) - start)
+            n_live = min(GROUP, len(records) - start)
             parts = square_parts(result.values, side=side).cpu()[:n_live]
             bad = ~parts.isfinite().flatten(1).all(dim=1)
             refuse("attributions of", batch["name"][:n_live], bad.tolist())

@@ -78,15 +78,16 @@ def evaluate(
     masks:       of `write_masks`, a file a p
     seed:        of the controls
     modes:       `keep` masks everything outside the selection, `drop` masks the selection
-    raises       InputError if masks and images do not belong together, naming images whose outputs
-                 are NaN, or for an unknown mode, fill or control
+    raises       InputError if masks and images do not belong together, naming images that are
+                 damaged or whose outputs are NaN, or for an unknown mode, fill or control
     """
     for kind, asked, known in (
         ("mode", modes, MODES), ("fill", fills, FILLS), ("control", controls, CONTROLS)
     ):  # fmt: skip
         if unknown := sorted(set(asked) - set(known)):
             raise InputError(f"unknown {kind} {unknown[0]!r}; choose from {', '.join(known)}")
-    records, made_by = arrays.read_shards(image_paths)
+    images = arrays.Shards(image_paths)
+    records = images.records
     if records.empty:
         raise InputError("no image of the dataset is usable, so there is nothing to evaluate")
     model = models.complete(model)
@@ -94,13 +95,13 @@ def evaluate(
     network = models.load(model, device=where)
     n_classes = models.n_classes(network, model)
     check_labels(records, n_classes)
-    made_by |= {
+    made_by = images.settings | {
         "step": "evaluate",
         "version": STAGES["evaluate"],
         "name": name or model.source,
         "model": settings(model),
         "n_classes": n_classes,
-        "outputs": _sample(network, image_paths, where),
+        "outputs": _sample(network, images, where),
         "read": {"images": arrays.digest(records)} | models.digests(model),
     }
     made_by["class_names"] = models.class_names(model) or made_by["classes"]
@@ -108,13 +109,13 @@ def evaluate(
     made_by["controls"] = list(controls)
     if controls:
         made_by["control_seed"] = seed
-    conditions += _masked(masks, modes, fills, records, made_by)
+    conditions += _masked(masks, modes, fills, images, made_by)
     for condition in conditions:
         kept = folder / KEPT / f"{condition.name}.parquet"
         if _is_made(kept, condition.made_by):
             say(f"evaluate {condition.name}: kept from before")
         else:
-            found = _evaluated(condition, network, image_paths, batch_size or 64, where)
+            found = _evaluated(condition, network, images, batch_size or 64, where)
             arrays.write_records(kept, found, condition.made_by)
         _place(kept, folder / kept.name)
 
@@ -126,7 +127,7 @@ class _Condition:
     name: str  # of the file
     records: pd.DataFrame
     made_by: dict[str, Any]
-    masks: Path | None = None
+    masks: arrays.Shards | None = None
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -138,21 +139,22 @@ def _masked(
     masks: tuple[Path, ...],
     modes: tuple[str, ...],
     fills: tuple[str, ...],
-    records: pd.DataFrame,
+    images: arrays.Shards,
     made_by: dict[str, Any],
 ) -> list[_Condition]:
     """The conditions of masks, in their order; `made_by` are the settings that all share."""
     conditions: dict[str, _Condition] = {}
     for path in masks:
-        masked, made_by_mask = read_masks(path, records, made_by)
-        selected = records.assign(predicted=masked["predicted"])
-        p, read = made_by_mask["p"], made_by["read"] | {"masks": arrays.digest(masked)}
+        applied = read_masks(path, images)
+        selected = images.records.assign(predicted=applied.records["predicted"])
+        p = applied.settings["p"]
+        read = made_by["read"] | {"masks": arrays.digest(applied.records)}
         for mode, fill in product(dict.fromkeys(modes), dict.fromkeys(fills)):
             condition = Condition(mode, p, fill)
             if condition.name in conditions:
                 raise InputError(f"{path}: masks of p = {percent(p)} are there twice")
-            own = made_by_mask | made_by | condition._asdict() | {"read": read}
-            conditions[condition.name] = _Condition(condition.name, selected, own, path)
+            own = applied.settings | made_by | condition._asdict() | {"read": read}
+            conditions[condition.name] = _Condition(condition.name, selected, own, applied)
     return list(conditions.values())
 
 
@@ -177,7 +179,7 @@ def _is_made(path: Path, made_by: dict[str, Any]) -> bool:
 def _evaluated(
     condition: _Condition,
     network: nn.Module,
-    image_paths: list[Path],
+    images: arrays.Shards,
     batch_size: int,
     device: torch.device,
 ) -> pd.DataFrame:
@@ -185,10 +187,10 @@ def _evaluated(
     records, made_by, kinds = condition.records, condition.made_by, condition.kinds
     normalize, classifier = network.children()  # as `models.load` puts them together
     mean, std = (value.flatten() for value in normalize.buffers())
-    n_batches = arrays.n_batches(image_paths, batch_size) * len(kinds)
+    n_batches = images.n_batches(batch_size) * len(kinds)
     batches = (
         (rows, n_live, shown, i)
-        for rows, n_live, shown in _batches(image_paths, batch_size, device)
+        for rows, n_live, shown in _batches(images, batch_size, device)
         for i in range(len(kinds))
     )
     label = f"evaluate {condition.name}"
@@ -199,7 +201,7 @@ def _evaluated(
             record = _predict(network, models.pixels(shown, device), batch)
             record["area_kept"] = 1
         else:
-            mask = unpack(arrays.read_rows(condition.masks, rows), tuple(made_by["grid"]))
+            mask = unpack(condition.masks.read(rows), tuple(made_by["grid"]))
             if kinds[i] == "random":
                 seed = made_by["control_seed"]
                 mask = random_like(mask, batch["position"].to_numpy(), seed=seed)
@@ -222,15 +224,15 @@ def _evaluated(
     return results.join(pd.DataFrame(found.ravel()))
 
 
-def _sample(network: nn.Module, image_paths: list[Path], device: torch.device) -> str:
+def _sample(network: nn.Module, images: arrays.Shards, device: torch.device) -> str:
     """Return what stands for what the network says of some images.
 
     It changes with all that settings and files do not tell: weights from a URL, code that a module
     imports, versions of libraries.
     """
-    _, images = next(batch for batch in arrays.batches(image_paths, _N_SAMPLED) if len(batch[1]))
+    _, few = next(images.batches(_N_SAMPLED))
     with torch.no_grad():
-        outputs = network(models.pixels(images, device)).cpu()
+        outputs = network(models.pixels(few, device)).cpu()
     return hashlib.sha256(outputs.numpy().tobytes()).hexdigest()
 
 
@@ -251,29 +253,23 @@ def _predict(network: nn.Module, inputs: Tensor, batch: pd.DataFrame) -> np.ndar
 
 
 def _batches(
-    shards: list[Path], size: int, device: torch.device
+    images: arrays.Shards, size: int, device: torch.device
 ) -> Iterator[tuple[np.ndarray, int, Tensor]]:
     """Yield (rows of all images, how many are not padding, the images in uint8), shard by shard."""
-    for first, images in arrays.batches(shards, size):
-        rows = full_batch(0, len(images), size)
-        yield first + rows, len(images), torch.from_numpy(images[rows]).to(device)
+    for first, shown in images.batches(size):
+        rows = full_batch(0, len(shown), size)
+        yield first + rows, len(shown), torch.from_numpy(shown[rows]).to(device)
 
 
-def read_masks(
-    path: Path, images: pd.DataFrame, made_by: dict[str, Any]
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Return the records and settings of masks.
-
-    images, made_by: the records of the images and their settings
-    raises           InputError if the masks are of other images
-    """
-    _, records, made_by_mask = arrays.read_shard(path)
+def read_masks(path: Path, images: arrays.Shards) -> arrays.Shards:
+    """Return the masks in a file, or raise InputError if they are of other images."""
+    masks = arrays.Shards([path])
     if (
-        not records["name"].equals(images["name"])
-        or made_by_mask["geometry"] != made_by["geometry"]
+        not masks.records["name"].equals(images.records["name"])
+        or masks.settings["geometry"] != images.settings["geometry"]
     ):
         raise InputError(
             f"{path}: these masks belong to other images; `igmask verify --remove` clears away "
             "what does not fit the configuration, and the next run makes it again"
         )
-    return records, made_by_mask
+    return masks

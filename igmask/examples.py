@@ -17,9 +17,9 @@ from igmask.masks import fill_values, to_pixels, unpack
 
 
 class File(NamedTuple):
-    """The place of an array, and the records and settings beside it."""
+    """Records and their settings."""
 
-    array: Path
+    path: Path
     records: pd.DataFrame
     settings: dict[str, Any]
 
@@ -77,14 +77,16 @@ def spread(labels: np.ndarray, n_images: int) -> np.ndarray:
 
 def _read_examples(files: list[Path], n_images: int) -> Examples:
     found = _by_step(files)
-    index = pd.concat([file.records for file in found["prepare"]], ignore_index=True)
+    of_images, of_scores = arrays.Shards(found["prepare"]), arrays.Shards(found["attribute"])
+    index = of_images.records
     rows = spread(index["label"].to_numpy(), n_images)
     take = partial(_take, rows=rows, names=index["name"])
-    images = take(found["prepare"]).astype(np.float32) / 255
-    classes, side = (found["attribute"][0].settings[key] for key in ("class_names", "side"))
+    images = of_images.read(rows).astype(np.float32) / 255
+    classes, side = (of_scores.settings[key] for key in ("class_names", "side"))
     tiled = partial(to_pixels, height=images.shape[1], width=images.shape[2], side=side)
-    parts = tiled(take(found["attribute"]))
-    targets = pd.concat([file.records["target"] for file in found["attribute"]])
+    parts = tiled(take(of_scores))
+    targets = of_scores.records["target"]
+    masks = [arrays.Shards([path]) for path in found.get("mask", [])]
     return Examples(
         names=index["name"].iloc[rows],
         labels=[class_name(classes, label) for label in index["label"].iloc[rows]],
@@ -92,35 +94,30 @@ def _read_examples(files: list[Path], n_images: int) -> Examples:
         images=images,
         attribution=parts[:, 0] - parts[:, 1],
         masks={
-            file.settings["p"]: tiled(unpack(take([file]), tuple(file.settings["grid"])))
-            for file in found.get("mask", [])
+            one.settings["p"]: tiled(unpack(take(one), tuple(one.settings["grid"])))
+            for one in masks
         },
-        evaluated=found["evaluate"],
+        evaluated=[File(path, *arrays.read_records(path)) for path in found["evaluate"]],
     )
 
 
-def _by_step(files: list[Path]) -> dict[str, list[File]]:
-    """Return the files of each step; an array goes by its .npy, its .parquet or both."""
-    found: dict[str, list[File]] = {}
+def _by_step(files: list[Path]) -> dict[str, list[Path]]:
+    """The files of each step, once each; an array goes by its .npy, its .parquet or both."""
+    found: dict[str, list[Path]] = {}
     for path in dict.fromkeys(arrays.records_of(file) for file in files):
-        records, settings = arrays.read_records(path)
-        file = File(path.with_suffix(".npy"), records, settings)
-        found.setdefault(settings["step"], []).append(file)
+        step = arrays.read_settings(path)["step"]
+        found.setdefault(step, []).append(path if step == "evaluate" else path.with_suffix(".npy"))
     for step in ("prepare", "attribute", "evaluate"):
         if step not in found:
             raise InputError(f"examples need the files that `igmask {step}` wrote, too")
     return found
 
 
-def _take(shards: list[File], rows: np.ndarray, names: pd.Series) -> np.ndarray:
-    """Return some rows of an array in shards, reading no others; `names` are all images'."""
-    if not pd.concat([file.records["name"] for file in shards], ignore_index=True).equals(names):
-        raise InputError(f"{shards[0].array}: of other images, or not all shards are given")
-    starts = np.cumsum([0] + [len(file.records) for file in shards])
-    owners = np.searchsorted(starts, rows, side="right") - 1
-    mapped = [arrays.read_array(file.array) for file in shards]
-    pairs = zip(owners, rows - starts[owners], strict=True)
-    return np.stack([mapped[owner][row] for owner, row in pairs])
+def _take(shards: arrays.Shards, rows: np.ndarray, names: pd.Series) -> np.ndarray:
+    """Some rows of an array; `names` are all images'."""
+    if not shards.records["name"].equals(names):
+        raise InputError(f"{shards.paths[0]}: of other images, or not all shards are given")
+    return shards.read(rows)
 
 
 def _condition_columns(examples: Examples) -> dict[str, dict[float, Column]]:
@@ -142,7 +139,7 @@ def _condition_column(examples: Examples, file: File) -> Column:
     settings, title, images = file.settings, file.settings["mode"], examples.images
     records = file.records[file.records["mask"].isin(["none", "selection"])].set_index("name")
     if not examples.names.isin(records.index).all():
-        raise InputError(f"{arrays.records_of(file.array)}: records of other images")
+        raise InputError(f"{file.path}: records of other images")
     if title != "original":
         p = settings["p"]
         if p not in examples.masks:

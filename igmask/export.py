@@ -56,33 +56,32 @@ def export(
     mode, fill:  see `evaluate`
     raises       InputError if masks and images do not belong together, if `output` holds an export
                  with other settings, other images or anything else, for labels that cannot be
-                 folders, or for an unknown mode or fill
+                 folders, for damaged images, or for an unknown mode or fill
     """
     if mode not in MODES or fill not in FILLS:
         raise InputError(f"unknown mode {mode!r} or fill {fill!r}")
-    records, made_by = arrays.read_shards(image_paths)
+    images = arrays.Shards(image_paths)
+    records = images.records
     if records.empty:
         raise InputError("no image of the dataset is usable, so there is nothing to export")
-    folders = _class_folders(records["label"], made_by["classes"])
+    folders = _class_folders(records["label"], images.settings["classes"])
     files = _files(records, folders)
-    condition = {"mode": "original"}
-    if masks is not None:
-        _, made_by_mask = read_masks(masks, records, made_by)
-        made_by |= made_by_mask
-        condition = {"mode": mode, "fill": fill}
-    made_by |= condition | {"step": "export", "n_images": len(records)}
+    applied = None if masks is None else read_masks(masks, images)
+    made_by = images.settings | {"mode": "original"}
+    if applied is not None:
+        made_by |= applied.settings | {"mode": mode, "fill": fill}
+    made_by |= {"step": "export", "n_images": len(records)}
     _claim(output, made_by)
     for folder in folders:
         (output / folder).mkdir(exist_ok=True)
-    n_batches = arrays.n_batches(image_paths, _BATCH)
     label = f"export {made_by['mode']} {made_by.get('p', '')}".strip()
-    batches = arrays.batches(image_paths, _BATCH)
+    batches, n_batches = images.batches(_BATCH), images.n_batches(_BATCH)
     with ThreadPoolExecutor(n_cores()) as pool:  # Pillow encodes without holding the GIL
         for first, shown in progress(batches, total=n_batches, unit="batches", label=label):
-            rows = slice(first, first + len(shown))
-            if masks is not None:
-                shown = _masked(shown, arrays.read_rows(masks, rows), made_by)
-            places = [output / file for file in files[rows]]
+            rows = range(first, first + len(shown))
+            if applied is not None:
+                shown = _masked(shown, applied.read(np.array(rows)), made_by)
+            places = [output / files[row] for row in rows]
             list(pool.map(_write, places, shown))
     with arrays.replacing(output / LABELS) as temporary:
         table = {"file": files, "label": records["label"], "name": records["name"]}

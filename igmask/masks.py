@@ -133,23 +133,24 @@ def write_masks(
     predictions, and add `n_selected`, the number of squares.
 
     percents, by, score: see `kernels.select` and `kernels.score_parts`
-    raises               InputError naming the images whose scores are not finite, or for a p twice
+    raises               InputError naming the images whose scores are damaged or not finite, or for
+                         a p twice
     """
     outputs = [folder / f"{percent(p)}.npy" for p in percents]
     if len(set(outputs)) < len(outputs):
         raise InputError(f"a p is there twice among {', '.join(map(percent, percents))}")
-    records, made_by = arrays.read_shards(score_paths)
+    shards = arrays.Shards(score_paths)
+    records = shards.records
     if records.empty:
         raise InputError("no image of the dataset is usable, so there is nothing to mask")
-    grid = arrays.read_array(score_paths[0]).shape[2:]
-    n_chunks = arrays.n_batches(score_paths, _CHUNK)
+    grid = shards.row_shape[1:]
     counts = np.zeros((len(outputs), len(records)), dtype=np.int64)
     with ExitStack() as stack:
         n_bytes = -(-grid[0] * grid[1] // 8)
         writers = [
             stack.enter_context(arrays.writing(output, np.uint8, (n_bytes,))) for output in outputs
         ]
-        chunks = arrays.batches(score_paths, _CHUNK)
+        chunks, n_chunks = shards.batches(_CHUNK), shards.n_batches(_CHUNK)
         for first, parts in progress(chunks, total=n_chunks, unit="chunks", label="mask"):
             rows = slice(first, first + len(parts))
             scores = score_parts(parts, score)
@@ -159,7 +160,7 @@ def write_masks(
                 writers[i].append(pack(mask))
                 counts[i, rows] = mask.sum(axis=(1, 2))
     error = records["relative_completeness"]
-    made_by |= {
+    made_by = shards.settings | {
         "step": "mask",
         "read": {"scores": arrays.digest(records)},
         "grid": list(grid),

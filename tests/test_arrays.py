@@ -1,5 +1,7 @@
 """Files are whole or not there."""
 
+import os
+import zlib
 from itertools import pairwise
 
 import numpy as np
@@ -131,6 +133,88 @@ def test_no_damage_of_records_is_more_than_an_input_error(tmp_path):
         except InputError:
             n_refused += 1
     assert n_refused > len(whole) // 3 // 4
+
+
+def written(folder, n_rows, **settings):
+    """Shards of so many rows each: (paths, the rows of all)."""
+    whole = np.random.default_rng(0).random((sum(n_rows), 2, 3), dtype=np.float32)
+    paths = []
+    for i, (first, last) in enumerate(pairwise(np.cumsum([0, *n_rows]))):
+        paths.append(folder / f"{i}.npy")
+        with arrays.writing(paths[-1], np.float32, (2, 3)) as writer:
+            writer.append(whole[first:last])
+        records = pd.DataFrame({"name": [f"image {row}" for row in range(first, last)]})
+        records["crc32"] = writer.checksums
+        own = {"shard": f"{i + 1}-of-{len(n_rows)}", "skipped": [[f"bad {i}", "empty"]]}
+        arrays.write_records(arrays.records_of(paths[-1]), records, own | settings)
+    return paths, whole
+
+
+def flip(path, row, row_bytes=24):
+    """Change one bit of a row of an array, and leave the time of change."""
+    times = path.stat()
+    content = bytearray(path.read_bytes())
+    content[len(content) - arrays.read_array(path).nbytes + row * row_bytes + 5] ^= 4
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("n_rows", [(7,), (3, 4), (0, 3, 0, 3, 1, 0)])
+def test_shards_are_read_as_one_array(tmp_path, n_rows):
+    paths, whole = written(tmp_path, n_rows, side=3)
+    shards = arrays.Shards(paths)
+    assert shards.row_shape == (2, 3)
+    assert shards.records["name"].tolist() == [f"image {row}" for row in range(7)]
+    assert shards.settings["side"] == 3
+    assert [name for name, _ in shards.settings["skipped"]] == [
+        f"bad {i}" for i in range(len(n_rows))
+    ]
+    for rows in ([0], [6, 2, 2, 0, 6], range(7)):
+        np.testing.assert_array_equal(shards.read(np.array(rows)), whole[list(rows)])
+    for size in (1, 2, 100):
+        found = list(shards.batches(size))
+        assert len(found) == shards.n_batches(size)
+        assert max(len(rows) for _, rows in found) <= size
+        for first, rows in found:
+            np.testing.assert_array_equal(rows, whole[first : first + len(rows)])
+        assert sum(len(rows) for _, rows in found) == 7
+
+
+@pytest.mark.parametrize("row", range(7))
+def test_no_row_of_other_bytes_is_read(tmp_path, row):
+    paths, whole = written(tmp_path, (3, 4))
+    shards = arrays.Shards(paths)
+    shard, own = (0, row) if row < 3 else (1, row - 3)
+    flip(paths[shard], own)
+    others = np.delete(np.arange(7), row)
+    np.testing.assert_array_equal(shards.read(others), whole[others])
+    message = rf"{shard}\.npy: other bytes than written for image {row}; `igmask verify --remove`"
+    with pytest.raises(InputError, match=message):
+        shards.read(np.arange(7))
+    with pytest.raises(InputError, match=message):
+        list(shards.batches(2))
+
+
+def test_a_row_that_fills_a_batch_is_checked_once(tmp_path, monkeypatch):
+    paths, whole = written(tmp_path, (3, 4))
+    shards, checked = arrays.Shards(paths), []
+    monkeypatch.setattr(
+        arrays, "checksums", lambda rows: checked.extend(rows) or [zlib.crc32(row) for row in rows]
+    )
+    found = shards.read(np.array([5, 6, 6, 6, 6, 6]))
+    np.testing.assert_array_equal(found, whole[[5, 6, 6, 6, 6, 6]])
+    assert len(checked) == 2
+
+
+def test_shards_of_two_runs_are_refused(tmp_path):
+    (first, second), _ = written(tmp_path, (3, 4), side=3, model="a")
+    records, settings = arrays.read_records(arrays.records_of(second))
+    arrays.write_records(arrays.records_of(second), records, settings | {"model": "b"})
+    with pytest.raises(InputError, match=r"1\.npy: of other model than .*0\.npy"):
+        arrays.Shards([first, second])
+    arrays.write_records(arrays.records_of(second), records[:3], settings)
+    with pytest.raises(InputError, match=r"1\.npy: 4 rows, and 3 records"):
+        arrays.Shards([first, second])
 
 
 @pytest.mark.parametrize("n_images", [0, 1, 10, 1000, 50_000])

@@ -106,6 +106,7 @@ def written(shape, names, labels, folder, classes):
         array.append(pixels)
     positions = np.arange(len(names))
     records = pd.DataFrame({"name": names, "label": labels, "position": positions})
+    records["crc32"] = array.checksums
     arrays.write_records(arrays.records_of(path), records, {"classes": classes, "skipped": []})
     return path, pixels
 

@@ -19,10 +19,13 @@ from PIL import Image
 from running import command, environment
 
 from igmask import arrays, cli
+from igmask.errors import InputError
 from igmask.verify import differences
 
 TABLES = "results/tables"
 IMAGES = "results/folder/images/16/1-of-1.npy"
+NET = "results/folder/models/net"
+SCORES, MASKS = f"{NET}/scores/1-of-1.npy", f"{NET}/masks/50.npy"
 
 NETWORK = """
 import os, signal, time
@@ -220,6 +223,45 @@ def test_a_truncated_array_is_named_and_made_again(finished, undisturbed, monkey
     ends_undisturbed(finished, undisturbed)
 
 
+def flip(path):
+    """Change one bit of the last row of an array, and leave the time of change."""
+    times = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        (last,) = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+MODEL = '{"source": "fragile_net:fragile", "size": 16}'
+RECORDS = ["records/original.parquet", "records/keep-50-black.parquet"]
+COMMANDS = {
+    "attribute": ["attribute", IMAGES, "--model", MODEL, "--n-steps", "4", "-o", "x.npy"],
+    "mask": ["mask", SCORES, "-p", "50", "-o", "x"],
+    "evaluate": ["evaluate", IMAGES, "--model", MODEL, "--masks", MASKS, "-o", "x"],
+    "export": ["export", IMAGES, "--masks", MASKS, "-o", "x"],
+    "examples": ["examples", IMAGES, SCORES, MASKS, *(f"{NET}/{x}" for x in RECORDS), "-o", "x"],
+}
+
+
+@pytest.mark.parametrize(
+    ("step", "damaged"),
+    [
+        (step, path)
+        for step in COMMANDS
+        for path in (IMAGES, SCORES, MASKS)
+        if path in COMMANDS[step]
+    ],
+)
+def test_no_step_takes_bytes_that_were_not_written(finished, monkeypatch, step, damaged):
+    flip(finished / damaged)
+    done = igmask(finished, monkeypatch, *COMMANDS[step])
+    last = arrays.read_records(arrays.records_of(finished / damaged))[0]["name"].iloc[-1]
+    assert isinstance(done.exception, InputError)
+    assert f"{damaged}: other bytes than written for {last}; `igmask verify" in str(done.exception)
+
+
 def test_results_of_another_configuration_are_not_taken_for_ones_own(
     study, finished, undisturbed, monkeypatch
 ):
@@ -294,11 +336,7 @@ def test_an_undisturbed_study_has_nothing_wrong(finished, monkeypatch):
 
 
 def test_a_changed_byte_is_found_with_all_that_was_made_of_it(finished, monkeypatch):
-    with (finished / IMAGES).open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        (last,) = file.read(1)
-        file.seek(-1, os.SEEK_END)
-        file.write(bytes([last ^ 1]))
+    flip(finished / IMAGES)
     found = verified(finished, monkeypatch)
     name = arrays.read_records(arrays.records_of(finished / IMAGES))[0]["name"].iloc[-1]
     assert found.pop(IMAGES) == f"damaged: other bytes than written for {name}"

@@ -30,7 +30,8 @@ INDEX = pd.DataFrame(
 def write(path: Path, values: np.ndarray, records: pd.DataFrame, **settings) -> Path:
     with arrays.writing(path, values.dtype, values.shape[1:]) as writer:
         writer.append(values)
-    arrays.write_records(arrays.records_of(path), records.reset_index(drop=True), settings)
+    records = records.reset_index(drop=True).assign(crc32=writer.checksums)
+    arrays.write_records(arrays.records_of(path), records, settings)
     return path
 
 
