@@ -5,13 +5,16 @@ images, each with the checksum of its row; the settings stand in the metadata of
 appear under their final name only once they are complete.
 """
 
+import errno
 import hashlib
 import json
 import os
 import platform
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +29,8 @@ from igmask.errors import InputError
 CHECKSUM = "crc32"  # the column of the records
 
 _METADATA = b"igmask"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_MOST_SECONDS = 24 * 3600  # between two writes to a temporary file
 ADVICE = "`igmask verify --remove` clears away what is damaged, and the next run makes it again"
 
 
@@ -33,9 +38,15 @@ ADVICE = "`igmask verify --remove` clears away what is damaged, and the next run
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which takes its place if the block succeeds.
 
-    If it fails, for lack of space say, nothing is left and what was at `path` before still is.
+    If it fails nothing is left, and what was at `path` before still is. If its process is killed,
+    the temporary file goes when `path` is written next.
+
+    raises OSError that names `path`, not the temporary, if there is no space left
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in _temporaries(path.parent.absolute()):
+        if left.name.startswith(f".{path.name}.") and is_at_work(left) is False:
+            left.unlink(missing_ok=True)
     # The host, since nodes of a cluster write to the same folder.
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
@@ -43,8 +54,42 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_at_work(temporary: Path) -> bool | None:
+    """Return whether the process that writes a temporary file runs; None if on another host.
+
+    What was not written to for a day is nobody's, whatever process has that number now.
+    """
+    try:
+        age_s = time.time() - temporary.stat().st_mtime
+    except FileNotFoundError:  # it has its final name by now
+        return True
+    pid = temporary.name.split(".")[-2]
+    if age_s > _MOST_SECONDS:
+        return False
+    ours = pid.isdecimal() and temporary.name.endswith(f".{platform.node()}.{pid}.tmp")
+    if not ours or os.name != "posix":  # Windows takes signal 0 for Ctrl+C
+        return None
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+@cache
+def _temporaries(folder: Path) -> list[Path]:
+    """Those that lay in a folder when this process first wrote there; a look costs a listing."""
+    return list(folder.glob(".*.tmp"))
 
 
 class ArrayWriter:

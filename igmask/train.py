@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from igmask import arrays, demo, models
@@ -111,7 +111,7 @@ def write_weights(output: Path, *, model: Model, n_train: int, seed: int) -> Non
         raise InputError(str(error)) from error
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
     with arrays.replacing(output) as temporary:
-        save_file(weights, temporary)
+        temporary.write_bytes(save(weights))
 
 
 def _flipped(x: torch.Tensor, chance: torch.Generator) -> torch.Tensor:

@@ -1,6 +1,9 @@
 """Files are whole or not there."""
 
+import errno
 import os
+import subprocess
+import sys
 import zlib
 from itertools import pairwise
 
@@ -8,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from igmask import arrays
+from igmask import arrays, config
+from igmask.drawing import Column, write_table
 from igmask.errors import InputError
+from igmask.train import write_weights
 
 
 def test_arrays_are_appended_and_read_back_mapped(tmp_path):
@@ -60,6 +65,81 @@ def test_a_full_disk_leaves_no_file(full_disk):
     with pytest.raises(OSError, match="No space left"):
         arrays.write_text(full_disk / "t.txt", "x" * 100_000)
     assert list(full_disk.iterdir()) == []
+
+
+WRITERS = {
+    "array": lambda path: write_array(path, np.ones((1, 100_000))),
+    "records": lambda path: arrays.write_records(
+        path, pd.DataFrame({"x": np.random.default_rng(0).random(100_000)}), {}
+    ),
+    "text": lambda path: arrays.write_text(path, "x" * 100_000),
+    "weights": lambda path: write_weights(
+        path,
+        model=config.model(
+            {
+                "source": "igmask.zoo:small_resnet",
+                "size": 64,
+                "train": {"epochs": 1, "batch_size": 2, "learning_rate": 0.1},
+            }
+        ),
+        n_train=2,
+        seed=0,
+    ),
+    "picture": lambda path: write_table(
+        path, [Column("x", [np.random.default_rng(0).random((300, 300))], [""])], row_names=["x"],
+        title="x",
+    ),
+}  # fmt: skip
+
+
+def write_array(path, rows):
+    with arrays.writing(path, np.float64, rows.shape[1:]) as writer:
+        writer.append(rows)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_full_disk_is_said_of_the_file_that_was_to_be(full_disk, kind):
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        WRITERS[kind](full_disk / "x.out")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(full_disk / "x.out"))
+    assert list(full_disk.iterdir()) == []
+
+
+IN_ANOTHER_PROCESS = """
+import os, signal, sys, time
+from pathlib import Path
+from igmask import arrays
+with arrays.replacing(Path("x.npy")) as temporary:
+    temporary.touch()
+    print("at work", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write_and_no_other(tmp_path):
+    command = [sys.executable, "-c", IN_ANOTHER_PROCESS]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as process:
+        try:
+            process.stdout.readline()
+            (temporary,) = tmp_path.iterdir()
+            arrays.write_text(tmp_path / "x.npy", "")
+            assert arrays.is_at_work(temporary)
+            assert temporary.exists()
+        finally:
+            process.kill()
+    other = tmp_path / temporary.name.replace("x.npy", "y.npy")
+    elsewhere, long_ago = (tmp_path / f".x.npy.{host}.17.tmp" for host in ("elsewhere", "old"))
+    for path in (other, elsewhere, long_ago):
+        path.touch()
+    os.utime(long_ago, (1e9, 1e9))
+    assert [arrays.is_at_work(path) for path in (temporary, elsewhere, long_ago)] == [
+        False, None, False
+    ]  # fmt: skip
+    arrays._temporaries.cache_clear()  # as in the next process
+    arrays.write_text(tmp_path / "x.npy", "")
+    assert {*tmp_path.iterdir()} == {tmp_path / "x.npy", other, elsewhere}
+    arrays.write_text(tmp_path / "y.npy", "")
+    assert {*tmp_path.iterdir()} == {tmp_path / "x.npy", tmp_path / "y.npy", elsewhere}
 
 
 def test_rows_of_another_shape_are_an_error(tmp_path):

@@ -147,6 +147,7 @@ def test_a_job_that_is_killed_is_run_again(study, undisturbed, fault):
     assert not succeeded, said
     assert not (study / TABLES).exists()
     ends_undisturbed(study, undisturbed)
+    assert not list(study.rglob(".*.tmp"))
 
 
 def test_what_a_killed_evaluation_had_finished_is_kept(study, undisturbed):
@@ -207,7 +208,7 @@ def test_a_full_disk_is_named_and_more_room_is_enough(study, undisturbed, full_d
         file.write(bytes(40 * 1024))
     succeeded, said = snakemake(study)
     assert not succeeded
-    assert "No space left on device" in said
+    assert "No space left on device: 'results/folder/" in said
     subprocess.run(["mount", "-o", "remount,size=16m", full_disk], check=True)
     ends_undisturbed(study, undisturbed)
 
