@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from igmask import arrays, baselines, models
-from igmask.config import Model, settings
+from igmask.config import Model, settings, stamp
 from igmask.devices import take_device
 from igmask.errors import InputError, refuse
 from igmask.ig import Auto, NotFinite, integrated_gradients
@@ -113,8 +113,7 @@ def write_scores(
             scores.append(parts.numpy())
             for name, column in columns.items():
                 column[start : start + n_live] = getattr(result, name)[:n_live].cpu()
-    made_by |= {
-        "step": "attribute",
+    made_by |= stamp("attribute", made_by) | {
         "read": read,
         "model": settings(model),
         "class_names": models.class_names(model) or made_by["classes"],

@@ -464,24 +464,31 @@ def explain(image: Path, **options: Any) -> None:
 @click.option(
     "--remove", is_flag=True, help="Remove what is bad, so that the next run makes it again."
 )
-def verify(results: Path, configfile: Path | None, remove: bool) -> None:
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Decode every image again and compare, not those alone whose file was written to since.",
+)
+def verify(results: Path, configfile: Path | None, remove: bool, deep: bool) -> None:
     """Check every file of a study: is it there, whole, and made with these settings of the others?
 
     RESULTS is the folder, results/ by default. Exits with 1 if something is missing, damaged or
     stale.
     """
     from igmask import verify as checks
+    from igmask.arrays import ADVICE
     from igmask.workflow import Workflow
 
     flow = Workflow(_read_settings(str(configfile or config.default_file())))
     n_bad = 0
-    for made, problem in checks.verify(flow, results):
+    for made, problem in checks.verify(flow, results, deep=deep):
         n_bad += 1
         say(f"{made.path}: {problem}")
         if remove:
             checks.remove(made, results)
     if n_bad:
-        say(f"{n_bad} files are not as they should be" + (", and are removed" if remove else ""))
+        advice = ", and are removed" if remove else f"; {ADVICE}"
+        say(f"{n_bad} files are not as they should be{advice}")
         sys.exit(1 - remove)
     say("every file is there, whole, and of this configuration")
 

@@ -252,6 +252,17 @@ def given_settings(item: Dataset | Model) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if value != defaults[key]}
 
 
+def stamp(step: str, *before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what files say of their making: the step, and the version of each step so far.
+
+    before: the settings of what they are made of
+    """
+    versions: dict[str, int] = {}
+    for made_by in before:
+        versions |= made_by.get("versions", {})
+    return {"step": step, "versions": versions | {step: STAGES[step]}}
+
+
 def with_plain_input(model: Model) -> Model:
     """Return the model with what is not said of its input filled in: bilinear, not normalised."""
     return replace(

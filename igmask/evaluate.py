@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from igmask import arrays, models
 from igmask.attribute import check_labels, full_batch
-from igmask.config import KEPT, STAGES, Condition, Model, percent, settings
+from igmask.config import KEPT, Condition, Model, percent, settings, stamp
 from igmask.devices import take_device
 from igmask.errors import InputError, refuse
 from igmask.kernels import FILLS, fill_colours, occluded_input
@@ -95,9 +95,8 @@ def evaluate(
     network = models.load(model, device=where)
     n_classes = models.n_classes(network, model)
     check_labels(records, n_classes)
-    made_by = images.settings | {
-        "step": "evaluate",
-        "version": STAGES["evaluate"],
+    made_by = images.settings | stamp("evaluate", images.settings)
+    made_by |= {
         "name": name or model.source,
         "model": settings(model),
         "n_classes": n_classes,
@@ -146,6 +145,7 @@ def _masked(
     conditions: dict[str, _Condition] = {}
     for path in masks:
         applied = read_masks(path, images)
+        common = applied.settings | made_by | stamp("evaluate", applied.settings)
         selected = images.records.assign(predicted=applied.records["predicted"])
         p = applied.settings["p"]
         read = made_by["read"] | {"masks": arrays.digest(applied.records)}
@@ -153,7 +153,7 @@ def _masked(
             condition = Condition(mode, p, fill)
             if condition.name in conditions:
                 raise InputError(f"{path}: masks of p = {percent(p)} are there twice")
-            own = applied.settings | made_by | condition._asdict() | {"read": read}
+            own = common | condition._asdict() | {"read": read}
             conditions[condition.name] = _Condition(condition.name, selected, own, applied)
     return list(conditions.values())
 

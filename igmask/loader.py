@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from igmask import arrays
+from igmask.config import stamp
 from igmask.errors import InputError
 from igmask.ig import Auto, NotFinite, integrated_gradients
 from igmask.progress import progress
@@ -44,7 +45,8 @@ def attribute_loader(
         raise InputError(f"unknown target {target!r}; choose from predicted, label")
     steps = dataclasses.asdict(n_steps) if isinstance(n_steps, Auto) else n_steps
     weights = [value for value in model.state_dict().values() if isinstance(value, Tensor)]
-    made_by = {"target": target, "n_steps": steps, "model": _digest(repr(model), *weights)}
+    made_by = stamp("attribute") | {"target": target, "n_steps": steps}
+    made_by["model"] = _digest(repr(model), *weights)
     # What changes no result may differ from run to run.
     kept = {key: value for key, value in options.items() if key not in ("batch_size", "engine")}
     made_by |= {key: _plain(value) for key, value in kept.items()}

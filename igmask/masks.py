@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from igmask import arrays
-from igmask.config import percent
+from igmask.config import percent, stamp
 from igmask.errors import InputError, refuse
 from igmask.progress import progress
 
@@ -160,8 +160,8 @@ def write_masks(
                 writers[i].append(pack(mask))
                 counts[i, rows] = mask.sum(axis=(1, 2))
     error = records["relative_completeness"]
-    made_by = shards.settings | {
-        "step": "mask",
+    made_by = shards.settings | stamp("mask", shards.settings)
+    made_by |= {
         "read": {"scores": arrays.digest(records)},
         "grid": list(grid),
         "by": by,

@@ -6,7 +6,7 @@ from pathlib import Path
 from igmask import arrays, models
 from igmask.attribute import check_labels
 from igmask.baselines import read_baseline
-from igmask.config import BASELINES, Model
+from igmask.config import BASELINES, Model, stamp
 from igmask.data import unnamed_classes
 from igmask.errors import InputError
 
@@ -26,7 +26,7 @@ def preflight(index_path: Path, output: Path, *, model: Model, baseline: str = "
         raise InputError(f"the network {note}")
     if baseline not in BASELINES:
         read_baseline(baseline, models.complete(model).geometry)
-    found = {
+    found = stamp("preflight", made_by) | {
         "n_classes": n_classes,
         "class_names": models.class_names(model) or made_by["classes"],
         "n_parameters": sum(p.numel() for p in network.parameters()),

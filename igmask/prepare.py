@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 
 from igmask import arrays
-from igmask.config import Geometry, dataset
+from igmask.config import Geometry, dataset, stamp
 from igmask.data import index, numbered_classes, opener
 from igmask.decode import fit
 from igmask.errors import InputError
@@ -29,7 +30,7 @@ def write_index(settings: dict[str, Any], output: Path, *, seed: int) -> None:
     settings: the keys of the schema's `dataset`, kept with the records for the next steps
     """
     records, classes = index(dataset(settings))
-    made_by = {"step": "index", "dataset": settings, "classes": classes, "seed": seed}
+    made_by = stamp("index") | {"dataset": settings, "classes": classes, "seed": seed}
     if note := numbered_classes(made_by, records["label"]):
         say(note)
     arrays.write_records(output, records, made_by)
@@ -52,25 +53,12 @@ def prepare(
     raises        InputError that names every bad image of the shard, if they are not to be skipped
     """
     records, made_by = arrays.read_records(index_path)
-    data = dataset(made_by["dataset"])
     first, last = arrays.shard_bounds(shard, len(records))
     records = records.iloc[first:last]
-    open_image = opener(data, seed=made_by["seed"])
-
-    def decode(record: Any) -> np.ndarray | InputError:
-        try:
-            return fit(open_image(record), geometry)
-        except InputError as error:
-            return error
-
     good, skipped = [], []
-    with (
-        warnings.catch_warnings(),
-        arrays.writing(output, np.uint8, (geometry.size, geometry.size, 3)) as images,
-    ):
-        warnings.simplefilter("ignore")  # of Pillow, on what it then decodes all the same
-        decoded = in_order(decode, records.itertuples(index=False), workers=workers or n_cores())
-        shown = progress(decoded, total=len(records), unit="images", label=f"prepare {shard}")
+    found = decoded(records, made_by, geometry, workers=workers)
+    with arrays.writing(output, np.uint8, (geometry.size, geometry.size, 3)) as images:
+        shown = progress(found, total=len(records), unit="images", label=f"prepare {shard}")
         for name, pixels in zip(records["name"], shown, strict=True):
             good.append(not isinstance(pixels, InputError))
             if isinstance(pixels, InputError):
@@ -85,9 +73,39 @@ def prepare(
             )
     kept = records.loc[good, ["name", "label", "position"]].reset_index(drop=True)
     kept[arrays.CHECKSUM] = images.checksums
-    made_by |= {"step": "prepare", "geometry": vars(geometry), "shard": shard, "skipped": skipped}
-    made_by["on_bad_image"] = on_bad_image
+    made_by |= stamp("prepare", made_by) | {
+        "geometry": vars(geometry),
+        "shard": shard,
+        "skipped": skipped,
+        "on_bad_image": on_bad_image,
+    }
     arrays.write_records(arrays.records_of(output), kept, made_by)
+
+
+def decoded(
+    records: pd.DataFrame,
+    made_by: dict[str, Any],
+    geometry: Geometry,
+    *,
+    workers: int | None = None,
+) -> Iterator[np.ndarray | InputError]:
+    """Yield the pixels (size, size, 3) uint8 of each image, or what is wrong with it, in order.
+
+    records: of the index, or some of them
+    made_by: the settings of the index
+    workers: threads; a core each by default
+    """
+    open_image = opener(dataset(made_by["dataset"]), seed=made_by["seed"])
+
+    def decode(record: Any) -> np.ndarray | InputError:
+        try:
+            return fit(open_image(record), geometry)
+        except InputError as error:
+            return error
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, on what it then decodes all the same
+        yield from in_order(decode, records.itertuples(index=False), workers=workers or n_cores())
 
 
 def in_order(work: Callable[[In], Out], items: Iterable[In], *, workers: int) -> Iterator[Out]:

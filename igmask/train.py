@@ -4,6 +4,7 @@ AdamW on a one-cycle schedule (Smith and Topin 2017, "Super-Convergence") and ra
 flips; no validation, no checkpoints. For networks that matter, load weights instead.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 from igmask import arrays, demo, models
-from igmask.config import Model
+from igmask.config import Model, stamp
 from igmask.errors import InputError
 from igmask.progress import Meter, progress
 
@@ -111,7 +112,7 @@ def write_weights(output: Path, *, model: Model, n_train: int, seed: int) -> Non
         raise InputError(str(error)) from error
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
     with arrays.replacing(output) as temporary:
-        temporary.write_bytes(save(weights))
+        temporary.write_bytes(save(weights, {"igmask": json.dumps(stamp("train"))}))
 
 
 def _flipped(x: torch.Tensor, chance: torch.Generator) -> torch.Tensor:

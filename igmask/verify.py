@@ -2,22 +2,27 @@
 
 Every array carries a checksum a row, every file of records those of its pages, the settings that
 made it, and digests of what it was made of. So damage, another configuration's results and files
-that were exchanged are seen whatever their names and times say. No torch.
+that were exchanged are seen whatever their names and times say. Of image files size and time of
+change are known; where one differs, the image is decoded again. No torch.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from igmask import arrays, config
+from igmask.config import stamp
 from igmask.errors import InputError
+from igmask.prepare import decoded
 from igmask.progress import progress
 from igmask.tables import accuracy_text
 from igmask.workflow import Workflow
@@ -47,11 +52,12 @@ class Made:
 def files(flow: Workflow) -> Iterator[Made]:
     """Yield every file of the study, those that others are made of first."""
     study, folder = flow.study, Path(flow.folder)
-    settings: dict[str, Any] = {"dataset": flow.index_settings()}
+    settings: dict[str, Any] = stamp("index") | {"dataset": flow.index_settings()}
     if study.dataset.source == "demo":
         settings["seed"] = study.seed
     yield Made(folder / "index.parquet", settings)
-    settings = settings | {"on_bad_image": study.dataset.on_bad_image}
+    prepared = {"on_bad_image": study.dataset.on_bad_image}
+    settings = settings | stamp("prepare", settings) | prepared
     geometries = {model.geometry.name: model.geometry for model in flow.models.values()}
     for geometry in geometries.values():
         for shard in flow.shards:
@@ -72,22 +78,25 @@ def _of_model(flow: Workflow, name: str, settings: dict[str, Any]) -> Iterator[M
     files = {"weights": [Path(p) for p in flow.weights(one)], "code": model.code}
     network = {kind: paths for kind, paths in files.items() if paths}
     if model.train is not None:
-        yield Made(Path(str(model.weights)))
-    yield Made(Path(flow.folder, "models", name, "preflight.json"))
+        yield Made(Path(str(model.weights)), stamp("train"))
+    looked_at = stamp("preflight", stamp("index"))
+    yield Made(Path(flow.folder, "models", name, "preflight.json"), looked_at)
     settings = settings | {"model": config.settings(model)}
-    evaluated = {"name": name, "version": config.STAGES["evaluate"]}
+    evaluated = {"name": name} | stamp("evaluate", settings)
     original = settings | evaluated | {"mode": "original"}
+    settings |= stamp("attribute", settings)
     settings |= {"attribution": flow.attribution_settings(), "side": study.squares["side"]}
     if study.attribution["baseline"] == "uniform":
         settings["baseline_seed"] = study.seed
     for shard, array, path in zip(flow.shards, images, scores, strict=True):
         yield Made(path, settings | {"shard": shard}, {"images": [array]} | network)
+    settings |= stamp("mask", settings)
     settings |= {"by": study.selection["by"], "score": study.squares["score"]}
     masks_of = dict(zip(study.selection["p"], map(Path, flow.masks(one)), strict=True))
     for p, masks in masks_of.items():
         yield Made(masks, settings | {"p": p}, {"scores": scores})
     controls = study.masking["controls"]
-    settings |= evaluated | {"controls": controls}
+    settings |= evaluated | stamp("evaluate", settings) | {"controls": controls}
     settings |= {"control_seed": study.seed} if controls else {}
     read = {"images": images} | network
     for condition, records in zip(flow.conditions, flow.records(one), strict=True):
@@ -98,19 +107,26 @@ def _of_model(flow: Workflow, name: str, settings: dict[str, Any]) -> Iterator[M
             yield Made(Path(records), settings | condition._asdict(), read | applied)
 
 
-def verify(flow: Workflow, results: Path = Path("results")) -> Iterator[tuple[Made, str]]:
+def verify(
+    flow: Workflow, results: Path = Path("results"), *, deep: bool = False
+) -> Iterator[tuple[Made, str]]:
     """Yield each file of the study that is not as it should be, and what is wrong with it.
 
     A problem begins with missing, damaged or stale; half-written files that a killed job has left
     are `left over`.
 
     results: the folder of the study's results, wherever it is now
+    deep:    decode every image again and compare; else those only whose file has another size or
+             time of change than when it was indexed
     """
     expected = list(files(flow))
+    expected += _kept(flow, expected, results)
     digests = _Digests(results)
     bad: set[Path] = set()
     for made in progress(expected, total=len(expected), unit="files", label="verify"):
         problem = _problem(made, results, digests, bad, flow)
+        if not problem and made.path.parent.parent == Path(flow.folder, "images"):
+            problem = _source_problem(made, results, bad, flow, deep=deep)
         if problem:
             bad.add(made.path)
             yield made, problem
@@ -126,7 +142,7 @@ def foreign(flow: Workflow) -> list[str]:
         carrier = made.outputs[-1]
         if made.settings is not None and carrier.is_file():
             try:
-                different = differences(made.settings, arrays.read_settings(carrier))
+                different = differences(made.settings, _settings(carrier))
             except InputError:
                 different = ["not readable"]
             lines += [f"{carrier}: {', '.join(different)}"] if different else []
@@ -135,8 +151,11 @@ def foreign(flow: Workflow) -> list[str]:
 
 def remove(made: Made, results: Path = Path("results")) -> None:
     """Remove a file and its fellows, so that the next run makes them again."""
-    for path in made.outputs:
-        _placed(path, results).unlink(missing_ok=True)
+    for place in (_placed(path, results) for path in made.outputs):
+        kept = place.parent / config.KEPT / place.name
+        if _are_one(kept, place):
+            kept.unlink()
+        place.unlink(missing_ok=True)
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
@@ -155,6 +174,29 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
         elif there != value:
             lines.append(f"{key} is {there!r}, not {value!r}")
     return lines
+
+
+def _kept(flow: Workflow, expected: list[Made], results: Path) -> Iterator[Made]:
+    """What `evaluate` keeps and has no other name: of a job that was killed, of other conditions.
+
+    Of conditions that the study has no more, their model and images are compared.
+    """
+    as_expected = {made.path: made for made in expected}
+    for name in flow.models:
+        folder = Path(flow.records_folder(SimpleNamespace(model=name)))
+        original = as_expected[folder / "original.parquet"]
+        own = ("mode", "versions")
+        common = {k: v for k, v in (original.settings or {}).items() if k not in own}
+        for place in sorted(_placed(folder / config.KEPT, results).glob("*.parquet")):
+            path = folder / place.name
+            if not _are_one(place, _placed(path, results)):
+                made = as_expected.get(path, replace(original, settings=common))
+                yield replace(made, path=folder / config.KEPT / place.name)
+
+
+def _are_one(first: Path, second: Path) -> bool:
+    """Whether two names are of the same file."""
+    return first.is_file() and second.is_file() and first.samefile(second)
 
 
 class _Digests:
@@ -186,9 +228,10 @@ def _problem(
         if made.settings is None:
             return _look(made, places[0], results, bad, flow)
         if places[0].suffix == ".npy":
-            found = _check_rows(places[0])
-        else:
-            found = arrays.read_records(places[0])[1]
+            _check_rows(places[0])
+        elif places[0].suffix == ".parquet":
+            arrays.read_records(places[0])
+        found = _settings(places[-1])
     except InputError as error:
         what = str(error).removeprefix(f"{places[0]}: ").removesuffix(f"; {arrays.ADVICE}")
         return f"damaged: {what}"
@@ -203,11 +246,67 @@ def _problem(
     return None
 
 
-def _check_rows(path: Path) -> dict[str, Any]:
-    """The settings of an array, or InputError naming an image whose row is not as written."""
+def _settings(place: Path) -> dict[str, Any]:
+    """The settings that a file carries, or InputError if it cannot be read."""
+    try:
+        if place.suffix == ".json":
+            return dict(json.loads(place.read_text("utf-8")))
+        if place.suffix == ".safetensors":
+            with safe_open(place, framework="numpy") as file:
+                return json.loads((file.metadata() or {}).get("igmask", "{}"))
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
+        raise InputError(f"{place}: {error}") from None
+    return arrays.read_settings(place)
+
+
+def _check_rows(path: Path) -> None:
+    """Raise InputError naming an image, if its row is not as it was written."""
     for _ in arrays.Shards([path]).batches(_CHUNK):
         pass
-    return arrays.read_settings(arrays.records_of(path))
+
+
+def _source_problem(
+    made: Made, results: Path, bad: set[Path], flow: Workflow, *, deep: bool
+) -> str | None:
+    """What is wrong with prepared images that are whole: that they are no more those of the files.
+
+    A file that was only touched, or copied, still has the same pixels.
+    """
+    index = Path(flow.folder, "index.parquet")
+    if index in bad:
+        return None
+    listed, made_by = arrays.read_records(_placed(index, results))
+    prepared, settings = arrays.read_records(_placed(made.outputs[-1], results))
+    first, last = arrays.shard_bounds(settings["shard"], len(listed))
+    listed = listed.iloc[first:last]
+    if not deep:
+        known = {"size", "mtime_ns"} <= set(listed)
+        listed = listed[[known and _is_touched(row) for row in listed.itertuples(index=False)]]
+    if listed.empty:
+        return None
+    written = dict(zip(prepared["name"], prepared[arrays.CHECKSUM], strict=True))
+    images = decoded(listed, made_by, config.Geometry(**settings["geometry"]))
+    shown = progress(images, total=len(listed), unit="images", label=f"decode {settings['shard']}")
+    changed = [
+        name
+        for name, pixels in zip(listed["name"], shown, strict=True)
+        if written.get(name) != _checksum(pixels)
+    ]
+    others = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
+    return f"stale: the image {changed[0]} has changed since{others}" if changed else None
+
+
+def _is_touched(record: Any) -> bool:
+    try:
+        file = os.stat(record.path)
+    except OSError:
+        return True
+    return (file.st_size, file.st_mtime_ns) != (record.size, record.mtime_ns)
+
+
+def _checksum(pixels: np.ndarray | InputError) -> int | None:
+    """The checksum of a prepared row; None of an image that cannot be used."""
+    return None if isinstance(pixels, InputError) else arrays.checksums(pixels[np.newaxis])[0]
 
 
 def _look(made: Made, place: Path, results: Path, bad: set[Path], flow: Workflow) -> str | None:
@@ -216,14 +315,9 @@ def _look(made: Made, place: Path, results: Path, bad: set[Path], flow: Workflow
         if place.suffix == ".png":
             with Image.open(place) as image:
                 image.verify()
-        elif place.suffix == ".safetensors":
-            with safe_open(place, framework="numpy"):
-                pass
-        elif place.suffix == ".json":
-            json.loads(place.read_text("utf-8"))
         elif not place.stat().st_size:
             return "damaged: empty"
-    except (OSError, SyntaxError, ValueError, SafetensorError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         return f"damaged: {error}"
     if made.path.name == "accuracy.csv":
         records = [Path(path) for path in flow.records(SimpleNamespace())]

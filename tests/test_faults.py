@@ -4,10 +4,12 @@ A network that does as files in the working directory tell it breaks the jobs fr
 """
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,9 +20,11 @@ from click.testing import CliRunner
 from PIL import Image
 from running import command, environment
 
-from igmask import arrays, cli
+from igmask import arrays, cli, config
 from igmask.errors import InputError
-from igmask.verify import differences
+from igmask.train import write_weights
+from igmask.verify import differences, foreign
+from igmask.workflow import Workflow
 
 TABLES = "results/tables"
 IMAGES = "results/folder/images/16/1-of-1.npy"
@@ -134,7 +138,9 @@ def study(blank, tmp_path):
 
 @pytest.fixture
 def finished(undisturbed, tmp_path):
-    return shutil.copytree(undisturbed, tmp_path / "finished")
+    folder = tmp_path / "finished"
+    subprocess.run(["cp", "-a", undisturbed, folder], check=True)  # records have a second name
+    return folder
 
 
 # -- killed ------------------------------------------------------------------------------------
@@ -263,6 +269,39 @@ def test_no_step_takes_bytes_that_were_not_written(finished, monkeypatch, step, 
     assert f"{damaged}: other bytes than written for {last}; `igmask verify" in str(done.exception)
 
 
+def test_damage_does_not_outlive_its_removal(finished, undisturbed, tmp_path, monkeypatch):
+    """Neither what is evaluated after it nor what was, when nobody looked at the bytes."""
+    fills = STUDY | {"masking": STUDY["masking"] | {"fills": ["black", "mean"]}}
+    other = shutil.copytree(undisturbed, tmp_path / "other")
+    for folder in (finished, other):
+        (folder / "config.yaml").write_text(yaml.safe_dump(fills))
+    succeeded, said = snakemake(other)
+    assert succeeded, said
+
+    times = (finished / IMAGES).stat()
+    with (finished / IMAGES).open("r+b") as file:
+        file.seek(-3000, os.SEEK_END)
+        file.write(bytes(3000))
+    os.utime(finished / IMAGES, ns=(times.st_atime_ns, times.st_mtime_ns))
+    evaluated = [finished / NET / name for name in RECORDS]
+    kept = [path.parent / ".kept" / path.name for path in evaluated]
+    for path, second in zip(evaluated, kept, strict=True):
+        records, settings = arrays.read_records(path)
+        arrays.write_records(second, records.assign(predicted=0, correct=False), settings)
+        times = path.stat()
+        path.unlink()
+        path.hardlink_to(second)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    kept[1].with_name("drop-50-black.parquet").hardlink_to(kept[1])  # of a mode that was
+    succeeded, said = snakemake(finished)
+    assert not succeeded
+    assert f"{IMAGES}: other bytes than written for emu/" in said
+    found = verified(finished, monkeypatch, "--remove")
+    assert found[f"{NET}/records/.kept/drop-50-black.parquet"] == "stale: its images are"
+    assert not list((finished / NET).glob("records/.kept/*"))
+    ends_undisturbed(finished, other)
+
+
 def test_results_of_another_configuration_are_not_taken_for_ones_own(
     study, finished, undisturbed, monkeypatch
 ):
@@ -367,12 +406,147 @@ def test_damaged_records_and_what_a_killed_job_left_are_found(finished, monkeypa
     content[40] ^= 255
     records.write_bytes(content)
     left = finished / "results/folder/models/net/masks/.30.npy.17.tmp"
+    at_work = left.with_name(f".30.npy.{platform.node()}.{os.getpid()}.tmp")
     left.touch()
+    at_work.touch()
     found = verified(finished, monkeypatch, "--remove")
     assert found["results/folder/models/net/records/original.parquet"].startswith("damaged: ")
     assert found[str(left.relative_to(finished))] == "left over by a job that was killed"
     assert not records.exists()
+    assert not (records.parent / ".kept" / records.name).exists()
     assert not left.exists()
+    assert at_work.exists()
+
+
+def test_what_is_kept_under_no_other_name_is_looked_at(finished, monkeypatch):
+    kept = finished / NET / "records/.kept"
+    for name in RECORDS:
+        (finished / NET / name).unlink()  # as Snakemake does, before a job and when it fails
+    former = kept / "drop-20-mean.parquet"
+    shutil.copyfile(kept / "keep-50-black.parquet", former)
+    found = verified(finished, monkeypatch)
+    assert not [path for path in found if ".kept" in path]
+    records, settings = arrays.read_records(former)
+    arrays.write_records(former, records, settings | {"name": "other"})
+    keep = kept / "keep-50-black.parquet"
+    arrays.write_records(keep, records, settings | {"side": 5})
+    with (kept / "original.parquet").open("r+b") as file:
+        file.truncate(1000)
+    found = verified(finished, monkeypatch, "--remove")
+    found = {Path(path).name: problem for path, problem in found.items() if ".kept" in path}
+    assert found.pop("original.parquet").startswith("damaged: ")
+    assert found == {
+        "keep-50-black.parquet": "stale: side is 5, not 3",
+        "drop-20-mean.parquet": "stale: name is 'other', not 'net'",
+    }
+    assert not list(kept.iterdir())
+
+
+MADE_BY = {
+    "index": "results/folder/index.parquet",
+    "prepare": IMAGES,
+    "preflight": f"{NET}/preflight.json",
+    "attribute": SCORES,
+    "mask": MASKS,
+    "evaluate": f"{NET}/records/keep-50-black.parquet",
+}
+
+
+@pytest.mark.parametrize("step", MADE_BY)
+def test_results_of_another_version_of_a_step_are_stale(finished, monkeypatch, step):
+    of = config.STAGES[step]
+    monkeypatch.setitem(config.STAGES, step, of + 1)
+    found = verified(finished, monkeypatch)
+    problem = f"versions.{step} is {of}, not {of + 1}"
+    assert found[MADE_BY[step]] == f"stale: {problem}"
+    earlier = list(MADE_BY)[: list(MADE_BY).index(step)]
+    assert not found.keys() & {MADE_BY[other] for other in earlier}
+    monkeypatch.chdir(finished)
+    first = Path(MADE_BY[step])
+    assert f"{first if first.suffix == '.json' else first.with_suffix('.parquet')}: {problem}" in (
+        foreign(Workflow(STUDY))
+    )
+
+
+def test_weights_say_the_version_of_their_training(tmp_path, monkeypatch):
+    training = {"epochs": 1, "batch_size": 2, "learning_rate": 0.1}
+    model = {"source": "igmask.zoo:small_resnet", "size": 64, "train": training}
+    study = {"dataset": {"source": "demo", "n_images": 10, "n_train": 10}, "models": {"a": model}}
+    path = tmp_path / "results/demo/weights/a.safetensors"
+    write_weights(path, model=config.model(model), n_train=10, seed=0)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(study))
+    name = "results/demo/weights/a.safetensors"
+    assert name not in verified(tmp_path, monkeypatch)
+    of = config.STAGES["train"]
+    with monkeypatch.context() as later:
+        later.setitem(config.STAGES, "train", of + 1)
+        found = verified(tmp_path, later)
+    assert found[name] == f"stale: versions.train is {of}, not {of + 1}"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert verified(tmp_path, monkeypatch)[name].startswith("damaged: ")
+
+
+# -- images that changed under their names -------------------------------------------------------
+
+
+def save(path, pixels, *, as_before=False):
+    """Write an image, in other bytes than before; `as_before`: of the same size and time."""
+    before = path.stat()
+    Image.fromarray(pixels).save(path, compress_level=1)
+    if as_before:
+        with path.open("ab") as file:
+            file.write(bytes(before.st_size - path.stat().st_size))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_an_image_that_changed_under_its_name_is_found_and_a_touched_one_is_none(
+    finished, blank, tmp_path, monkeypatch
+):
+    touched, same, changed = (finished / "images/cat" / f"{i:02d}.png" for i in (0, 3, 6))
+    touched.touch()
+    save(same, np.asarray(Image.open(same)))
+    assert verified(finished, monkeypatch) == {}
+    assert verified(finished, monkeypatch, "--deep") == {}
+    save(changed, np.full((20, 18, 3), 90, dtype=np.uint8))
+    found = verified(finished, monkeypatch, "--remove")
+    assert found[IMAGES] == "stale: the image cat/06.png has changed since"
+    assert found[SCORES] == "stale: its images are"
+    other = shutil.copytree(blank, tmp_path / "other")
+    shutil.copyfile(changed, other / "images/cat/06.png")
+    succeeded, said = snakemake(other)
+    assert succeeded, said
+    ends_undisturbed(finished, other)
+    assert verified(finished, monkeypatch) == {}
+
+
+def test_deep_sees_what_size_and_time_do_not_tell(finished, monkeypatch):
+    for i in (1, 4):
+        save(finished / f"images/dog/{i:02d}.png", np.zeros((20, 18, 3), np.uint8), as_before=True)
+    assert verified(finished, monkeypatch) == {}
+    problem = "stale: the image dog/01.png has changed since, and 1 more"
+    assert verified(finished, monkeypatch, "--deep")[IMAGES] == problem
+    index = finished / "results/folder/index.parquet"
+    records, settings = arrays.read_records(index)
+    arrays.write_records(index, records.drop(columns=["size", "mtime_ns"]), settings)
+    assert verified(finished, monkeypatch) == {}
+    assert verified(finished, monkeypatch, "--deep")[IMAGES] == problem
+    (finished / "images/cat/00.png").write_text("no image")
+    problem = "stale: the image cat/00.png has changed since, and 2 more"
+    assert verified(finished, monkeypatch, "--deep")[IMAGES] == problem
+
+
+def test_an_image_that_was_left_out_is_missed_once_it_is_mended(study, monkeypatch):
+    bad, whole = study / "images/cat/03.png", (study / "images/cat/03.png").read_bytes()
+    bad.write_text("no image")
+    skipping = {**STUDY["dataset"], "on_bad_image": "skip"}
+    (study / "config.yaml").write_text(yaml.safe_dump(STUDY | {"dataset": skipping}))
+    succeeded, said = snakemake(study, IMAGES)
+    assert succeeded, said
+    bad.write_text("still none")
+    assert IMAGES not in verified(study, monkeypatch, "--deep")
+    bad.write_bytes(whole)
+    problem = "stale: the image cat/03.png has changed since"
+    assert verified(study, monkeypatch)[IMAGES] == problem
 
 
 def test_other_settings_are_stale_and_named(finished, monkeypatch):
