@@ -208,6 +208,7 @@ class Shards:
         self.paths = paths
         self._starts = np.cumsum([0, *(len(records) for records, _ in read)])
         self.records = pd.concat([records for records, _ in read], ignore_index=True)
+        self._written = self.records[CHECKSUM].to_numpy()
         self.settings = _shared(paths, [settings for _, settings in read])
         mapped = [self._array(i) for i in range(len(paths))]
         self.row_shape: tuple[int, ...] = mapped[0].shape[1:]
@@ -241,10 +242,10 @@ class Shards:
         # Mapped for this call only: pages that were read would else count as memory of the process,
         # which would grow with the dataset.
         found = np.array(self._array(shard)[rows])
-        records = self.records[self._starts[shard] : self._starts[shard + 1]].iloc[rows]
-        wrong = np.array(checksums(found)) != records[CHECKSUM].to_numpy()
+        of_shard = slice(*self._starts[shard : shard + 2])
+        wrong = np.array(checksums(found)) != self._written[of_shard][rows]
         if wrong.any():
-            name = records["name"][wrong].iloc[0]
+            name = self.records["name"][of_shard].iloc[rows][wrong].iloc[0]
             raise InputError(f"{self.paths[shard]}: other bytes than written for {name}; {ADVICE}")
         return found
 
