@@ -2,7 +2,8 @@
 
 A shard is an array `x.npy` with a row an image, and beside it `x.parquet`, the records of the same
 images, each with the checksum of its row; the settings stand in the metadata of the records. Files
-appear under their final name only once they are complete.
+appear under their final name only once they are complete. Every step reads rows by `Shards`, which
+compares them with their checksums.
 """
 
 import errno
@@ -204,14 +205,15 @@ class Shards:
 
     def __init__(self, paths: list[Path]) -> None:
         """Read the records; raise InputError if they, or the shards, do not belong together."""
+        self.row_shape, *_ = [read_array(path).shape[1:] for path in paths]
         read = [read_records(records_of(path)) for path in paths]
         self.paths = paths
         self._starts = np.cumsum([0, *(len(records) for records, _ in read)])
         self.records = pd.concat([records for records, _ in read], ignore_index=True)
         self._written = self.records[CHECKSUM].to_numpy()
         self.settings = _shared(paths, [settings for _, settings in read])
-        mapped = [self._array(i) for i in range(len(paths))]
-        self.row_shape: tuple[int, ...] = mapped[0].shape[1:]
+        for i in range(len(paths)):
+            self._array(i)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return a copy of some rows, by their numbers through all shards.
