@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import igmask
-from igmask import arrays
+from igmask import arrays, config
 from igmask.errors import InputError
 from igmask.ig import Auto, integrated_gradients
 
@@ -57,6 +57,14 @@ def test_a_run_that_was_cut_short_goes_on(network, data, tmp_path):
     paths = igmask.attribute_loader(network, DataLoader(data, batch_size=3), tmp_path, n_steps=4)
     assert (tmp_path / "00000.npy").stat().st_mtime_ns == before
     assert [len(arrays.read_array(path)) for path in paths] == [3, 3, 1]
+
+
+def test_results_of_another_version_are_not_gone_on_with(network, data, tmp_path, monkeypatch):
+    loader = DataLoader(data, batch_size=7)
+    igmask.attribute_loader(network, loader, tmp_path, n_steps=4)
+    monkeypatch.setitem(config.STAGES, "attribute", 0)
+    with pytest.raises(InputError, match=r"00000\.npy is of other versions"):
+        igmask.attribute_loader(network, loader, tmp_path, n_steps=4)
 
 
 def test_other_results_in_the_folder_are_named(network, data, tmp_path):
