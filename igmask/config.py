@@ -27,7 +27,7 @@ STAGES = {
     "preflight": 1,
     "prepare": 3,
     "attribute": 4,
-    "mask": 2,
+    "mask": 3,
     "evaluate": 4,
 }
 

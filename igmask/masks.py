@@ -16,7 +16,6 @@ from igmask.errors import InputError, refuse
 from igmask.progress import progress
 
 _CHUNK = 256  # images selected at a time
-_INT32_MAX = 2**31 - 1
 
 _STREAM = 1  # of random numbers; noise baselines have another
 
@@ -44,13 +43,13 @@ def select(
     by:       `mass` or `count`
     yields    bool, in the shape of `scores`
     """
-    values = _to_integers(scores.reshape(len(scores), -1))
+    flat = scores.reshape(len(scores), -1)
+    values = _masses(flat) if by == "mass" else flat
     ordered = -np.sort(-values, axis=1)
-    mass = ordered.clip(min=0)
-    total = mass.cumsum(axis=1)
+    total = ordered.cumsum(axis=1) if by == "mass" else None
     for points in (round(100 * p) for p in percents):
-        if by == "mass":
-            needed = (total - mass) * 10_000 < points * total[:, -1:]  # the mass before is short
+        if total is not None:
+            needed = (total - ordered) * 10_000 < points * total[:, -1:]  # the mass before is short
             n_chosen = needed.sum(axis=1, keepdims=True)
         else:
             n_best = -(-points * values.shape[1] // 10_000)
@@ -62,14 +61,12 @@ def select(
         yield (chosen & (n_chosen > 0)).reshape(scores.shape)
 
 
-def _to_integers(scores: np.ndarray) -> np.ndarray:
-    """The scores (N, K) in units of their row, int64: see `kernels.select`."""
-    exact = scores.astype(np.float64)
+def _masses(scores: np.ndarray) -> np.ndarray:
+    """What is positive of the scores (N, K), in units of their row, int64: see `kernels.select`."""
+    exact = scores.astype(np.float64).clip(min=0)
     top = exact.max(axis=1, keepdims=True).clip(min=np.finfo(np.float64).tiny)
     _, exponent = np.frexp(top)
-    with np.errstate(over="ignore"):  # of scores far below a row's top, which are cut off
-        scaled = np.ldexp(exact, 30 - exponent)
-    return np.trunc(scaled.clip(-_INT32_MAX, _INT32_MAX)).astype(np.int64)
+    return np.trunc(np.ldexp(exact, 30 - exponent)).astype(np.int64)
 
 
 def pack(mask: np.ndarray) -> np.ndarray:

@@ -1,10 +1,11 @@
 """Scores, p → the squares that hold the top p %: of the mass, or of their number.
 
-The result is the same on every device, whatever the order of summation: a row's scores become
-integers (the row's maximum in [2²⁹, 2³⁰), rounded towards zero), masses are int64 sums, and p is
-a whole number of basis points. Ties go to the lower index.
+The result is the same on every device, whatever the order of summation: for `mass` a row's scores
+become integers (the row's maximum in [2²⁹, 2³⁰), rounded towards zero), and masses are int64 sums;
+`count` compares the scores as they are. p is a whole number of basis points, and ties go to the
+lower index.
 
-The definition sorts. The kernel does not: it bisects on the integer threshold, and counts the ties.
+The definition sorts. The kernel does not: it bisects on an integer threshold, and counts the ties.
 Its integers are made of float32; float64 scores are sorted on a GPU too.
 """
 
@@ -17,8 +18,6 @@ from igmask.kernels.bits import pack, unpack
 from igmask.kernels.dispatch import jit, operation, tl
 
 SELECTIONS = ("mass", "count")
-
-_INT32_MAX = 2**31 - 1
 
 
 def select(scores: Tensor, p: float, *, by: str = "mass") -> Tensor:
@@ -71,17 +70,15 @@ def basis_points(p: float) -> int:
     return points
 
 
-def _to_integers(flat: Tensor) -> Tensor:
-    """Return (N, K) int64 scores, each row scaled by the power of two that its maximum asks for.
+def _masses(flat: Tensor) -> Tensor:
+    """Return (N, K) int64: what is positive, scaled by the power of two that a row's top asks for.
 
-    float64 holds the scaled values exactly, subnormal scores included. Negative scores far below
-    the row's maximum are cut off at −(2³¹ − 1): they only ever matter to `count`, at the very end.
+    float64 holds the scaled values exactly, subnormal scores included.
     """
-    exact = flat.double()
+    exact = flat.double().clamp(min=0)
     top = exact.amax(dim=1, keepdim=True)
     _, exponent = torch.frexp(top.clamp(min=torch.finfo(torch.float64).tiny))
-    scaled = torch.ldexp(exact, 30 - exponent).clamp(min=-_INT32_MAX, max=_INT32_MAX)
-    return scaled.trunc().long()
+    return torch.ldexp(exact, 30 - exponent).trunc().long()
 
 
 # -- what it means -----------------------------------------------------------------------------
@@ -96,12 +93,13 @@ def _empty_bits(flat: Tensor, points: Tensor, by_mass: bool) -> tuple[Tensor, Te
 def _by_sort(flat: Tensor, points: list[int], by_mass: bool) -> tuple[Tensor, Tensor]:
     finite = flat.isfinite().all(dim=1)
     flat = torch.where(finite.unsqueeze(1), flat, 0)
-    ordered, order = _to_integers(flat).sort(dim=1, descending=True, stable=True)
+    values = _masses(flat) if by_mass else flat + 0  # −0 is 0
+    ordered, order = values.sort(dim=1, descending=True, stable=True)
     masks = []
     for p_points in points:
         if by_mass:
-            mass = ordered.clamp(min=0).cumsum(dim=1)
-            before = mass - ordered.clamp(min=0)  # needed while the mass before it is short
+            mass = ordered.cumsum(dim=1)
+            before = mass - ordered  # needed while the mass before it is short
             chosen = before * 10_000 < p_points * mass[:, -1:]
         else:
             n_best = -(-p_points * flat.shape[1] // 10_000)
@@ -137,20 +135,23 @@ _MOST = 8192  # squares held in registers; more are read again in every round
 
 
 @jit
-def _integers(score, top_length):
-    """Scores in units of the row's: truncated toward zero, cut off below −(2³¹ − 1).
+def _integers(score, top_length, BY_MASS: tl.constexpr):
+    """Integers in the order of the scores; by mass what is positive, in units of the row's.
 
-    A float is mantissa · 2^(exponent − 150); shifts do what multiplication by a power of two
-    would, without its overflow and its subnormal numbers.
+    The bits of floats, read as sign and magnitude, are in the order of the floats; −0 is 0.
     """
     bits = score.to(tl.int32, bitcast=True)
+    if not BY_MASS:
+        size = (bits & 0x7FFFFFFF).to(tl.int64)
+        return tl.where(bits < 0, -size, size)
+    # A float is mantissa · 2^(exponent − 150); shifts do what multiplication by a power of two
+    # would, without its overflow and its subnormal numbers.
     exponent = (bits >> 23) & 255
     mantissa = (bits & 0x7FFFFF) | tl.where(exponent > 0, 1 << 23, 0)
     shift = tl.where(exponent > 0, exponent, 1) - top_length
-    up = tl.minimum(tl.maximum(shift, 0), 38).to(tl.int64)
+    up = tl.minimum(tl.maximum(shift, 0), 29).to(tl.int64)
     down = tl.minimum(tl.maximum(-shift, 0), 31).to(tl.int64)
-    size = tl.minimum((mantissa.to(tl.int64) << up) >> down, 2147483647)
-    return tl.where(bits < 0, -size, size)
+    return tl.where(bits < 0, 0, (mantissa.to(tl.int64) << up) >> down)
 
 
 @jit
@@ -159,11 +160,13 @@ def _read(row, place, n_squares):
 
 
 @jit
-def _of_chunk(held, row, place, n_squares, top_length, CHUNKS: tl.constexpr):
+def _of_chunk(
+    held, row, place, n_squares, top_length, BY_MASS: tl.constexpr, CHUNKS: tl.constexpr
+):  # fmt: skip
     """The scores at a place as integers: those held, if they are all."""
     if CHUNKS == 1:
         return held
-    return _integers(_read(row, place, n_squares), top_length)
+    return _integers(_read(row, place, n_squares), top_length, BY_MASS)
 
 
 @jit
@@ -175,10 +178,10 @@ def _at_least(
     found = tl.sum(tl.zeros((BLOCK,), tl.int64))
     for chunk in range(CHUNKS):
         place = chunk * BLOCK + tl.arange(0, BLOCK)
-        values = _of_chunk(held, row, place, n_squares, top_length, CHUNKS)
+        values = _of_chunk(held, row, place, n_squares, top_length, BY_MASS, CHUNKS)
         counted = (place < n_squares) & (values >= threshold)
         if BY_MASS:
-            found += tl.sum(tl.where(counted & (values > 0), values, 0))
+            found += tl.sum(tl.where(counted, values, 0))
         else:
             found += tl.sum(counted.to(tl.int64))
     return found
@@ -206,14 +209,12 @@ def _select_kernel(
     length = ((top_bits & 0x7FFFFF).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 126
     top_length = tl.where(top_bits >> 23 > 0, (top_bits >> 23) - 6, length - 29)
 
-    held = _integers(_read(row, lane, n_squares), top_length)
-    total = _at_least(
-        -2147483648, held, row, n_squares, top_length, BY_MASS, BLOCK, CHUNKS
-    )  # fmt: skip
+    held = _integers(_read(row, lane, n_squares), top_length, BY_MASS)
+    low, high = tl.full((), -2147483647, tl.int64), tl.full((), 1 << 31, tl.int64)
+    total = _at_least(low, held, row, n_squares, top_length, BY_MASS, BLOCK, CHUNKS)
     # Masses are at most 40,000 · 2³⁰ · 10⁴ < 2⁶³.
     need = (tl.load(p_points + which) * total + 9999) // 10000
 
-    low, high = tl.full((), -2147483647, tl.int64), tl.full((), 1 << 30, tl.int64)
     if BY_MASS:
         low += 2147483648  # one
     for _ in range(32):
@@ -231,7 +232,7 @@ def _select_kernel(
     weight = 1 << tl.arange(0, 8)
     for chunk in range(CHUNKS):
         place = chunk * BLOCK + lane
-        values = _of_chunk(held, row, place, n_squares, top_length, CHUNKS)
+        values = _of_chunk(held, row, place, n_squares, top_length, BY_MASS, CHUNKS)
         tie = ((values == low) & (place < n_squares)).to(tl.int32)
         rank = n_before + tl.cumsum(tie, 0)
         chosen = (values > low) | ((tie > 0) & (rank <= n_ties))

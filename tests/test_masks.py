@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as drawn_arrays
 
@@ -24,6 +24,7 @@ WITH_TIES = st.one_of(FINITE, st.integers(-3, 3).map(float))
     percents=st.lists(st.sampled_from([0.01, 12.34, 50, 90, 100]), min_size=1, max_size=3),
     by=st.sampled_from(kernels.SELECTIONS),
 )
+@example(np.float32([[1, -8, -5], [-0.0, 1, 0], [1, 1e-30, 2e-30]]), [12.34, 50], "count")
 def test_the_selection_is_the_kernels_to_the_bit(scores, percents, by):
     found = [masks.pack(mask) for mask in masks.select(scores, percents, by=by)]
     expected = kernels.select_bits(torch.from_numpy(scores), tuple(percents), by=by)

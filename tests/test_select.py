@@ -10,25 +10,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from igmask import masks
 from igmask.kernels import pack, select, select_bits
 
 PERCENTS = (0.01, 1, 12.34, 30, 50, 70, 90, 99.99, 100)
 
 
-def as_integers(row):
-    """The scores that design and selection count in: the maximum in [2²⁹, 2³⁰), truncated."""
-    top = max(row)
-    if top <= 0:
-        return [0] * len(row)
-    scale = Fraction(2) ** (30 - frexp(top)[1])
-    return [max(int(Fraction(value) * scale), -(2**31 - 1)) for value in row]
+def masses(row):
+    """What is positive, as design and selection sum it: the maximum in [2²⁹, 2³⁰), truncated."""
+    scale = Fraction(2) ** (30 - frexp(max(row))[1])
+    return [int(max(Fraction(value), 0) * scale) for value in row]
 
 
 def by_sort(row, p, by):
     """The selection of one row, with Python's integers and fractions."""
-    numbers = as_integers(row)
     if max(row) <= 0:
         return set()
+    numbers = masses(row) if by == "mass" else [Fraction(value) for value in row]
     order = sorted(range(len(row)), key=lambda i: (-numbers[i], i))
     share = Fraction(round(p * 100), 10_000)
     if by == "count":
@@ -39,12 +37,12 @@ def by_sort(row, p, by):
         if mass >= needed:
             break
         chosen.add(i)
-        mass += max(numbers[i], 0)
+        mass += numbers[i]
     return chosen
 
 
 def chosen(scores, p, by="mass"):
-    return set(select(torch.as_tensor([scores]), p, by=by)[0].nonzero().flatten().tolist())
+    return set(select(torch.as_tensor(scores)[None], p, by=by)[0].nonzero().flatten().tolist())
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -99,6 +97,29 @@ def test_top_half_of_the_mass_is_not_half_of_the_squares():
 def test_ties_go_to_the_lower_index():
     assert chosen([1.0, 2.0, 2.0, 2.0, 1.0], 25, "mass") == {1}
     assert chosen([1.0, 2.0, 2.0, 2.0, 1.0], 40, "count") == {1, 2}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_count_orders_scores_of_any_size(dtype):
+    cases = {
+        (1.0, -8.0, -5.0): [0, 2],
+        (2.0**-14, -(2.0**15), -(2.0**14), -(2.0**13)): [0, 2, 3],
+        (1.0, 2.0**-12, -(2.0**-12), 2.0**-14): [0, 1, 3],
+        (-0.0, 1.0, 0.0, -1.0): [0, 1, 2],
+        (-1.0, -(2.0**-24), 1.0): [1, 2],
+    }
+    for row, best in cases.items():
+        scores, p = torch.tensor([row], dtype=dtype), 60 if len(row) == 3 else 75
+        assert select(scores, p, by="count")[0].nonzero().flatten().tolist() == best
+        if dtype != torch.bfloat16:  # NumPy has none
+            [mask] = masks.select(scores.numpy(), [p], by="count")
+            assert mask[0].nonzero()[0].tolist() == best
+
+
+def test_count_tells_doubles_apart_that_floats_do_not():
+    row = [1.0, 1.0 + 2.0**-52, -1e300, -1.1e300, 5e-324, -5e-324]
+    for p, best in ((16, {1}), (50, {0, 1, 4}), (83, {0, 1, 2, 4, 5})):
+        assert chosen(torch.tensor(row, dtype=torch.float64), p, "count") == best
 
 
 def test_one_hot_selects_one_square_for_any_p():

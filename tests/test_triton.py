@@ -259,6 +259,8 @@ def rows(n_squares):
             plain.mul(1e38).nan_to_num(0, 3e38, -3e38),
             torch.where(plain > 0, plain * 2.0**-148, -(2.0**100)),
             plain.exp().pow(9),
+            torch.where(plain > 1, plain, -plain.exp().pow(9)),
+            torch.where(plain > 1, plain, plain.sign() * 0.0),  # −0 is 0
         ]
     )
 
