@@ -388,7 +388,7 @@ def mask(scores: tuple[Path, ...], **options: Any) -> None:
     "controls",
     type=click.Choice(choices("masking", "controls")),
     multiple=True,
-    help="Also evaluate other masks with as many squares; may be given several times.",
+    help="Also evaluate other masks of the same area; may be given several times.",
 )
 @seed()
 @compute

@@ -28,7 +28,7 @@ STAGES = {
     "prepare": 3,
     "attribute": 4,
     "mask": 3,
-    "evaluate": 4,
+    "evaluate": 5,
 }
 
 KEPT = ".kept"  # a folder beside the records, in which `evaluate` keeps those it has finished

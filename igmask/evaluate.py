@@ -203,8 +203,13 @@ def _evaluated(
         else:
             mask = unpack(condition.masks.read(rows), tuple(made_by["grid"]))
             if kinds[i] == "random":
-                seed = made_by["control_seed"]
-                mask = random_like(mask, batch["position"].to_numpy(), seed=seed)
+                mask = random_like(
+                    mask,
+                    batch["position"].to_numpy(),
+                    *shown.shape[1:3],
+                    side=made_by["side"],
+                    seed=made_by["control_seed"],
+                )
             inputs = occluded_input(
                 shown,
                 torch.from_numpy(pack(mask)).to(device),

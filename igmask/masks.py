@@ -99,26 +99,49 @@ def area(mask: np.ndarray, height: int, width: int, *, side: int = 3) -> np.ndar
 
     Squares at the right and bottom border may be partial, and count by their pixels.
     """
-    heights, widths = (np.full(n, side, dtype=np.float64) for n in mask.shape[1:])
-    heights[-1] -= side * mask.shape[1] - height
-    widths[-1] -= side * mask.shape[2] - width
-    return mask @ widths @ heights / (height * width)
+    n_pixels = mask.reshape(len(mask), -1) @ _sizes(mask.shape[1:], height, width, side)
+    return n_pixels / (height * width)
 
 
-def random_like(mask: np.ndarray, positions: np.ndarray, *, seed: int) -> np.ndarray:
-    """Return masks of as many squares, drawn at random for each image: (N, P, Q) bool.
+def random_like(
+    mask: np.ndarray,
+    positions: np.ndarray,
+    height: int,
+    width: int,
+    *,
+    side: int = 3,
+    seed: int,
+) -> np.ndarray:
+    """Return masks of random squares of each image, of the same area: (N, P, Q) bool.
+
+    They are the first squares of a random order. The last one may be too large by some pixels,
+    since squares at the border may be partial: it is in with the probability that makes the area
+    right on average, and never off by a whole square. Where all squares are whole, as many are
+    drawn as there are in the mask.
 
     An image's draw depends on the seed and its position in the dataset only, so it is the same in
     every shard; the draws of growing masks contain each other, as selections of growing p do.
+
+    mask: (N, P, Q) bool, of images of height × width pixels
     """
     flat = mask.reshape(len(mask), -1)
+    sizes = _sizes(mask.shape[1:], height, width, side)
     drawn = np.zeros_like(flat)
-    for row, (position, n_squares) in enumerate(
-        zip(positions.tolist(), flat.sum(axis=1).tolist(), strict=True)
-    ):
-        order = np.random.default_rng([seed, _STREAM, position]).permutation(flat.shape[1])
-        drawn[row, order[:n_squares]] = True
+    for row, (position, n_pixels) in enumerate(zip(positions.tolist(), flat @ sizes, strict=True)):
+        rng = np.random.default_rng([seed, _STREAM, position])
+        order = rng.permutation(len(sizes))
+        sizes_drawn, share = sizes[order], rng.random()
+        missing = n_pixels - (sizes_drawn.cumsum() - sizes_drawn)  # before each of them
+        drawn[row, order] = missing > share * sizes_drawn
     return drawn.reshape(mask.shape)
+
+
+def _sizes(shape: tuple[int, ...], height: int, width: int, side: int) -> np.ndarray:
+    """The pixels of each of P × Q squares, (P·Q,) float64: at the borders they may be fewer."""
+    heights, widths = (np.full(n, side, dtype=np.float64) for n in shape)
+    heights[-1] -= side * shape[0] - height
+    widths[-1] -= side * shape[1] - width
+    return np.outer(heights, widths).ravel()
 
 
 def write_masks(

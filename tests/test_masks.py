@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -86,39 +87,66 @@ def test_area_counts_pixels(height, width, side):
     np.testing.assert_allclose(area(mask, height, width, side=side), expected, rtol=1e-14)
 
 
-def test_random_masks_have_as_many_squares_for_each_image():
+@pytest.mark.parametrize("size", [32, 64, 224, 299])
+def test_random_masks_have_the_area_of_selections_that_avoid_the_border(size):
+    n_squares = -(-size // 3)
+    rng = np.random.default_rng(size)
+    away = np.minimum(np.arange(n_squares), np.arange(n_squares)[::-1]) / n_squares
+    n_images = 1000 if size < 100 else 50  # a square of a small image is much of it
+    scores = rng.random((n_images, n_squares, n_squares)) * np.minimum.outer(away, away)
+    for mask in masks.select(scores, [90, 50], by="count"):
+        drawn = random_like(mask, np.arange(n_images), size, size, seed=0)
+        asked, found = (
+            to_pixels(torch.from_numpy(m), size, size).double().mean(dim=(1, 2)).numpy()
+            for m in (mask, drawn)
+        )
+        assert np.abs(found - asked).max() < 9 / size**2  # a square
+        assert abs(found.mean() - asked.mean()) < 0.0005
+        assert (mask != drawn).mean() > 0.1
+
+
+def test_random_masks_have_as_many_squares_where_all_are_whole():
     rng = np.random.default_rng(0)
     mask = rng.random((20, 11, 11)) < rng.random((20, 1, 1))
-    drawn = random_like(mask, np.arange(20), seed=0)
+    drawn = random_like(mask, np.arange(20), 33, 33, seed=0)
     np.testing.assert_array_equal(drawn.sum((1, 2)), mask.sum((1, 2)))
     assert drawn.shape == mask.shape
     assert not np.array_equal(drawn, mask)
+    for whole in (np.zeros((2, 4, 5), dtype=bool), np.ones((2, 4, 5), dtype=bool)):
+        found = random_like(whole, np.arange(2), 10, 13, seed=0)
+        np.testing.assert_array_equal(found, whole)
 
 
 def test_random_masks_depend_on_seed_and_position_only():
     mask = np.zeros((6, 5, 5), dtype=bool)
     mask[:, 0] = True
     positions = np.array([3, 9, 1, 7, 3, 2])
-    together = random_like(mask, positions, seed=1)
+    together = random_like(mask, positions, 14, 13, seed=1)
     assert np.array_equal(together[0], together[4])
     assert not np.array_equal(together[0], together[1])
     for row in range(6):
-        alone = random_like(mask[row : row + 1], positions[row : row + 1], seed=1)
+        alone = random_like(mask[row : row + 1], positions[row : row + 1], 14, 13, seed=1)
         assert np.array_equal(alone[0], together[row])
-    assert not np.array_equal(random_like(mask, positions, seed=2), together)
+    assert not np.array_equal(random_like(mask, positions, 14, 13, seed=2), together)
 
 
 def test_random_masks_of_more_squares_contain_those_of_fewer():
-    few, many = np.zeros((2, 3, 5, 8), dtype=bool)
-    few[:, 0, :3] = True
-    many[:, :2] = True
-    positions = np.arange(3)
-    small, large = (random_like(m, positions, seed=0) for m in (few, many))
-    assert (small & ~large).sum() == 0
+    order = np.random.default_rng(0).permutation(40)
+    grown = [np.isin(np.arange(40), order[:n]).reshape(1, 5, 8).repeat(50, 0) for n in range(41)]
+    drawn = [random_like(mask, np.arange(50), 13, 22, seed=0) for mask in grown]
+    assert all((small <= large).all() for small, large in pairwise(drawn))
 
 
 def test_random_squares_are_spread_evenly():
     mask = np.zeros((4000, 1, 4), dtype=bool)
     mask[:, 0, 0] = True
-    counts = random_like(mask, np.arange(4000), seed=0).sum(0).ravel()
+    counts = random_like(mask, np.arange(4000), 3, 12, seed=0).sum(0).ravel()
     assert np.abs(counts - 1000).max() < 150  # five standard deviations
+
+
+def test_squares_of_the_border_are_drawn_as_often_as_others():
+    mask = np.zeros((4000, 6, 6), dtype=bool)
+    mask[:, :3] = True
+    shares = random_like(mask, np.arange(4000), 16, 17, seed=0).mean(0)
+    expected = 3 * 3 * 17 / (16 * 17)  # of the pixels, and so about of the squares
+    assert np.abs(shares - expected).max() < 0.04  # five standard deviations
