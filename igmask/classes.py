@@ -62,6 +62,11 @@ def class_of(name: str, numbers: Mapping[str, int], known: Mapping[str, int]) ->
     return numbers.get(whole, known.get(first))
 
 
+def class_name(classes: list[str], label: int) -> str:
+    """Return the name of a class, or its number where it has none."""
+    return classes[label] if label < len(classes) else f"class {label}"
+
+
 def class_names(numbers: Mapping[str, int]) -> list[str]:
     """Return the names of classes 0, 1, …; a class without a name goes by its number."""
     by_number = {number: name for name, number in numbers.items()}

@@ -21,6 +21,11 @@ from igmask.errors import InputError
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^v"
 
+_COLUMNS = [
+    "model", "mode", "p", "fill", "top1", "ci_low", "ci_high", "area_kept", "random_top1",
+    "random_area_kept",
+]  # fmt: skip
+
 
 def write_curves(accuracy: Path, *, output: Path) -> None:
     """Write top-1 against p (accuracy-p.png) and against area (accuracy-area.png) to `output`.
@@ -30,7 +35,9 @@ def write_curves(accuracy: Path, *, output: Path) -> None:
     """
     try:
         text = {"model": str, "fill": str}
-        table = pd.read_csv(accuracy, dtype=text, keep_default_na=False, na_values=[""])
+        table = pd.read_csv(
+            accuracy, usecols=_COLUMNS, dtype=text, keep_default_na=False, na_values=[""]
+        )
         original = table[table["mode"] == "original"].set_index("model")["top1"]
     except (ValueError, KeyError) as error:
         raise InputError(f"{accuracy}: not an accuracy.csv of `igmask tables`: {error}") from error
@@ -100,11 +107,15 @@ def _curves(path: Path, *, n_rows: int, n_columns: int) -> Iterator[tuple[Figure
 
 
 def _draw_curve(axes: Axes, rows: pd.DataFrame, against: str, colour: str, marker: str) -> None:
-    """Points with 95 % intervals, and the random squares of the same conditions, dashed."""
+    """Points with 95 % intervals, and the random squares of the same conditions, dashed.
+
+    against: p, or area_kept, and then the random squares stand at their own
+    """
     rows = rows.sort_values("p")
     interval = rows[["ci_low", "ci_high"]].sub(rows["top1"], axis=0).abs().T
     axes.errorbar(rows[against], rows["top1"], interval, color=colour, marker=marker)
-    axes.plot(rows[against], rows["random_top1"], "--", color=colour, linewidth=0.8)
+    own = {"p": "p", "area_kept": "random_area_kept"}[against]
+    axes.plot(rows[own], rows["random_top1"], "--", color=colour, linewidth=0.8)
 
 
 def _key(label: str, colour: str = "0.4", marker: str = "", *, line: Any = "-") -> Line2D:

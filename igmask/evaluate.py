@@ -25,7 +25,7 @@ from igmask.attribute import check_labels, full_batch
 from igmask.config import KEPT, Condition, Model, percent, settings, stamp
 from igmask.devices import take_device
 from igmask.errors import InputError, refuse
-from igmask.kernels import FILLS, fill_colours, occluded_input
+from igmask.kernels import FILLS, fill_colours, fill_values, occluded_input
 from igmask.masks import area, pack, random_like, unpack
 from igmask.progress import progress, say
 
@@ -70,7 +70,8 @@ def evaluate(
     Columns: name, label, mask (`none` for the original image, `selection`, or a control's name),
     predicted, correct, probability_predicted, probability_label and probability_original (of the
     predicted class, of the label, and of the class predicted for the original image), and
-    area_kept, the fraction of pixels left as they were.
+    area_kept, the fraction of pixels left as they were. The settings beside them also say what
+    the model predicts of an image that is all masked, `blank`.
 
     image_paths: the shards, in order
     name:        what the tables call the model; its source if None
@@ -108,7 +109,8 @@ def evaluate(
     made_by["controls"] = list(controls)
     if controls:
         made_by["control_seed"] = seed
-    conditions += _masked(masks, modes, fills, images, made_by)
+    blanks = {fill: _blank(network, fill, made_by["geometry"]["size"], where) for fill in fills}
+    conditions += _masked(masks, modes, blanks, images, made_by)
     for condition in conditions:
         kept = folder / KEPT / f"{condition.name}.parquet"
         if _is_made(kept, condition.made_by):
@@ -137,11 +139,14 @@ class _Condition:
 def _masked(
     masks: tuple[Path, ...],
     modes: tuple[str, ...],
-    fills: tuple[str, ...],
+    blanks: dict[str, dict[str, Any] | None],
     images: arrays.Shards,
     made_by: dict[str, Any],
 ) -> list[_Condition]:
-    """The conditions of masks, in their order; `made_by` are the settings that all share."""
+    """The conditions of masks, in their order; `made_by` are the settings that all share.
+
+    blanks: of each fill
+    """
     conditions: dict[str, _Condition] = {}
     for path in masks:
         applied = read_masks(path, images)
@@ -149,11 +154,11 @@ def _masked(
         selected = images.records.assign(predicted=applied.records["predicted"])
         p = applied.settings["p"]
         read = made_by["read"] | {"masks": arrays.digest(applied.records)}
-        for mode, fill in product(dict.fromkeys(modes), dict.fromkeys(fills)):
+        for mode, fill in product(dict.fromkeys(modes), blanks):
             condition = Condition(mode, p, fill)
             if condition.name in conditions:
                 raise InputError(f"{path}: masks of p = {percent(p)} are there twice")
-            own = common | condition._asdict() | {"read": read}
+            own = common | condition._asdict() | {"blank": blanks[fill], "read": read}
             conditions[condition.name] = _Condition(condition.name, selected, own, applied)
     return list(conditions.values())
 
@@ -239,6 +244,23 @@ def _sample(network: nn.Module, images: arrays.Shards, device: torch.device) -> 
     with torch.no_grad():
         outputs = network(models.pixels(few, device)).cpu()
     return hashlib.sha256(outputs.numpy().tobytes()).hexdigest()
+
+
+def _blank(network: nn.Module, fill: str, size: int, device: torch.device) -> dict[str, Any] | None:
+    """Return the class that the network predicts of an image all masked, and its probability.
+
+    None where there is no such image, the fill being each image's own, or no answer to it.
+    """
+    if fill == "image-mean":
+        return None
+    normalize, _ = network.children()
+    mean, _ = normalize.buffers()
+    image = torch.zeros(1, 3, size, size, device=device)
+    blank = fill_values(image, fill, mean.flatten()).expand_as(image)
+    with torch.no_grad():
+        probability, predicted = network(blank).softmax(dim=1).max(dim=1)
+    known = bool(probability.isfinite())
+    return {"class": int(predicted), "probability": float(probability)} if known else None
 
 
 def _predict(network: nn.Module, inputs: Tensor, batch: pd.DataFrame) -> np.ndarray:

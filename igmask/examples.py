@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from igmask import arrays
+from igmask.classes import class_name
 from igmask.config import percent
 from igmask.drawing import HEAT, Column, scaled, write_table
 from igmask.errors import InputError
@@ -30,6 +31,7 @@ class Examples:
 
     images:      (n, H, W, 3) in [0, 1]
     attribution: (n, H, W), each pixel with the sum of its square, towards the class in `targets`
+    targets:     in two lines, `predicted` or `label`, and which class that is
     masks:       p → (n, H, W) bool
     evaluated:   a file a condition, its records those of all images
     """
@@ -86,11 +88,12 @@ def _read_examples(files: list[Path], n_images: int) -> Examples:
     tiled = partial(to_pixels, height=images.shape[1], width=images.shape[2], side=side)
     parts = tiled(take(of_scores))
     targets = of_scores.records["target"]
+    kind = of_scores.settings["attribution"]["target"]
     masks = [arrays.Shards([path]) for path in found.get("mask", [])]
     return Examples(
         names=index["name"].iloc[rows],
         labels=[class_name(classes, label) for label in index["label"].iloc[rows]],
-        targets=[class_name(classes, target) for target in targets.iloc[rows]],
+        targets=[f"{kind}\n{class_name(classes, target)}" for target in targets.iloc[rows]],
         images=images,
         attribution=parts[:, 0] - parts[:, 1],
         masks={
@@ -177,8 +180,3 @@ def _attribution_columns(examples: Examples) -> Iterator[Column]:
 def _middle(ps: Iterable[float]) -> float:
     """Return the p nearest to 50, where one stands for all."""
     return min(ps, key=lambda p: (abs(p - 50), p))
-
-
-def class_name(classes: list[str], label: int) -> str:
-    """Return the name of a class, or its number where it has none."""
-    return classes[label] if label < len(classes) else f"class {label}"

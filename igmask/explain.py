@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from igmask import config, models
-from igmask.classes import class_names, class_numbers
+from igmask.classes import class_name, class_names, class_numbers
 from igmask.config import Model, percent
 from igmask.decode import fit, read_rgb
 from igmask.devices import pick_device
 from igmask.drawing import draw_explanation
 from igmask.errors import InputError
-from igmask.examples import class_name
 from igmask.ig import integrated_gradients
 from igmask.kernels import occlude, select, square_parts, square_scores
 

@@ -10,20 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from igmask import arrays
-from igmask.chance import wilson
+from igmask.chance import by_luck, wilson
+from igmask.classes import class_name
 from igmask.config import percent
 from igmask.data import unnamed_classes
 from igmask.published import CITATION, published_top1
 
 COLUMNS = [
     "model", "mode", "p", "fill", "n", "top1", "ci_low", "ci_high", "area_kept", "random_top1",
-    "random_ci_low", "random_ci_high", "published_top1",
+    "random_ci_low", "random_ci_high", "published_top1", "random_area_kept",
+    "most_frequent_prediction", "most_frequent_share", "entropy", "blank_predicted",
+    "blank_probability",
 ]  # fmt: skip
 
-QUANTITIES = ("top-1", "95 % interval", "area kept", "random squares", "published", "n")
+QUANTITIES = (
+    "top-1", "95 % interval", "area kept", "random squares", "random area",
+    "most frequent prediction", "its share", "entropy", "published", "n",
+)  # fmt: skip
+
+_LONGEST_NAME = 16  # letters of a class in a column
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 60em; color: #222 }
@@ -39,7 +48,7 @@ tbody th[rowspan] { font-weight: 600; vertical-align: top }
 class Results:
     """A study's results.
 
-    accuracy: one row a model and condition, columns `COLUMNS`; accuracies and areas in percent
+    accuracy: one row a model and condition, columns `COLUMNS`; all but entropy (bits) in percent
     notes:    what belongs under every table
     """
 
@@ -54,6 +63,9 @@ def collect(record_paths: Iterable[Path]) -> Results:
     for path in record_paths:
         records, made_by = arrays.read_records(path)
         rows.append(_row(records, made_by))
+        if made_by["mode"] == "original":
+            said, labels = (records[key].to_numpy() for key in ("predicted", "label"))
+            made_by["by_luck"] = by_luck(said, labels, made_by["n_classes"])
         notes.setdefault(made_by["name"], {}).update(made_by)
     models, modes = list(notes), ["original", "keep", "drop"]
     rows.sort(key=lambda r: (models.index(r["model"]), modes.index(r["mode"]), -float(r["p"] or 0)))
@@ -141,6 +153,7 @@ def _row(records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str, Any]:
     chosen = records[records["mask"] == ("none" if original else "selection")]
     n_correct, n = int(chosen["correct"].sum()), len(chosen)
     low, high = wilson(n_correct, n)
+    most, share, entropy = _predictions(chosen["predicted"].to_numpy())
     row = {
         "model": made_by["name"],
         "mode": made_by["mode"],
@@ -152,22 +165,45 @@ def _row(records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str, Any]:
         "ci_high": high,
         "area_kept": 100 * chosen["area_kept"].mean(),
         "published_top1": published_top1(made_by, n_images=n + len(made_by["skipped"])),
+        "most_frequent_prediction": class_name(made_by["class_names"], most),
+        "most_frequent_share": share,
+        "entropy": entropy,
     }
     control = records[records["mask"] == "random"]
     if len(control):
         n_random = int(control["correct"].sum())
         row["random_top1"] = 100 * n_random / len(control)
         row["random_ci_low"], row["random_ci_high"] = wilson(n_random, len(control))
+        row["random_area_kept"] = 100 * control["area_kept"].mean()
+    if blank := made_by.get("blank"):
+        row["blank_predicted"] = class_name(made_by["class_names"], blank["class"])
+        row["blank_probability"] = 100 * blank["probability"]
     return row
+
+
+def _predictions(predicted: np.ndarray) -> tuple[int, float, float]:
+    """The class predicted most often, its share in percent, and the predictions' entropy in bits.
+
+    H = −Σ_c q_c log₂ q_c of the shares q_c (Shannon 1948): 0 where all predictions are one class.
+    """
+    classes, counts = np.unique(predicted, return_counts=True)
+    shares = counts / len(predicted)
+    entropy = abs(float(shares @ np.log2(shares)))
+    return int(classes[counts.argmax()]), 100 * float(shares.max()), entropy
 
 
 def _cell(row: Any) -> dict[str, str]:
     """What stands in a column of a model's block, a row each."""
+    name = row.most_frequent_prediction
     texts = (
         f"{row.top1:.1f}",
         f"{row.ci_low:.1f}–{row.ci_high:.1f}",
         f"{row.area_kept:.1f}",
         None if pd.isna(row.random_top1) else f"{row.random_top1:.1f}",
+        None if pd.isna(row.random_area_kept) else f"{row.random_area_kept:.1f}",
+        name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…",
+        f"{row.most_frequent_share:.1f}",
+        f"{row.entropy:.2f}",
         None if pd.isna(row.published_top1) else row.published_top1,
         str(row.n),
     )
@@ -178,9 +214,13 @@ def _cell(row: Any) -> dict[str, str]:
 def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[str]:
     notes = [
         "top-1: accuracy in %; 95 % interval: Wilson's; area kept: pixels left as they were, in %, "
-        "mean over the images; random squares: top-1 with as many squares of each image, drawn at "
-        "random; n: images"
+        "mean over the images; random squares: top-1 with squares of the same area of each image, "
+        "drawn at random; random area: the area kept with those; its share: of all predictions, in "
+        "%; entropy: of the predicted classes, in bits, 0 if all are the same; n: images"
     ]
+    for name, found in made_by.items():
+        if luck := found.get("by_luck"):
+            notes.append(f"{name} {luck[1]}")
     if accuracy["published_top1"].notna().any():
         notes.append(CITATION)
     for name, found in made_by.items():
@@ -197,6 +237,12 @@ def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[s
                 f"{error['max']:.3g}"
                 + (f" ({left_out} images without a change of f left out)" if left_out else "")
             )
+    blanks = accuracy.dropna(subset="blank_predicted").drop_duplicates(["model", "fill"])
+    for row in blanks.itertuples():
+        notes.append(
+            f"{row.model} predicts {row.blank_predicted} of an image all masked, fill {row.fill}, "
+            f"with a probability of {row.blank_probability:.1f} %"
+        )
     for name, found in made_by.items():
         if note := unnamed_classes(found, found["n_classes"]):
             notes.append(f"{name} {note}")

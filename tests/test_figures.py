@@ -43,6 +43,7 @@ def study(
     fills: tuple[str, ...] = ("black",),
     classes: tuple[str, ...] = tuple(CLASSES),
     shards: tuple[int, ...] = (0, 5, N),
+    target: str = "predicted",
     seed: int = 0,
 ) -> list[Path]:
     """The files of a study of one model, its images and scores in two shards."""
@@ -50,6 +51,7 @@ def study(
     images = rng.integers(0, 256, (N, SIZE, SIZE, 3), dtype=np.uint8)
     parts = rng.random((N, 2, *grid(SIZE, SIZE, SIDE)), dtype=np.float32)
     common = {"class_names": list(classes), "model": {"mean": [0.5, 0.4, 0.3]}, "side": SIDE}
+    common |= {"attribution": {"target": target}}
     files = []
     for start, end in pairwise(shards):
         part, records = slice(start, end), INDEX[start:end]
@@ -185,6 +187,13 @@ def test_class_names(tmp_path, classes):
     assert named["attributions"] != plain["attributions"]
 
 
+@pytest.mark.parametrize("target", ["predicted", "label"])
+def test_attributions_say_which_class_they_are_for(tmp_path, target):
+    files = study(tmp_path, target=target, modes=())
+    attribution, *_ = examples._attribution_columns(examples._read_examples(files, 2))
+    assert attribution.captions == [f"for {target}\ndog"] * 2
+
+
 def test_conditions_stand_in_the_order_of_p(tmp_path):
     files = study(tmp_path, ps=(12.5, 90.0, 50.0))
     columns = examples._condition_columns(examples._read_examples(files, 2))
@@ -280,12 +289,12 @@ def test_an_attribution_of_zeros_is_drawn(tmp_path):
 
 
 ACCURACY = """\
-model,mode,p,fill,n,top1,ci_low,ci_high,area_kept,random_top1
-a,original,,,100,80,75,85,100,
-a,keep,90,black,100,60,55,65,60,30
-a,keep,50,black,100,40,35,45,20,20
-a,drop,90,black,100,20,15,25,40,25
-a,drop,50,black,100,50,45,55,80,45
+model,mode,p,fill,n,top1,ci_low,ci_high,area_kept,random_top1,random_area_kept
+a,original,,,100,80,75,85,100,,
+a,keep,90,black,100,60,55,65,60,30,61
+a,keep,50,black,100,40,35,45,20,20,19
+a,drop,90,black,100,20,15,25,40,25,39
+a,drop,50,black,100,50,45,55,80,45,81
 """
 
 
@@ -314,7 +323,7 @@ def test_a_curve_has_points_and_intervals():
     curves._draw_curve(axes, table[table["mode"] == "keep"], "area_kept", "black", "o")
     points, *_, random = axes.lines
     assert points.get_xydata().tolist() == [[20, 40], [60, 60]]
-    assert random.get_xydata().tolist() == [[20, 20], [60, 30]]
+    assert random.get_xydata().tolist() == [[19, 20], [61, 30]]
     bars = axes.collections[0].get_segments()
     assert [bar.tolist() for bar in bars] == [[[20, 35], [20, 45]], [[60, 55], [60, 65]]]
 
@@ -329,7 +338,7 @@ def rows(accuracy: str, **changes: str) -> str:
 
 def test_every_fill_has_panels(tmp_path):
     one, two = plot(tmp_path / "1", ACCURACY), ACCURACY + rows(ACCURACY, black="mean")
-    two = plot(tmp_path / "2", two.replace("a,original,,,100,80,75,85,100,\n", "", 1))
+    two = plot(tmp_path / "2", two.replace("a,original,,,100,80,75,85,100,,\n", "", 1))
     assert inches(two["accuracy-p"])[1] > 1.5 * inches(one["accuracy-p"])[1]
     assert inches(two["accuracy-area"])[0] > 1.5 * inches(one["accuracy-area"])[0]
 
@@ -345,7 +354,7 @@ def test_many_models_with_names_like_numbers_or_nothing(tmp_path):
 
 def test_one_mode_one_p_no_control_no_original(tmp_path):
     head, _, keep, *_ = ACCURACY.splitlines()
-    pictures = plot(tmp_path / "one", f"{head}\n{keep.removesuffix('30')}\n")
+    pictures = plot(tmp_path / "one", f"{head}\n{keep.removesuffix('30,61')},\n")
     with_control = plot(tmp_path / "control", f"{head}\n{keep}\n")
     assert all(pictures[kind] != with_control[kind] for kind in pictures)
 
@@ -357,6 +366,7 @@ def test_one_mode_one_p_no_control_no_original(tmp_path):
         ("\n".join(ACCURACY.splitlines()[:2]), "no masked images"),
         ("", "not an accuracy.csv"),
         ("x,y\n1,2\n", "not an accuracy.csv"),
+        (ACCURACY.replace("random_area_kept", "other"), "random_area_kept"),
     ],
 )
 def test_a_table_without_curves_is_refused(tmp_path, text, message):

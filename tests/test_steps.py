@@ -42,6 +42,10 @@ class NanOnHalfBlack(nn.Module):
         black = (x == 0).double().mean((1, 2, 3))
         return x.mean((2, 3)) / ((black < 0.05) | (black == 1))[:, None]
 
+class NanOnZeros(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3)) / x.abs().mean((1, 2, 3))[:, None]
+
 class Broken(nn.Module):
     def forward(self, x):
         return torch.sqrt(x.mean((2, 3)) - x.mean((2, 3)))  # the gradient at zero is not finite
@@ -178,6 +182,29 @@ def test_the_random_control_has_the_selections_area(study):
     assert difference.abs().max() < 9 / SIZE**2  # a square
     assert difference.abs().mean() < 4 / SIZE**2
     assert (selection["probability_label"] != random["probability_label"]).any()
+
+
+@pytest.mark.parametrize("fill", ["black", "mean", "image-mean"])
+def test_records_say_what_is_predicted_of_an_image_all_masked(study, fill):
+    model = network(mean=[0.2, 0.9, 0.4], std=[0.1, 0.2, 0.3])
+    images, _, masks = run(study / "out")
+    evaluate(images, study / "out" / "records", model=model, masks=(masks,), fills=(fill,))
+    _, made_by = records_in(study / "out", f"keep-50-{fill}")
+    if fill == "image-mean":
+        assert made_by["blank"] is None
+        return
+    colour = torch.tensor(model.mean if fill == "mean" else (0.0, 0.0, 0.0))
+    blank = colour.view(1, 3, 1, 1).expand(1, 3, SIZE, SIZE)
+    expected = models.load(model)(blank).softmax(1)[0]
+    assert made_by["blank"]["class"] == int(expected.argmax())
+    assert made_by["blank"]["probability"] == pytest.approx(float(expected.max()), rel=1e-5)
+
+
+def test_no_answer_to_an_image_all_masked_is_no_error(study):
+    model = network(source="steps_net:NanOnZeros", mean=[0.5, 0.5, 0.5])
+    images, _, masks = run(study / "out")
+    evaluate(images, study / "out" / "records", model=model, masks=(masks,), fills=("mean",))
+    assert records_in(study / "out", "keep-50-mean")[1]["blank"] is None
 
 
 def test_what_was_evaluated_before_is_kept(study, monkeypatch):

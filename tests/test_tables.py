@@ -1,14 +1,16 @@
 """Tables against counts by hand and SciPy's intervals."""
 
 import xml.etree.ElementTree as ET
+from itertools import cycle, islice
 
 import numpy as np
 import pandas as pd
 import pytest
 import torchvision.models
-from scipy.stats import binomtest
+from scipy.stats import binomtest, entropy
 
 from igmask import arrays, config
+from igmask.kernels import FILLS
 from igmask.published import N_IMAGES, published_top1
 from igmask.tables import collect, widen, wilson, write_tables
 
@@ -19,11 +21,17 @@ def test_wilson_equals_scipy(k, n):
     assert wilson(k, n) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
 
 
+CLASS_NAMES = ["cat", "dog", "a class of a very long name"]
 MODEL = config.settings(config.model({"source": "resnet50", "weights": "IMAGENET1K_V1"}))
 
 
-def write(folder, name, mode, p=None, *, fill="black", correct=(1, 0), n=10, skipped=()):
-    """Records of n images, the given counts of the selection and the control right."""
+def write(
+    folder, name, mode, p=None, *, fill="black", correct=(1, 0), n=10, skipped=(), wrong=(1,)
+):
+    """Records of n images, the given counts of the selection and the control right.
+
+    wrong: what is predicted of the others, in turn
+    """
     kinds = ["none"] if mode == "original" else ["selection", "random"]
     parts = [
         pd.DataFrame(
@@ -31,20 +39,21 @@ def write(folder, name, mode, p=None, *, fill="black", correct=(1, 0), n=10, ski
                 "name": [f"{i}.png" for i in range(n)],
                 "label": 0,
                 "mask": kind,
-                "predicted": [0] * right + [1] * (n - right),
+                "predicted": [0] * right + list(islice(cycle(wrong), n - right)),
                 "correct": [True] * right + [False] * (n - right),
-                "area_kept": 1.0 if kind == "none" else 0.25,
+                "area_kept": {"none": 1.0, "selection": 0.25, "random": 0.251}[kind],
             }
         )
         for kind, right in zip(kinds, correct, strict=False)
     ]
     settings = {"step": "evaluate", "name": name, "mode": mode, "model": MODEL, "classes": []}
-    settings |= {"dataset": {"source": "demo"}, "n_classes": 10}
+    settings |= {"dataset": {"source": "demo"}, "n_classes": 10, "class_names": CLASS_NAMES}
     settings["skipped"] = list(skipped)
     if mode != "original":
         settings |= {
             "p": p,
             "fill": fill,
+            "blank": {"class": 2, "probability": 0.625} if fill == "black" else None,
             "by": "mass",
             "score": "positive",
             "side": 3,
@@ -108,6 +117,7 @@ def test_wide_tables_have_a_column_a_condition(study, tmp_path):
     assert table.loc[("zeta", "95 % interval"), "original"] == "49.0–94.3"
     assert table.loc[("zeta", "area kept"), "keep 50 %"] == "25.0"
     assert table.loc[("zeta", "random squares"), "keep 50 %"] == "10.0"
+    assert table.loc[("zeta", "random area"), "keep 50 %"] == "25.1"
     assert table.loc[("alpha_%&", "n"), "keep 30 %"] == "10"
 
 
@@ -122,7 +132,54 @@ def test_every_format_holds_the_same_numbers_and_the_notes(study, tmp_path):
     assert "alpha_%&amp;" in page
     table = page[page.index("<table") : page.index("</table>") + len("</table>")]
     rows = ET.fromstring(table).findall("./tbody/tr")
-    assert len(rows) == 2 * 5
+    assert len(rows) == 2 * 9
+
+
+def test_tables_say_what_is_predicted_most_and_how_varied_predictions_are(tmp_path):
+    original = write(tmp_path, "a", "original", correct=(5,), n=20, wrong=(1, 2, 7))
+    keep = write(tmp_path, "a", "keep", 50.0, correct=(0, 20), n=20, wrong=(2,))
+    drop = write(tmp_path, "a", "drop", 50.0, correct=(0, 0), n=20, wrong=(12, 1))
+    write_tables([original, keep, drop], output=tmp_path)
+    found = pd.read_csv(tmp_path / "accuracy.csv")
+    assert found["most_frequent_prediction"].tolist() == ["cat", CLASS_NAMES[2], "dog"]
+    assert found["most_frequent_share"].tolist() == [25, 100, 50]
+    np.testing.assert_allclose(found["entropy"], [2, 0, 1], atol=1e-4)
+    assert np.signbit(found["entropy"]).sum() == 0
+    for path, value in zip((original, keep, drop), (5, 20, 10), strict=True):
+        records = arrays.read_records(path)[0]
+        said = records.loc[records["mask"] != "random", "predicted"]
+        assert said.value_counts().max() == value
+        row = found.loc[(original, keep, drop).index(path)]
+        assert row["entropy"] == pytest.approx(entropy(said.value_counts(), base=2), abs=1e-4)
+    table = pd.read_csv(tmp_path / "table3.csv", dtype=str, index_col=[0, 1]).loc["a"]
+    assert table.loc["most frequent prediction"].tolist() == ["a class of a ve…", "dog"]
+    assert table.loc["its share"].tolist() == ["100.0", "50.0"]
+    assert table.loc["entropy"].tolist() == ["0.00", "1.00"]
+
+
+def test_what_is_predicted_of_an_image_all_masked_is_a_footnote(tmp_path):
+    paths = [write(tmp_path, "a", "original", correct=(9,))]
+    paths += [write(tmp_path, "a", m, 50.0, fill=f) for f in FILLS for m in ("keep", "drop")]
+    write_tables(paths, output=tmp_path)
+    found = pd.read_csv(tmp_path / "accuracy.csv").set_index("fill")
+    assert found.loc["black", "blank_predicted"].tolist() == [CLASS_NAMES[2]] * 2
+    assert found.loc["black", "blank_probability"].tolist() == [62.5] * 2
+    assert found.loc["image-mean", "blank_probability"].isna().all()
+    text = (tmp_path / "table1.md").read_text()
+    assert text.count("all masked, fill") == 1
+    assert "a predicts a class of a very long name of an image all masked, fill black" in text
+    assert "62.5 %" in text
+
+
+def test_no_better_than_chance_is_a_footnote(tmp_path):
+    paths = [write(tmp_path, "poor", "original", correct=(5,), n=40, wrong=(1, 2, 3, 4, 5))]
+    paths.append(write(tmp_path, "good", "original", correct=(35,), n=40))
+    paths.append(write(tmp_path, "poor", "keep", 50.0))
+    write_tables(paths, output=tmp_path)
+    for kind in ("md", "html"):
+        text = (tmp_path / f"table1.{kind}").read_text()
+        assert "poor is right about 12.5 % of 40 original images, no better than chance" in text
+        assert "good is right" not in text
 
 
 def test_several_fills_have_blocks_of_their_own(tmp_path):
@@ -183,6 +240,7 @@ def made_by(name="resnet50", mode="original", p=None, **changes):
         "dataset": {"source": "csv"},
         "n_classes": 1000,
         "classes": [str(i) for i in range(1000)],
+        "class_names": [str(i) for i in range(1000)],
         "mode": mode,
         "p": p,
         "fill": "black",
@@ -231,6 +289,7 @@ def test_published_values_reach_the_tables(tmp_path):
     settings = made_by("vgg16") | {"step": "evaluate", "name": "vgg", "skipped": []}
     correct = [True] * 25_000 + [False] * 25_000
     records = pd.DataFrame({"name": "x", "mask": "none", "correct": correct, "area_kept": 1.0})
+    records = records.assign(label=1, predicted=records["correct"].astype(int))
     arrays.write_records(tmp_path / "a.parquet", records, settings)
     keep = pd.concat([records.assign(mask=kind) for kind in ("selection", "random")])
     settings |= made_by("vgg16", "keep", 50.0) | {"score": "positive"}
