@@ -1,5 +1,6 @@
 """Integrated Gradients with the signature and semantics of captum.attr.IntegratedGradients."""
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -68,6 +69,15 @@ class IntegratedGradients:
     def has_convergence_delta(self) -> bool:
         """Integrated Gradients tell how far they are from completeness."""
         return True
+
+    @classmethod
+    def get_name(cls) -> str:
+        """Return the class's name in words: Integrated Gradients."""
+        return re.sub(r"(?<!^)(?![a-z])(?=.)", " ", cls.__name__)
+
+    def attribute_future(self) -> None:
+        """Raise NotImplementedError: there are no futures of Integrated Gradients, as in Captum."""
+        raise NotImplementedError("attribute_future is not implemented for IntegratedGradients")
 
     @_wrapped
     def attribute(
@@ -221,6 +231,7 @@ class IntegratedGradients:
             arguments or None,
         )
 
+    @_wrapped
     def compute_convergence_delta(
         self,
         attributions: Any,

@@ -150,6 +150,35 @@ def test_signatures_are_captums():
     assert not igmask.IntegratedGradients(torch.sum, False).multiplies_by_inputs
 
 
+def test_public_members_are_captums():
+    owners = igmask.IntegratedGradients, captum.attr.IntegratedGradients
+    ours, theirs = (
+        {name for name in dir(owner(torch.sum)) if not name.startswith("_")} for owner in owners
+    )
+    assert ours == theirs
+    # A method that Captum logs by `log_usage` can be called past its log.
+    logged, logged_theirs = (
+        {name for name in theirs if hasattr(getattr(owner, name, None), "__wrapped__")}
+        for owner in owners
+    )
+    assert logged == logged_theirs == {"attribute", "compute_convergence_delta"}
+
+
+@pytest.mark.parametrize("name", ["IntegratedGradients", "Own", "own_IG", "V2Gradients"])
+def test_names_are_captums(name):
+    ours, theirs = (
+        type(name, (owner,), {}).get_name()
+        for owner in (igmask.IntegratedGradients, captum.attr.IntegratedGradients)
+    )
+    assert ours == theirs
+
+
+def test_futures_are_not_implemented_as_in_captum():
+    for owner in (igmask.IntegratedGradients, captum.attr.IntegratedGradients):
+        with pytest.raises(NotImplementedError, match="attribute_future is not implemented"):
+            owner(torch.sum).attribute_future()
+
+
 @pytest.mark.parametrize("kind", ["Layer", "Neuron"])
 @pytest.mark.parametrize("multiply", [True, False])
 @pytest.mark.parametrize("of_input", [True, False])
