@@ -13,7 +13,9 @@ from igmask.contract import tensor
 from igmask.errors import InputError
 from igmask.ig import (
     NotFinite,
+    TargetError,
     checked_rule,
+    checked_target,
     halved,
     is_out_of_memory,
     ordinary,
@@ -26,10 +28,6 @@ _BATCH_SIZE = 64  # of functions and of several inputs, whose memory is not know
 
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class TargetError(InputError, AssertionError):
-    """A target that is missing or does not fit, which Captum reports as an AssertionError."""
 
 
 def _wrapped(method: F) -> F:
@@ -97,8 +95,9 @@ class IntegratedGradients:
 
         inputs:    (N, ...) tensor, or a tuple of them
         baselines: a number or tensor (N or 1, ...) an input; zero if None
-        target:    for outputs (N, classes) an int, a tensor (N,) or a list of N; for outputs with
-                   more axes a tuple, or a list of N tuples; None for one output an example
+        target:    for outputs (N, classes) an int, or a tensor, array or list of N; for outputs
+                   with more axes a tuple, or a list of N tuples, in which axes of length 1 at the
+                   end may be left out; None for one output an example
         additional_forward_args: passed after the inputs, tensors by their rows
         method:    a name of `quadrature.RULES` or of Captum's
         internal_batch_size: most rows of one forward pass; None lets igmask choose
@@ -111,7 +110,7 @@ class IntegratedGradients:
         bs = _expand_baselines(xs, baselines)
         rule = checked_rule(method, n_steps)
         extra = _as_tuple(additional_forward_args)
-        _check_target(target, len(xs[0]))
+        target = checked_target(target, len(xs[0]))
         with torch.inference_mode(False):
             bs = tuple(map(ordinary, bs))
             own = self.gradient_func is not gradients
@@ -244,6 +243,7 @@ class IntegratedGradients:
         xs, values = _as_tuple(end_point), _as_tuple(attributions)
         bs = _expand_baselines(xs, start_point)
         extra, n_examples = _as_tuple(additional_forward_args), len(xs[0])
+        target = checked_target(target, n_examples)
         delta = torch.empty(n_examples, dtype=values[0].dtype, device=values[0].device)
         with torch.no_grad(), running():
             for start in range(0, n_examples, _BATCH_SIZE):
@@ -294,20 +294,6 @@ def _of_rows(extra: tuple[Any, ...], rows: Tensor, n_examples: int) -> tuple[Any
         a[rows.to(a.device)] if isinstance(a, Tensor) and a.ndim and len(a) == n_examples else a
         for a in extra
     )
-
-
-def _check_target(target: Any, n_examples: int) -> None:
-    if isinstance(target, Tensor):
-        fits = target.numel() == 1 or target.shape == (n_examples,)
-        given = f"a tensor of shape {tuple(target.shape)}"
-    elif isinstance(target, list):
-        fits, given = len(target) == n_examples, f"a list of {len(target)}"
-    else:
-        return
-    if not fits:
-        raise TargetError(
-            f"target is {given}; it must be one target, or one for each of {n_examples} examples"
-        )
 
 
 def _targets(target: Any, rows: Tensor, n_examples: int) -> Any:
@@ -361,18 +347,19 @@ def pick_target(output: Tensor, target: Any, rows: Sequence[int]) -> Tensor:
         target = target.item() if target.numel() == 1 else target.tolist()
     per_row = [target[i] for i in rows] if isinstance(target, list) else [target] * len(rows)
     places = [t if isinstance(t, tuple) else (t,) for t in per_row]
-    if any(len(place) != output.ndim - 1 for place in places):
+    sizes = output.shape[1:]
+    n_named = {len(place) for place in places}
+    if len(n_named) > 1 or any(n > len(sizes) or sizes[n:].numel() > 1 for n in n_named):
         raise TargetError(
             f"target {places[0]} does not name one number in an output of shape "
             f"{tuple(output.shape)}"
         )
-    # Here, since a GPU would not survive it. Captum takes −1 for the last from an int alone.
-    least = -1 if isinstance(target, int | tuple) else 0
-    sizes = output.shape[1:]
-    for place in places:
-        if not all(least * n <= t < n for t, n in zip(place, sizes, strict=True)):
+    # Here, since a GPU would not survive it. Captum takes −1 for the last, but not from many ints.
+    for place, of_row in zip(places, per_row, strict=True):
+        least = 0 if isinstance(target, list) and not isinstance(of_row, tuple) else -1
+        if not all(least * n <= t < n for t, n in zip(place, sizes, strict=False)):
             raise TargetError(
                 f"target {place} is out of range for an output of shape {tuple(output.shape)}"
             )
     index = torch.tensor(places, device=output.device).unbind(1)
-    return output[(torch.arange(len(rows), device=output.device), *index)]
+    return output[(torch.arange(len(rows), device=output.device), *index)].reshape(-1)

@@ -5,10 +5,12 @@
 completeness. captum.py has the class with Captum's signature.
 """
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +46,10 @@ class NotFinite(InputError):
             "for overflow"
         )
         self.image, self.alpha, self.step = image, alpha, step
+
+
+class TargetError(InputError, AssertionError):
+    """A target that is missing or does not fit, which Captum reports as an AssertionError."""
 
 
 def path_gradients(
@@ -282,7 +288,7 @@ def integrated_gradients(
     images: Tensor,
     *,
     baselines: Tensor | None = None,
-    target: Tensor | None = None,
+    target: Any = None,
     of: str = "probability",
     rule: str = "right",
     n_steps: int | Auto = 50,
@@ -295,7 +301,7 @@ def integrated_gradients(
     model:     (N, C, H, W) → logits (N, n_classes); in evaluation mode, on the images' device
     images:    (N, C, H, W) floating point
     baselines: (n_baselines, N, C, H, W), averaged over the first axis; black if None
-    target:    (N,) int64 classes; the predicted ones if None
+    target:    (N,) integer classes, a tensor, array or list, or one for all; the predicted if None
     of:        f, `probability` (softmax of the target class) or `logit`
     rule, n_steps: see `quadrature.rule`; with `Auto`, as many as each image needs
     batch_size: (image, step) pairs of a forward pass; None: from the free memory
@@ -307,6 +313,8 @@ def integrated_gradients(
     """
     if of not in FUNCTIONS:
         raise InputError(f"unknown function {of!r}; choose from {', '.join(FUNCTIONS)}")
+    if not isinstance(images, Tensor):
+        raise InputError(f"images must be a tensor (N, C, H, W), got {type(images).__name__}")
     if baselines is None:
         baselines = torch.zeros_like(images).unsqueeze(0)
     if not isinstance(n_steps, int | Auto):
@@ -327,12 +335,13 @@ def integrated_gradients(
         )
     if is_training(model):
         raise InputError("the model is in training mode; call model.eval() first")
+    classes = None if target is None else classes_of(target, len(images))
     images, baselines = ordinary(images), ordinary(baselines)
     with torch.inference_mode(False):
         network = prepare(model, images, precision=precision, engine=engine)
         if network.answer is not None:
             check_classifier(network.answer, of=of)
-        study = _Study(network, images, baselines, target, of, batch_size)
+        study = _Study(network, images, baselines, classes, of, batch_size)
         if isinstance(n_steps, Auto):
             return study.until_settled(rule, n_steps)
         return study.attribute(*checked_rule(rule, n_steps))
@@ -342,6 +351,72 @@ def ordinary(x: Tensor) -> Tensor:
     """Return the tensor, detached; a copy if it is one of torch.inference_mode."""
     with torch.inference_mode(False):
         return x.clone() if x.is_inference() else x.detach()
+
+
+def classes_of(target: Any, n_images: int) -> Tensor:
+    """Return the classes that a target names, (N,) or one for all, or raise TargetError."""
+    found = checked_target(target, n_images)
+    classes = found if isinstance(found, Tensor) else torch.tensor(found, dtype=torch.int64)
+    if classes.shape not in ((), (n_images,)):  # of tuples
+        raise _misfit(target, n_images)
+    return classes
+
+
+def checked_target(target: Any, n_examples: int) -> Any:
+    """Return a target with its numbers as Python's; a tensor of one an example as it is.
+
+    target: an integer, or a list, array or tensor of one an example; in place of an integer, a
+            tuple of them where outputs have more axes; None
+    raises  TargetError if it is anything else
+    """
+    if target is None:
+        return None
+    given = target
+    if isinstance(target, np.ndarray) and target.dtype.kind in "iu":
+        target = torch.from_numpy(target.astype(np.int64))
+    try:
+        if isinstance(target, list) and len(target) == n_examples:
+            return [_place(of_example) for of_example in target]
+        if isinstance(target, Tensor) and target.shape == (n_examples,) and _is_whole(target):
+            return target
+        return _place(target)
+    except TypeError:
+        raise _misfit(given, n_examples) from None
+
+
+def _is_whole(x: Tensor) -> bool:
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+
+
+def _place(target: Any) -> Any:
+    """The integer, or tuple of integers, as Python's; raises TypeError if it is none."""
+    parts = target if isinstance(target, tuple) else (target,)
+    if any(isinstance(part, bool) or getattr(part, "dtype", None) == torch.bool for part in parts):
+        raise TypeError
+    whole = tuple(map(operator.index, parts))
+    return whole if isinstance(target, tuple) else whole[0]
+
+
+def _misfit(target: Any, n_examples: int) -> TargetError:
+    given, advice = f"{type(target).__name__} {target!r:.40}", ""
+    if isinstance(target, list):
+        given = f"a list of {len(target)}"
+    if isinstance(target, Tensor | np.ndarray):
+        given = f"{target.dtype} of shape {tuple(target.shape)}"
+        if target.shape == (n_examples, 1):
+            advice = "; .reshape(-1) makes them one axis"
+        elif target.ndim == 2:
+            advice = "; of several labels a row, or one-hot ones, take one: .argmax(1)"
+        elif isinstance(target, Tensor) and target.is_floating_point():
+            advice = "; .long() makes them integers"
+        elif isinstance(target, np.ndarray) and target.dtype.kind == "f":
+            advice = "; .astype(int) makes them integers"
+    elif isinstance(target, str) or (isinstance(target, list) and str in map(type, target)):
+        advice = "; the number of a name is its place in the list of classes"
+    return TargetError(
+        f"target must be {n_examples} classes, integers of shape ({n_examples},), or one for all; "
+        f"got {given}{advice}"
+    )
 
 
 def checked_rule(rule: str, n_steps: int) -> tuple[list[float], list[float]]:
@@ -374,12 +449,6 @@ class _Study:
         self._network, self._images, self._baselines = network, images, baselines
         self._of, self._batch_size = of, batch_size
         shape, device = (len(images),), images.device
-        no_class = target is not None and (target.is_floating_point() or target.dtype == torch.bool)
-        if target is not None and (no_class or target.shape not in ((), shape)):
-            raise InputError(
-                f"target must be {len(images)} classes, integers of shape {shape}; got "
-                f"{target.dtype} of shape {tuple(target.shape)}"
-            )
         self._given, self._checked = target is not None, False
         # −1 until the network has seen the image itself, which comes first on its path.
         self._classes = (

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,12 @@ from torch import Tensor, nn
 from igmask import arrays
 from igmask.config import stamp
 from igmask.errors import InputError
-from igmask.ig import Auto, NotFinite, integrated_gradients
+from igmask.ig import Auto, NotFinite, classes_of, integrated_gradients
 from igmask.progress import progress
+
+# Under which a batch that is a dictionary has them; the first are those of transformers.
+_IMAGES = ("pixel_values", "images", "image")
+_LABELS = ("labels", "label")
 
 
 def attribute_loader(
@@ -35,13 +39,15 @@ def attribute_loader(
     that a run that was cut short goes on; the loader must give the same batches every time.
 
     model:   logits (N, n_classes) from images, in evaluation mode; images are moved to its device
-    loader:  of images (N, C, H, W), or of (images, labels, …)
+    loader:  of images (N, C, H, W), of (images, labels, …), or of dictionaries with `pixel_values`,
+             `images` or `image`, and `labels` or `label` if there are any; labels are (N,) integers
     target:  `predicted`, or `label`: the class whose output is attributed
     options: others of `integrated_gradients`
-    raises   InputError if the folder holds results of another model, other options or other images
+    raises   InputError if a batch is not of that kind, or if the folder holds results of another
+             model, other options or other images
     """
     folder = Path(folder)
-    if target not in ("predicted", "label"):
+    if not isinstance(target, str) or target not in ("predicted", "label"):
         raise InputError(f"unknown target {target!r}; choose from predicted, label")
     steps = dataclasses.asdict(n_steps) if isinstance(n_steps, Auto) else n_steps
     weights = [value for value in model.state_dict().values() if isinstance(value, Tensor)]
@@ -57,8 +63,7 @@ def attribute_loader(
     except TypeError:  # a DataLoader of a stream has a length, but does not know it
         total = None
     for i, batch in enumerate(progress(loader, total=total, unit="batches", label="attribute")):
-        images, *rest = batch if isinstance(batch, list | tuple) else (batch,)
-        labels = rest[0] if rest and isinstance(rest[0], Tensor) else None
+        images, labels = _images_and_labels(batch, f"batch {i}", target)
         if target == "label" and labels is None:
             raise InputError("target label: the loader gives images without labels")
         path = folder / f"{i:05}.npy"
@@ -85,6 +90,39 @@ def attribute_loader(
             array.append(_numbers(result.values))
         arrays.write_records(arrays.records_of(path), records, of_batch)  # last: now it is whole
     return paths
+
+
+def _images_and_labels(batch: Any, name: str, target: str) -> tuple[Tensor, Tensor | None]:
+    """The images of a batch, and its labels, if it has any."""
+    if isinstance(batch, Mapping):
+        images, given = (_entry(batch, keys, name) for keys in (_IMAGES, _LABELS))
+    else:
+        parts = list(batch) if isinstance(batch, list | tuple) else [batch]
+        images, given, *_ = [*parts, None, None]
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        of = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(f"{name}: images must be a tensor (N, C, H, W), got {of}")
+    are_names = target == "predicted" and not isinstance(given, Tensor | np.ndarray)
+    if given is None or are_names:  # or anything else that is no label
+        return images, None
+    try:
+        labels = classes_of(given, len(images))
+    except InputError as error:
+        raise InputError(f"{name}, labels: {error}") from None
+    if labels.shape != (len(images),):
+        raise InputError(f"{name}: there is one label for {len(images)} images")
+    return images, labels
+
+
+def _entry(batch: Mapping[str, Any], keys: tuple[str, ...], name: str) -> Any:
+    """The one entry of a batch that has one of the keys; None if it has no labels."""
+    found = [key for key in keys if key in batch]
+    if len(found) > 1 or (not found and keys is _IMAGES):
+        raise InputError(
+            f"{name} has the keys {', '.join(map(str, batch))}; exactly one of {', '.join(keys)} "
+            "is looked for"
+        )
+    return batch[found[0]] if found else None
 
 
 def _is_done(path: Path, made_by: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ import inspect
 from concurrent.futures import ThreadPoolExecutor
 
 import captum.attr
+import numpy as np
 import pytest
 import torch
 from captum._utils.gradient import compute_gradients
@@ -605,3 +606,94 @@ def test_the_last_class_may_be_counted_from_the_end(double, network):
     found = igmask.IntegratedGradients(network).attribute(inputs, target=-1, n_steps=4)
     expected = igmask.IntegratedGradients(network).attribute(inputs, target=4, n_steps=4)
     assert found.equal(expected)
+
+
+@pytest.mark.parametrize(
+    ("target", "plain"),
+    [
+        (np.int64(3), 3),
+        (np.array(3), 3),
+        (np.array([3]), 3),
+        (np.array([0, 3, 1, 4]), [0, 3, 1, 4]),
+        (np.array([0, 3, 1, 4], dtype=np.uint8), [0, 3, 1, 4]),
+        (torch.tensor([0, 3, 1, 4], dtype=torch.uint8), [0, 3, 1, 4]),
+        ([np.int64(0), 3, torch.tensor(1), 4], [0, 3, 1, 4]),
+        ((np.int64(3),), 3),
+        ([(np.int64(3),)] * 4, 3),
+    ],
+)
+@pytest.mark.parametrize("as_function", [False, True])
+def test_numpys_numbers_are_targets(double, network, target, plain, as_function):
+    f = (lambda x: network(x)) if as_function else network
+    inputs = torch.rand(4, 3, 9, 9)
+    theirs = captum.attr.IntegratedGradients(f)
+    expected = theirs.attribute(inputs, target=plain, return_convergence_delta=True, **EXACT)
+    ours = igmask.IntegratedGradients(f)
+    assert_same(
+        ours.attribute(inputs, target=target, return_convergence_delta=True, **EXACT), expected
+    )
+    delta = ours.compute_convergence_delta(
+        expected[0], torch.zeros_like(inputs), inputs, target=target
+    )
+    torch.testing.assert_close(delta, expected[1], rtol=1e-11, atol=1e-12)
+
+
+NO_TARGETS = [
+    (torch.tensor([1.0, 2.0]), r"got torch.float32 of shape \(2,\); .long\(\) makes"),
+    (torch.tensor(1.0), r"got torch.float32 of shape \(\); .long\(\) makes"),
+    (torch.eye(5)[:2], r"of shape \(2, 5\); of several labels a row, or one-hot ones, take one"),
+    (torch.eye(5, dtype=torch.int64)[:2], r"take one: .argmax\(1\)"),
+    (torch.tensor([True, False]), r"got torch.bool of shape \(2,\)"),
+    (torch.tensor(True), "got torch.bool"),
+    (np.array([1.0, 2.0]), r"got float64 of shape \(2,\); .astype\(int\) makes"),
+    (np.array([True, False]), "got bool of shape"),
+    (np.array(["cat", "dog"]), r"got <U3 of shape \(2,\)"),
+    (np.array([0, 1, 2]), r"got int64 of shape \(3,\)"),
+    ("cat", "got str 'cat'; the number of a name is its place in the list of classes"),
+    (["cat", "dog"], "got a list of 2; the number of a name"),
+    ([1.0, 2.0], "got a list of 2"),
+    ([[0, 1], [1, 2]], "got a list of 2"),
+    (1.0, "got float 1.0"),
+    (True, "got bool True"),
+    (np.True_, "got bool"),
+    ({"label": 1}, "got dict {'label': 1}"),
+    (range(2), r"got range range\(0, 2\)"),
+]
+
+
+@pytest.mark.parametrize(("target", "message"), NO_TARGETS)
+def test_what_is_no_target_is_refused_before_the_network_runs(target, message):
+    def network(_):
+        raise AssertionError("the network has run")
+
+    inputs = torch.rand(2, 3, 9, 9)
+    method = igmask.IntegratedGradients(network)
+    with pytest.raises(TargetError, match=message):
+        method.attribute(inputs, target=target)
+    with pytest.raises(TargetError, match=message):
+        method.compute_convergence_delta(inputs, inputs, inputs, target=target)
+
+
+SHAPES = [(), (1,), (3,), (3, 1), (2, 3), (1, 1), (3, 1, 1), (3, 1, 2)]
+TARGETS = [
+    *(None, 0, 2, -1, (), (1,), (-1,), (1, 0), (0, -1), (1, 0, 0), (0, 1, 2, 3)),
+    *([0, 1, 1, 0], [0, -1, 0, 0], [(1,)] * 4, [(-1,)] * 4, [(1, 0), (0, 0)] * 2, [(0, 0, 1)] * 4),
+    *(torch.tensor(1), torch.tensor([1]), torch.tensor([[-1]]), torch.tensor([0, 2, 1, 0])),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_what_captum_accepts_is_accepted(double, shape, target):
+    weight = torch.rand(5, *shape, generator=torch.manual_seed(0))
+
+    def f(x):
+        return torch.tensordot(x.tanh(), weight, dims=1)
+
+    inputs = torch.rand(4, 5)
+    try:
+        expected = captum.attr.IntegratedGradients(f).attribute(inputs, target=target, **EXACT)
+    except (AssertionError, IndexError, RuntimeError):
+        return
+    found = igmask.IntegratedGradients(f).attribute(inputs, target=target, **EXACT)
+    assert_same(found, expected)

@@ -1,5 +1,6 @@
 """Integrated Gradients against closed forms, and against itself in float64."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -197,7 +198,7 @@ def test_a_model_in_training_mode_is_an_error(network):
         ({"baselines": torch.zeros(1, 1, 3, 9, 9).double()}, r"\(1, 1, 3, 9, 9\)"),
         ({"target": torch.tensor([0.0, 1.0])}, "target must be 2 classes, integers"),
         ({"target": torch.tensor([0, 1, 2])}, r"got torch.int64 of shape \(3,\)"),
-        ({"target": torch.tensor([[0], [1]])}, r"got torch.int64 of shape \(2, 1\)"),
+        ({"target": torch.tensor([[0], [1]])}, r"of shape \(2, 1\); .reshape\(-1\) makes"),
         ({"target": torch.tensor([0, -1])}, "-1 … 0"),
     ],
 )
@@ -215,6 +216,56 @@ def test_one_target_serves_all_images(network):
     )
     assert one.predicted.equal(network(images).argmax(1))
     assert one.target.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("target", "classes"),
+    [
+        (3, [3, 3]),
+        (np.int64(3), [3, 3]),
+        (np.array([3, 1]), [3, 1]),
+        (np.array([3, 1], dtype=np.uint8), [3, 1]),
+        ([3, np.int64(1)], [3, 1]),
+        (torch.tensor([3]), [3, 3]),
+    ],
+)
+def test_classes_may_be_pythons_and_numpys(network, target, classes):
+    images = torch.rand(2, 3, 9, 9, dtype=torch.float64)
+    found = integrated_gradients(network, images, target=target, n_steps=3)
+    assert found.target.tolist() == classes
+    rows = torch.arange(2)
+    torch.testing.assert_close(found.output, network(images).softmax(1)[rows, classes])
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (torch.eye(5)[:2], r"take one: .argmax\(1\)"),
+        (torch.eye(5, dtype=torch.int64)[:2], r"take one: .argmax\(1\)"),
+        (torch.tensor([1.0, 2.0]), r"float32 of shape \(2,\); .long\(\) makes them integers"),
+        (np.array([1.0, 2.0]), r"float64 of shape \(2,\); .astype\(int\) makes them integers"),
+        (torch.tensor([True, False]), "got torch.bool"),
+        ("cat", "got str 'cat'; the number of a name is its place"),
+        (["cat", "dog"], "got a list of 2; the number of a name is its place"),
+        ([0, 1, 2], "got a list of 3"),
+        ([(0, 1), (1, 2)], "got a list of 2"),
+        ((0, 1, 2), r"got tuple \(0, 1, 2\)"),
+        (True, "got bool True"),
+        (1.5, "got float 1.5"),
+    ],
+)
+def test_what_is_no_class_is_refused_before_the_network_runs(target, message):
+    class Never(nn.Module):
+        def forward(self, _):
+            raise AssertionError("the network has run")
+
+    with pytest.raises(InputError, match=message):
+        integrated_gradients(Never().eval(), torch.rand(2, 3, 9, 9), target=target)
+
+
+def test_images_that_are_no_tensor_are_refused(network):
+    with pytest.raises(InputError, match=r"images must be a tensor \(N, C, H, W\), got ndarray"):
+        integrated_gradients(network, np.zeros((2, 3, 9, 9)))
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -1,5 +1,7 @@
 """Attributions of a DataLoader, on disk."""
 
+from collections import UserDict
+
 import numpy as np
 import pytest
 import torch
@@ -119,3 +121,71 @@ def test_gradients_that_are_not_finite_name_batch_and_image(tmp_path):
         igmask.attribute_loader(
             Root().eval(), DataLoader(images, batch_size=2), tmp_path, of="logit"
         )
+
+
+@pytest.mark.parametrize("keys", [("pixel_values", "labels"), ("image", "label")])
+@pytest.mark.parametrize("kind", [dict, UserDict])  # transformers' batches are UserDicts
+def test_batches_may_be_dictionaries(network, data, tmp_path, keys, kind):
+    images, labels = data.tensors
+    expected = integrated_gradients(network, images, target=labels, n_steps=4)
+    batch = kind({"id": ["a"] * 7, **dict(zip(keys, (images, labels), strict=True))})
+    (path,) = igmask.attribute_loader(network, [batch], tmp_path, target="label", n_steps=4)
+    np.testing.assert_allclose(arrays.read_array(path), expected.values, rtol=1e-6)
+    records, _ = arrays.read_records(arrays.records_of(path))
+    assert records["label"].tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("as_given", [torch.Tensor.numpy, torch.Tensor.tolist])
+def test_labels_may_be_an_array_or_a_list(network, data, tmp_path, as_given):
+    images, labels = data.tensors
+    batches = [(images, as_given(labels))]
+    (path,) = igmask.attribute_loader(network, batches, tmp_path, target="label", n_steps=2)
+    records, _ = arrays.read_records(arrays.records_of(path))
+    assert records["target"].tolist() == records["label"].tolist() == labels.tolist()
+
+
+def test_names_beside_images_are_no_labels(network, data, tmp_path):
+    batches = [(data.tensors[0], ["a.png"] * 7)]
+    (path,) = igmask.attribute_loader(network, batches, tmp_path, n_steps=2)
+    assert "label" not in arrays.read_records(arrays.records_of(path))[0]
+    with pytest.raises(InputError, match=r"labels: .* got a list of 7; the number of"):
+        igmask.attribute_loader(network, batches, tmp_path / "other", target="label", n_steps=2)
+
+
+X = torch.zeros(2, 3, 9, 9, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ((X, torch.eye(5)[:2]), r"batch 0, labels: .* of several labels a row, .*argmax\(1\)"),
+        ({"images": X, "labels": torch.eye(5)[:2]}, r"batch 0, labels: .*argmax\(1\)"),
+        ((X, torch.tensor([1.0, 2.0])), r"batch 0, labels: .* .long\(\) makes them integers"),
+        ((X, torch.tensor([[1], [2]])), r"batch 0, labels: .* .reshape\(-1\) makes"),
+        ((X, torch.tensor([0, 1, 2])), r"batch 0, labels: .* of shape \(3,\)"),
+        ((X, torch.tensor([1])), "batch 0: there is one label for 2 images"),
+        ({"x": X, "y": 1}, "batch 0 has the keys x, y; exactly one of pixel_values, images, image"),
+        ({"image": X, "images": X}, "batch 0 has the keys image, images; exactly one of"),
+        ({"image": X, "label": 0, "labels": 0}, "exactly one of labels, label"),
+        ({"image": [X, X]}, r"batch 0: images must be a tensor \(N, C, H, W\), got list"),
+        ([X[0], X[1]], r"batch 0: images must be a tensor .*, got \(3, 9, 9\)"),
+        ((), "batch 0: images must be a tensor .*, got NoneType"),
+        ("photo.jpg", "batch 0: images must be a tensor .*, got str"),
+    ],
+)
+@pytest.mark.parametrize("target", ["predicted", "label"])
+def test_batches_of_another_kind_are_refused_before_the_network_runs(
+    tmp_path, batch, message, target
+):
+    class Never(torch.nn.Module):
+        def forward(self, _):
+            raise AssertionError("the network has run")
+
+    with pytest.raises(InputError, match=message):
+        igmask.attribute_loader(Never().eval(), [batch], tmp_path, target=target)
+
+
+@pytest.mark.parametrize("target", ["cat", 3, np.array([1, 2]), torch.tensor([1, 2]), None])
+def test_targets_of_a_loader_are_named(network, data, tmp_path, target):
+    with pytest.raises(InputError, match=r"unknown target .*; choose from predicted, label"):
+        igmask.attribute_loader(network, DataLoader(data), tmp_path, target=target)
