@@ -12,7 +12,9 @@ import shlex
 import sys
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
+from igmask.config import warnings
 from igmask.errors import InputError
 from igmask.workflow import Workflow, code_version
 
@@ -44,6 +46,12 @@ if not os.path.isdir(".snakemake/metadata") or not os.listdir(".snakemake/metada
             "Move them away, or let `igmask verify --remove`, with the same --configfile, remove "
             "what is not of this configuration"
         )
+
+
+# Here, since every job reads this file, too.
+onstart:
+    for warning in warnings(flow.study):
+        logger.warning(warning)
 
 
 # Not in params: a change of device, batch size, threads or engine re-runs nothing.

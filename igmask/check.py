@@ -88,6 +88,8 @@ def check(settings: Mapping[str, Any], *, trial: bool = True) -> Iterator[Findin
         f"models: {len(flow.models)}, conditions of each: {len(flow.conditions)}, shards: "
         f"{study.compute['shards']}",
     )
+    for line in config.warnings(study):
+        yield Finding("configuration", line, "warning")
     n_expected = 0 if study.dataset.limit else study.dataset.n_expected or 0
     images = Images(pd.DataFrame(), [], n_expected, {}, {})
     yield dataset(study.dataset, config.missing_files(study), images)

@@ -11,6 +11,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,17 @@ class Percentage(click.FloatRange):
 Percent = Percentage(0, 100, min_open=True)
 
 
+class Number(click.FloatRange):
+    """A number in a range; neither NaN, which click takes to be in any, nor infinite."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Return the number, or fail as click does."""
+        number = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{value} is not finite.", param, ctx)
+        return number
+
+
 class IntegerOr(click.IntRange):
     """An integer, or one word."""
 
@@ -60,9 +72,7 @@ def setting(*path: str, **changes: Any) -> Callable:
         rules = rules["properties"][key]
     kinds = {
         "integer": click.IntRange(rules.get("minimum")),
-        "number": click.FloatRange(
-            rules.get("exclusiveMinimum"), rules.get("maximum"), min_open=True
-        ),
+        "number": Number(rules.get("exclusiveMinimum"), rules.get("maximum"), min_open=True),
         "string": click.STRING,
     }
     kind: Any = rules.get("type")

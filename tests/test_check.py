@@ -95,6 +95,13 @@ def test_a_wrong_configuration_names_every_mistake(study):
     assert "models.c: resnet50 has no weights 'IMAGENET1K_V9'" in finding.says
 
 
+def test_what_is_hardly_meant_is_a_warning(study):
+    study["selection"] = {"p": [50, 0.5]}
+    says = found(study, "configuration", trial=False)
+    assert says["warning"] == "selection.p: 0.5 means 0.5 %; write 50 if 50 % is meant"
+    assert set(says) == {"ok", "warning"}
+
+
 def test_problems_of_several_kinds_are_all_found(study):
     study["models"]["b"] = {"source": "check_net:Broken", "size": SIZE}
     study["models"]["c"] = {"source": "check_net:conv", "size": SIZE, "weights": "no.pth"}

@@ -140,6 +140,13 @@ def test_numbers_out_of_range_are_named():
         assert CliRunner().invoke(cli.app, words + more).exit_code == 2
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "0"])
+def test_numbers_that_are_not_finite_are_named(value):
+    result = CliRunner().invoke(cli.app, ["attribute", "--blur-sigma", value])
+    assert result.exit_code == 2
+    assert f"'--blur-sigma': {value}" in result.output
+
+
 def test_an_unknown_option_suggests(here):
     done = igmask("mask", "x.npy", "--scor", "signed", "-o", "m.npy", folder=here)
     assert done.returncode == 2

@@ -67,16 +67,24 @@ def test_settings_make_the_same_model_and_dataset_again():
         ("modles", {}, "modles: unknown key; did you mean 'models'"),
         ("models/a/wights", "x", "models.a.wights: unknown key; did you mean 'weights'"),
         ("attribution/n_step", 5, "attribution.n_step: unknown key; did you mean 'n_steps'"),
-        ("attribution/n_steps", 0, "attribution.n_steps: 0 is less than the minimum"),
-        ("attribution/n_steps", "50", "attribution.n_steps: '50' does not match '\\^auto\\$'"),
+        ("attribution/n_steps", 0, "attribution.n_steps: 0 is too small; it must be a whole"),
+        (
+            "attribution/n_steps",
+            "50",
+            "'50' does not fit; .* at least 1, or auto; write 50",
+        ),
         ("attribution/rule", "simpson", "attribution.rule: 'simpson' is not one of"),
         ("attribution/baseline", "nosuch.png", "attribution.baseline: there is no file"),
-        ("selection/p", [50, 0], "selection.p.1: 0 is less than or equal to the minimum"),
-        ("selection/p", [101], "selection.p.0: 101 is greater than the maximum"),
+        ("selection/p", [50, 0], "selection.p.1: 0 is too small; it must be a number above 0 and"),
+        ("selection/p", [101], "selection.p.0: 101 is too large; .* above 0 and at most 100"),
         ("selection/p", [50, 50.0], "selection.p: 50 is there twice"),
         ("selection/p", [12.345], "selection.p: 12.345 has more than two decimals"),
-        ("selection/p", [], "selection.p: .*"),
-        ("masking/fills", ["black", "black"], "masking.fills: .*non-unique"),
+        ("selection/p", [], "selection.p: it is empty; it must be a list of at least 1"),
+        (
+            "masking/fills",
+            ["black", "black"],
+            "fills: 'black' is there twice; .* none twice",
+        ),
         ("masking/modes", ["kepe"], "masking.modes.0: 'kepe' is not one of"),
         ("models/b c", {"source": "m:f", "size": 8}, "'b c' may only have letters"),
         ("models/a;rm", {"source": "m:f", "size": 8}, "'a;rm' may only have letters"),
@@ -87,23 +95,112 @@ def test_settings_make_the_same_model_and_dataset_again():
         ("models/a", {"source": "m:f", "size": 64, "resize": 32}, "resize: 32 is less than"),
         ("models/a/weights", "no/such file.pth", "models.a.weights: there is no file"),
         ("models/a", {"source": "vgg16", "weights": "IMAGENET1K_V1", "key": "x"}, "a.key: only a"),
-        ("models", {}, "models: .*"),
+        ("models", {}, "models: it is empty; it must be keys and values, at least one"),
         ("dataset", {"source": "folder"}, "dataset.root: missing"),
         ("dataset", {"source": "demo", "scale": 0}, "dataset.scale: 0 is"),
         ("dataset", {"source": "folder", "root": "no such"}, "dataset.root: there is no folder"),
         ("dataset", {"source": "csv", "root": "."}, "dataset.labels: missing"),
         ("dataset", {"source": "torchvision", "root": "."}, "dataset.class: missing"),
-        ("dataset/limit", 0, "dataset.limit: 0 is less"),
-        ("seed", -1, "seed: -1 is less"),
-        ("attribution/tolerance", 0, "attribution.tolerance: 0 is less"),
+        ("dataset/limit", 0, "dataset.limit: 0 is too small; .* at least 1, or nothing"),
+        ("seed", -1, "seed: -1 is too small; it must be a whole number of at least 0"),
+        ("attribution/tolerance", 0, "attribution.tolerance: 0 is too small; .* a number above 0"),
         ("attribution/precision", "fp8", "attribution.precision: 'fp8' is not one of"),
         ("compute/engine", "fast", "compute.engine: 'fast' is not one of"),
-        ("compute/device", "tpu", "compute.device: 'tpu' does not match"),
+        (
+            "compute/device",
+            "tpu",
+            "compute.device: 'tpu' does not fit; it must be auto, cpu",
+        ),
     ],
 )
 def test_every_mistake_is_named(path, value, message):
     with pytest.raises(InputError, match=message):
         config.parse(changed(path, value))
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("selection/p", [50, NAN], "selection.p.1: nan is not finite; it must be a number above 0"),
+        ("selection/p", [INFINITE], "selection.p.0: inf is not finite; it must be a number"),
+        ("selection/p", ["50%"], r"selection.p.0: '50%' is text; .* at most 100; write 50$"),
+        ("selection/p", "50 %", r"selection.p: '50 %' is text; .* list .*; write \[50\]$"),
+        ("selection/p", 50, r"selection.p: 50 is a number; it must be a list .*; write \[50\]$"),
+        ("selection/p", ["all"], r"selection.p.0: 'all' is text; .* at most 100$"),
+        ("selection/p", [True], "selection.p.0: true is a truth value; it must be a number"),
+        ("selection/p", [None], "selection.p.0: nothing is given; it must be a number"),
+        ("selection", None, r"selection: nothing is given; .* keys and values; or leave it out$"),
+        ("models/a/mean", [0.5, 0.5], r"a.mean: \[0.5, 0.5\] has 2; it must be a list of 3 \(each"),
+        ("models/a/mean", [NAN, 0, 0], "models.a.mean.0: nan is not finite; it must be a number"),
+        ("models/a/mean", "0 0 0", r"models.a.mean: '0 0 0' is text; .* a number\), or nothing$"),
+        ("models/a/std", [1, INFINITE, 1], "models.a.std.1: inf is not finite; .* above 0"),
+        ("models/a/std", [1, 0, 1], "models.a.std.1: 0 is too small; it must be a number above 0"),
+        ("models/a/train", {"learning_rate": "1e-3"}, "'1e-3' is text; .* above 0; write 0.001$"),
+        ("models/a/size", 31.5, "a.size: 31.5 is a number with decimals; it must be a whole"),
+        ("models/a/sha256", "abc", "a.sha256: 'abc' does not fit; it must be 64 digits of 0-9"),
+        (
+            "models/a/source",
+            "a b",
+            "'a b' does not fit; .* of torchvision, or module:callable",
+        ),
+        ("models/a/interpolation", "cubic", "is not one of nearest, .*; did you mean 'bicubic'"),
+        ("models/a/arguments", [1], r"a.arguments: \[1\] is a list; it must be keys and values"),
+        ("attribution/n_steps", 50.0, "50.0 is a number with decimals; .* or auto; write 50$"),
+        ("attribution/n_steps", NAN, "attribution.n_steps: nan is not finite; it must be a whole"),
+        ("attribution/blur_sigma", INFINITE, "attribution.blur_sigma: inf is not finite"),
+        ("attribution/tolerance", "5%", "'5%' is text; it must be a number above 0$"),
+        ("masking/fills", "black", r"'black' is text; .*, none twice\); write \['black'\]$"),
+        ("masking/modes", ["kepe"], "is not one of keep, drop; did you mean 'keep'"),
+        ("dataset/columns", ["a", "b", "c"], "has 3; it must be a list of 2"),
+        ("dataset/columns", ["file", 2], "dataset.columns.1: 2 is a number; it must be text"),
+        ("dataset/download", "yes", "dataset.download: 'yes' is text; it must be true or false"),
+        ("dataset/name", "a b", "dataset.name: 'a b' does not fit; it must be letters, digits and"),
+        (
+            "dataset/limit",
+            "10%",
+            "'10%' is text; it must be a whole number of at least 1, or n",
+        ),
+        ("figures/n_images", 30, "30 is too large; it must be a whole number of at least 1 and at"),
+    ],
+)
+def test_mistakes_say_what_came_and_what_is_allowed(path, value, message):
+    with pytest.raises(InputError, match=message):
+        config.parse(changed(path, value))
+
+
+def validators(rules):
+    """Every key of a schema's rules, wherever in it, with those rules."""
+    for key, value in rules.items():
+        yield key, rules
+        if key == "properties":
+            for below in value.values():
+                yield from validators(below)
+        elif key in ("items", "additionalProperties", "propertyNames") and value is not False:
+            yield from validators(value)
+
+
+def test_every_validator_of_the_schema_has_words_of_its_own():
+    found = list(validators(config.schema()))
+    assert all("allowed" in rules for key, rules in found if key == "pattern")
+    annotations = {"$schema", "title", "description", "default", "allowed"}
+    nested = {"properties", "items", "allOf", "propertyNames"}  # what is in them has validators
+    known = {
+        *("type", "enum", "pattern", "required", "additionalProperties", "uniqueItems"),
+        *("minimum", "exclusiveMinimum", "maximum", "minItems", "maxItems", "minProperties"),
+    }
+    assert {key for key, _ in found} <= annotations | nested | known
+
+
+def test_a_p_below_1_is_a_warning():
+    assert config.warnings(config.parse(changed("selection/p", [90, 1, 12.5]))) == []
+    study = config.parse(changed("selection/p", [0.5, 50, 0.25]))
+    assert config.warnings(study) == [
+        "selection.p: 0.5 means 0.5 %; write 50 if 50 % is meant",
+        "selection.p: 0.25 means 0.25 %; write 25 if 25 % is meant",
+    ]
 
 
 def test_automatic_steps_need_a_rule_that_can_be_refined():

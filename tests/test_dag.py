@@ -316,3 +316,10 @@ def test_a_wrong_configuration_is_one_clear_message(tmp_path, study, message):
     assert done.returncode != 0
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_what_is_hardly_meant_is_said_once_at_the_start(tmp_path):
+    study = changed(selection={"p": [50, 0.5]})
+    done = snakemake(tmp_path, "results/demo/index.parquet", study=study)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("selection.p: 0.5 means 0.5 %; write 50 if 50 % is meant") == 1
