@@ -191,6 +191,8 @@ def weights(name: str, model: Model) -> Finding:
     if model.train is not None:
         return Finding(name, "weights: trained by the study")
     if model.weights_kind == "none":
+        return Finding(name, "weights: random, as is meant")
+    if model.weights_kind == "unsaid":
         return Finding(name, "weights: those that its callable gives it")
     path, url = models.weights_place(model)
     if path.is_file():

@@ -95,6 +95,7 @@ class Model:
     sha256: str | None
     key: str | None
     prefix: str
+    output: str | int | None
     size: int | None
     resize: int | None
     interpolation: str | None
@@ -111,9 +112,12 @@ class Model:
 
     @property
     def weights_kind(self) -> str:
-        """`none`, `torchvision` (a name such as IMAGENET1K_V1), `url` or `file`."""
-        if self.weights is None:
-            return "none"
+        """`unsaid`, `none`, `torchvision` (a name such as IMAGENET1K_V1), `url` or `file`.
+
+        With `none` random weights are meant; with `unsaid` a callable may load weights itself.
+        """
+        if self.weights in (None, "none"):
+            return self.weights or "unsaid"
         if ":" not in self.source and re.fullmatch(r"[A-Z][A-Z0-9_]*", self.weights):
             return "torchvision"
         return "url" if "://" in self.weights else "file"
@@ -285,6 +289,18 @@ def with_plain_input(model: Model) -> Model:
     )
 
 
+def of_bytes(model: Model) -> list[str]:
+    """Return what is wrong with a mean and std that are of images in [0, 255], a line a key."""
+    with_std = model.std in (None, (1, 1, 1))  # then they have x − mean, with x in [0, 255]
+    advice = {"mean": ", and std, which is 1, too" if with_std else "", "std": ""}
+    return [
+        f"{key}: {list(values)} is of images in [0, 255]; images here are in [0, 1], so divide by "
+        f"255{advice[key]}"
+        for key, values in (("mean", model.mean), ("std", model.std))
+        if values and max(values) > 1
+    ]
+
+
 def percent(p: float) -> str:
     """Return p as file names and tables have it: 50, 12.5."""
     return f"{p:g}"
@@ -451,7 +467,10 @@ def _inconsistencies(study: Study) -> list[str]:
         problems.append(f"  attribution: {error}")
     for name, item in study.models.items():
         if ":" not in item.source and not item.weights and not item.train:
-            problems.append(f"  models.{name}.weights: missing; {item.source} would be random")
+            problems.append(
+                f"  models.{name}.weights: missing; {item.source} would be random "
+                "(weights: none says that it is meant)"
+            )
         if item.train and study.dataset.source != "demo":
             problems.append(f"  models.{name}.train: only the demo dataset has training images")
         of_file = [key for key in ("sha256", "key", "prefix") if getattr(item, key)]
@@ -463,6 +482,7 @@ def _inconsistencies(study: Study) -> list[str]:
             problems.append(f"  models.{name}.size: missing; torchvision's weights alone know it")
         if item.size and item.resize and item.resize < item.size:
             problems.append(f"  models.{name}.resize: {item.resize} is less than size {item.size}")
+        problems += [f"  models.{name}.{problem}" for problem in of_bytes(item)]
     return problems
 
 

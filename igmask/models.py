@@ -7,6 +7,7 @@ import importlib
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from igmask import arrays, contract
-from igmask.config import Model, with_plain_input
+from igmask.config import Model, of_bytes, with_plain_input
 from igmask.errors import InputError
 
 
@@ -44,7 +45,7 @@ class Normalize(nn.Module):
 def complete(model: Model) -> Model:
     """Return the model with its input described: as given, else by torchvision's weights.
 
-    raises InputError for a name torchvision does not have
+    raises InputError for a name torchvision does not have, or an input that cannot be meant
     """
     if model.weights_kind == "torchvision":
         preset = _torchvision_weights(model).transforms()
@@ -63,6 +64,8 @@ def complete(model: Model) -> Model:
     whole = with_plain_input(model)
     if whole.size and whole.resize and whole.resize < whole.size:
         raise InputError(f"{model.source}: resize {whole.resize} is less than size {whole.size}")
+    if problems := of_bytes(whole):
+        raise InputError("\n".join(f"{model.source}: {problem}" for problem in problems))
     return whole
 
 
@@ -73,15 +76,17 @@ def load(model: Model, *, device: torch.device | str = "cpu") -> nn.Sequential:
     """
     model = complete(model)
     network = build(model)
-    if ":" not in model.source and model.weights_kind == "none":
-        raise InputError(f"{model.source}: no `weights`, and without them it would be random")
+    if ":" not in model.source and model.weights_kind == "unsaid":
+        raise InputError(
+            f"{model.source}: no `weights`, and without them it would be random (weights: none "
+            "says that it is meant)"
+        )
     if model.weights_kind in ("file", "url"):
         load_weights(network, weights_file(model), key=model.key, prefix=model.prefix)
     broken = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
     if broken:
-        raise InputError(
-            f"{model.weights or model.source}: NaN or infinite weights in {broken[:5]}"
-        )
+        of = model.source if model.weights_kind in ("unsaid", "none") else model.weights
+        raise InputError(f"{of}: NaN or infinite weights in {broken[:5]}")
     return frozen(network, model, device=device)
 
 
@@ -274,7 +279,8 @@ def _build_torchvision(model: Model) -> nn.Module:
         weights = _torchvision_weights(model)
         path, url = weights_place(model)
         download = _downloading(str(url), path)
-    with download:
+    with download, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of how torchvision draws weights
         try:
             return _torchvision().get_model(model.source, weights=weights, **model.arguments)
         except (TypeError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,15 +42,18 @@ class Pace:
 
 def ready(model: Model, device: torch.device) -> nn.Sequential:
     """Return the network of `models.load`, with random weights where its own are yet to come."""
-    to_come = model.train is not None or (
-        model.weights_kind != "none" and not models.weights_place(model)[0].is_file()
-    )
-    if not to_come:
+    if not are_to_come(model):
         return models.load(model, device=device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of how torchvision draws them
-        built = models.build(dataclasses.replace(model, weights=None))
+    built = models.build(dataclasses.replace(model, weights="none"))
     return models.frozen(built, model, device=device)
+
+
+def are_to_come(model: Model) -> bool:
+    """Whether a model's weights are not at hand yet, but to be trained or fetched."""
+    if model.train is not None:
+        return True
+    of_file = model.weights_kind not in ("unsaid", "none")
+    return of_file and not models.weights_place(model)[0].is_file()
 
 
 @contextmanager

@@ -95,6 +95,22 @@ def test_settings_make_the_same_model_and_dataset_again():
         ("models/a", {"source": "m:f", "size": 64, "resize": 32}, "resize: 32 is less than"),
         ("models/a/weights", "no/such file.pth", "models.a.weights: there is no file"),
         ("models/a", {"source": "vgg16", "weights": "IMAGENET1K_V1", "key": "x"}, "a.key: only a"),
+        (
+            "models/a",
+            {"source": "m:f", "size": 8, "mean": [123.7, 116.3, 103.5]},
+            r"a.mean: \[123.7, 116.3, 103.5\] is of images in \[0, 255\]; images here are in "
+            r"\[0, 1\], so divide by 255, and std, which is 1, too",
+        ),
+        (
+            "models/a",
+            {"source": "m:f", "size": 8, "std": [58.4, 57.1, 57.4]},
+            r"a.std: \[58.4, 57.1, 57.4\] is of images in .* divide by 255$",
+        ),
+        (
+            "models/a",
+            {"source": "m:f", "size": 8, "mean": [1, 1.01, 0], "std": [0.2, 0.2, 0.2]},
+            r"a.mean: .* divide by 255$",
+        ),
         ("models", {}, "models: it is empty; it must be keys and values, at least one"),
         ("dataset", {"source": "folder"}, "dataset.root: missing"),
         ("dataset", {"source": "demo", "scale": 0}, "dataset.scale: 0 is"),
@@ -246,7 +262,10 @@ def test_training_needs_the_demo_and_no_weights(tmp_path):
 @pytest.mark.parametrize(
     ("source", "weights", "kind"),
     [
-        ("resnet18", None, "none"),
+        ("resnet18", None, "unsaid"),
+        ("m:f", None, "unsaid"),
+        ("resnet18", "none", "none"),
+        ("m:f", "none", "none"),
         ("resnet18", "IMAGENET1K_V1", "torchvision"),
         ("resnet18", "weights.pth", "file"),
         ("m:f", "WEIGHTS", "file"),

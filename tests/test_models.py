@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import subprocess
+import warnings
 
 import numpy as np
 import pytest
@@ -68,8 +69,23 @@ def test_a_given_input_takes_precedence():
 
 
 def test_a_torchvision_network_without_weights_is_refused():
-    with pytest.raises(InputError, match="resnet18: no `weights`"):
+    with pytest.raises(InputError, match=r"resnet18: no `weights`.*weights: none says"):
         models.load(config.model({"source": "resnet18", "size": 64}))
+
+
+def test_random_weights_that_are_meant_are_the_same_in_every_job():
+    model = config.model({"source": "googlenet", "weights": "none", "size": 32})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torchvision warns of how it draws them
+        one, two = (models.load(model).state_dict() for _ in range(2))
+    assert all(one[name].equal(two[name]) for name in one)
+
+
+@pytest.mark.parametrize("key", ["mean", "std"])
+def test_a_normalisation_of_bytes_is_refused(here, key):
+    with pytest.raises(InputError, match=rf"my_nets:tiny: {key}: \[58, 57, 57\] is of images in"):
+        models.load(tiny(**{key: [58, 57, 57]}))
+    models.load(tiny(mean=[1, 1, 1], std=[1, 1, 1]))
 
 
 def test_a_callable_without_weights_is_the_same_in_every_job(here):
