@@ -8,7 +8,7 @@ import os
 import pickle
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from igmask import arrays, contract
 from igmask.config import Model, of_bytes, with_plain_input
@@ -40,6 +40,33 @@ class Normalize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) in [0, 1] → the same shape, normalised."""
         return (x - self.mean) / self.std
+
+
+class Entry(nn.Module):
+    """A network that answers with one entry of its output, the logits of a dataclass, say."""
+
+    def __init__(self, network: nn.Module, key: str | int) -> None:
+        super().__init__()
+        self.network = network
+        self.key = key
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → the entry; raises InputError if there is none, or if it is no tensor."""
+        output = self.network(x)
+        found = _entries(output)
+        by_place = dict(enumerate(found.values()))
+        entry = found.get(self.key, by_place.get(self.key))
+        if isinstance(entry, Tensor | fx.Proxy):
+            return entry
+        listed = ", ".join(f"{name} ({_kind(value)})" for name, value in found.items())
+        raise InputError(
+            f"the model's `output` is {self.key!r}, and the network gives {_kind(output)}, which "
+            + (
+                f"has no such tensor, but {listed}"
+                if found
+                else "has no entries; leave `output` out"
+            )
+        )
 
 
 def complete(model: Model) -> Model:
@@ -100,10 +127,15 @@ def frozen(network: nn.Module, model: Model, *, device: torch.device | str) -> n
 
 
 def with_input(network: nn.Module, model: Model) -> nn.Sequential:
-    """Return the network behind the normalisation of a complete model."""
+    """Return the network, as `with_output` has it, behind a complete model's normalisation."""
     assert model.mean is not None
     assert model.std is not None
-    return nn.Sequential(Normalize(model.mean, model.std), network)
+    return nn.Sequential(Normalize(model.mean, model.std), with_output(network, model))
+
+
+def with_output(network: nn.Module, model: Model) -> nn.Module:
+    """Return the network, or what answers with the entry of its output that the model names."""
+    return network if model.output is None else Entry(network, model.output)
 
 
 def build(model: Model, *, seed: int = 0) -> nn.Module:
@@ -339,6 +371,22 @@ def _read_checkpoint(path: Path) -> Any:
         ) from error
     except (OSError, RuntimeError, EOFError, KeyError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: cannot be read as weights ({error})") from error
+
+
+def _entries(output: Any) -> dict[str | int, Any]:
+    """The entries of an output by name, or by index where they have none."""
+    if isinstance(output, Mapping):  # transformers' dataclasses are one, without what is None
+        return dict(output)
+    if dataclasses.is_dataclass(output):
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    if isinstance(output, tuple | list):
+        return dict(zip(getattr(output, "_fields", range(len(output))), output, strict=True))
+    return {}
+
+
+def _kind(value: Any) -> str:
+    shape = f" {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+    return f"{type(value).__name__}{shape}"
 
 
 def _some(names: list[str]) -> str:

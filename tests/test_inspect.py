@@ -39,6 +39,24 @@ def test_the_command_needs_no_weights():
     assert "features.0 (Conv2d)" in result.output
 
 
+def test_the_command_takes_an_entry_of_the_output(tmp_path, monkeypatch):
+    (tmp_path / "inspect_net.py").write_text(
+        "from torch import nn\n"
+        "class Two(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.first, self.head = nn.Conv2d(3, 4, 8), nn.Linear(4, 5)\n"
+        "    def forward(self, x):\n"
+        "        return None, self.head(self.first(x).flatten(1).relu())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = '{"source": "inspect_net:Two", "size": 8, "output": 1}'
+    result = CliRunner().invoke(cli.app, ["inspect", settings, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "stem ends at" in result.output
+    assert "flatten" in result.output
+
+
 def test_the_command_takes_networks_of_ones_own():
     settings = '{"source": "igmask.zoo:cifar_resnet", "arguments": {"depth": 20}, "size": 32}'
     result = CliRunner().invoke(cli.app, ["inspect", settings, "--device", "cpu"])

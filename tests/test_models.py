@@ -15,8 +15,14 @@ from torchvision.transforms import functional as tv
 
 from igmask import config, models
 from igmask.errors import InputError
+from igmask.ig import integrated_gradients
+from igmask.stem import split
 
 MODULE = """
+from collections import namedtuple
+from dataclasses import dataclass
+
+import torch
 from torch import nn
 
 def tiny(classes=4, channels=3):
@@ -24,6 +30,36 @@ def tiny(classes=4, channels=3):
 
 def wrong_shape():
     return nn.Conv2d(3, 4, 3)
+
+@dataclass
+class Said:
+    logits: torch.Tensor
+    aux: object
+
+Named = namedtuple("Named", "logits aux")
+
+class Several(nn.Module):
+    # an auxiliary head, and its answer in the output beside the logits
+    def __init__(self, pack):
+        super().__init__()
+        self.stem, self.aux = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 6)
+        self.norm, self.head = nn.BatchNorm2d(4), nn.Linear(144, 5)
+        self.pack = pack
+
+    def forward(self, x):
+        u = self.norm(self.stem(x)).relu()
+        return self.pack(self.head(u.flatten(1)), self.aux(u).flatten(1))
+
+def several(kind):
+    packs = {
+        "plain": lambda y, aux: y,
+        "tuple": lambda y, aux: (aux, y),
+        "list": lambda y, aux: [y, {"of": aux}],
+        "dict": lambda y, aux: {"aux": aux, "logits": y},
+        "dataclass": Said,
+        "named": Named,
+    }
+    return Several(packs[kind])
 
 def no_module():
     return 3
@@ -271,6 +307,67 @@ def test_an_output_that_is_not_classes_is_an_error(here):
     model = config.model({"source": "my_nets:wrong_shape", "size": 8})
     with pytest.raises(InputError, match=r"\[N, classes\] = \[2, …\], got \(2, 4, 6, 6\)"):
         models.n_classes(models.load(model), model)
+
+
+def several(kind, output=None):
+    settings = {"source": "my_nets:several", "arguments": {"kind": kind}, "size": 8}
+    return models.load(config.model(settings | {"output": output}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "output"),
+    [
+        ("tuple", 1), ("list", 0), ("dict", "logits"), ("dict", 1), ("dataclass", "logits"),
+        ("dataclass", 0), ("named", "logits"), ("named", 0),
+    ],
+)  # fmt: skip
+def test_an_entry_of_the_output_is_attributed_as_if_it_were_all(here, kind, output):
+    plain, found = several("plain"), several(kind, output)
+    images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert found(images).equal(plain(images))
+    ours, theirs = (split(network, images) for network in (found, plain))
+    assert theirs.ends == ("1.norm (BatchNorm2d)",)
+    assert tuple(end.replace("1.network.", "1.") for end in ours.ends) == theirs.ends
+    assert (ours.begins, ours.n_folded, ours.why_not) == (theirs.begins, theirs.n_folded, "")
+    assert [node.op for node in ours.trunk.graph.nodes] == [
+        node.op for node in theirs.trunk.graph.nodes
+    ]
+    for one, other in zip(ours.stem(images), theirs.stem(images), strict=True):
+        assert one.equal(other)
+    for of in ("probability", "logit"):
+        values = [integrated_gradients(x, images, n_steps=9, of=of).values for x in (found, plain)]
+        assert values[0].equal(values[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "output", "message"),
+    [
+        (
+            "dict",
+            "logit",
+            r"'logit', .*dict, which has no .* aux \(Tensor \(\d, 5\)\), logits \(Tensor",
+        ),
+        (
+            "dataclass",
+            "y",
+            r"'y', .*Said, .* logits \(Tensor \(\d, 5\)\), aux \(Tensor \(\d, 5\)\)",
+        ),
+        (
+            "tuple",
+            "logits",
+            r"'logits', .*tuple, which has no .* 0 \(Tensor \(\d, 5\)\), 1 \(Tensor",
+        ),
+        ("tuple", 2, r"`output` is 2, .* 0 \(Tensor"),
+        ("list", 1, r"`output` is 1, .*list, which has no such tensor, but .*, 1 \(dict\)"),
+        ("plain", 0, r"Tensor \(\d, 5\), which has no entries; leave `output` out"),
+    ],
+)
+def test_an_entry_that_is_not_there_names_those_that_are(here, kind, output, message):
+    model = config.model({"source": "my_nets:several", "size": 8})
+    with pytest.raises(InputError, match=message):
+        models.n_classes(several(kind, output), model)
+    with pytest.raises(InputError, match=message):
+        integrated_gradients(several(kind, output), torch.rand(2, 3, 8, 8))
 
 
 def test_pixels_are_scaled_and_channels_last():

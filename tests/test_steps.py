@@ -46,6 +46,16 @@ class NanOnZeros(nn.Module):
     def forward(self, x):
         return x.mean((2, 3)) / x.abs().mean((1, 2, 3))[:, None]
 
+
+class Told(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = conv()
+
+    def forward(self, x):
+        return {"features": x, "logits": self.network(x)}
+
+
 class Broken(nn.Module):
     def forward(self, x):
         return torch.sqrt(x.mean((2, 3)) - x.mean((2, 3)))  # the gradient at zero is not finite
@@ -434,6 +444,18 @@ def test_shards_may_be_empty(study, shards):
 def test_unknown_modes_fills_and_controls_are_named_before_any_work(wrong, message):
     with pytest.raises(InputError, match=message):
         evaluate([], Path(), model=network(), **wrong)
+
+
+def test_an_entry_of_the_output_goes_through_all_steps(study):
+    told = config.model({"source": "steps_net:Told", "size": SIZE, "output": "logits"})
+    _, *arrays_of_told = run(study / "told", model=told)
+    _, *arrays_of_plain = run(study / "plain")
+    for ours, theirs in zip(arrays_of_told, arrays_of_plain, strict=True):
+        paths = zip(np.atleast_1d(ours), np.atleast_1d(theirs), strict=True)
+        assert all(one.read_bytes() == other.read_bytes() for one, other in paths)
+    for condition in ("original", "keep-50-black"):
+        ours, theirs = (records_in(study / name, condition)[0] for name in ("told", "plain"))
+        pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
 
 
 def test_two_masks_of_one_p_are_refused(study):
