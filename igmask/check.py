@@ -22,7 +22,7 @@ import psutil
 import torch
 
 from igmask import config, models
-from igmask.attribute import check_labels
+from igmask.attribute import check_classes, check_labels
 from igmask.baselines import read_baseline
 from igmask.config import Dataset, Geometry, Model, Study
 from igmask.data import index, numbered_classes, opener, unnamed_classes
@@ -220,8 +220,9 @@ def network(
         loaded = ready(model, device)
         n_classes = models.n_classes(loaded, model)
         if len(images.records):
-            check_labels(images.records, n_classes)
             listed = {"dataset": config.settings(study.dataset), "classes": images.classes}
+            check_classes(listed, n_classes)
+            check_labels(images.records, n_classes)
             if note := unnamed_classes(listed, n_classes):
                 yield Finding(name, note, "error")
         size = model.geometry.size

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from igmask import arrays, models
-from igmask.attribute import check_labels, full_batch
+from igmask.attribute import check_classes, check_labels, full_batch
 from igmask.config import KEPT, Condition, Model, percent, settings, stamp
 from igmask.devices import take_device
 from igmask.errors import InputError, refuse
@@ -95,6 +95,7 @@ def evaluate(
     where = take_device(device)
     network = models.load(model, device=where)
     n_classes = models.n_classes(network, model)
+    check_classes(images.settings, n_classes)
     check_labels(records, n_classes)
     made_by = images.settings | stamp("evaluate", images.settings)
     made_by |= {

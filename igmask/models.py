@@ -54,10 +54,10 @@ class Entry(nn.Module):
         """(N, C, H, W) → the entry; raises InputError if there is none, or if it is no tensor."""
         output = self.network(x)
         found = _entries(output)
-        by_place = dict(enumerate(found.values()))
+        by_place: dict[str | int, Any] = dict(enumerate(found.values()))
         entry = found.get(self.key, by_place.get(self.key))
-        if isinstance(entry, Tensor | fx.Proxy):
-            return entry
+        if isinstance(entry, Tensor | fx.Proxy):  # the latter where the stem's trace goes through
+            return entry  # type: ignore[return-value]
         listed = ", ".join(f"{name} ({_kind(value)})" for name, value in found.items())
         raise InputError(
             f"the model's `output` is {self.key!r}, and the network gives {_kind(output)}, which "

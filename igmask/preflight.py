@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from igmask import arrays, models
-from igmask.attribute import check_labels
+from igmask.attribute import check_classes, check_labels
 from igmask.baselines import read_baseline
 from igmask.config import BASELINES, Model, stamp
 from igmask.data import unnamed_classes
@@ -21,6 +21,7 @@ def preflight(index_path: Path, output: Path, *, model: Model, baseline: str = "
     records, made_by = arrays.read_records(index_path)
     network = models.load(model)
     n_classes = models.n_classes(network, model)
+    check_classes(made_by, n_classes)
     check_labels(records, n_classes)
     if note := unnamed_classes(made_by, n_classes):
         raise InputError(f"the network {note}")

@@ -163,8 +163,18 @@ def test_unreadable_images_are_named(study):
 
 
 def test_labels_outside_the_network_are_an_error(study):
+    study["dataset"]["classes"] = None
+    names = Path("labels.csv").read_text()
+    for number, name in enumerate(("cat", "dog", "emu")):
+        names = names.replace(name, str(number))
+    Path("labels.csv").write_text(names)
     study["models"]["a"]["arguments"] = {"classes": 2}
     assert "3 labels are outside the model's classes 0 … 1" in found(study, "a")["error"]
+
+
+def test_a_class_list_of_another_length_is_an_error(study):
+    Path("classes.txt").write_text("cat\ndog\nemu\nfox\n")
+    assert "classes.txt lists 4 classes, and the model has 3" in found(study, "a")["error"]
 
 
 def test_folders_that_do_not_name_all_classes_are_an_error(study):

@@ -559,6 +559,46 @@ def test_grey_of_more_than_8_bits_needs_a_scale(study):
         )
 
 
+@pytest.mark.parametrize(
+    ("names", "outputs", "message"),
+    [
+        ("background cat dog emu", 3, "lists 4 classes, and the model has 3 outputs.*a background"),
+        ("cat dog emu", 4, "lists 3 classes, and the model has 4 outputs.*a background"),
+        ("cat dog emu", 1000, "lists 3 classes, and the model has 1,000 outputs.*another network"),
+        ("cat dog emu", 3, None),
+        ({"cat": 0, "dog": 3, "emu": 7}, 10, None),  # which is which is said
+        ({"cat": 0, "dog": 3, "emu": 4}, 10, None),
+        ({"cat": 0, "dog": 1, "emu": 2}, 10, "lists 3 classes"),
+        ({"cat": 0, "dog": 3, "emu": 2, "fox": 10}, 10, "lists 11 classes"),
+    ],
+)
+def test_a_class_list_has_as_many_classes_as_the_model_has_outputs(study, names, outputs, message):
+    path = study / ("classes.txt" if isinstance(names, str) else "classes.json")
+    path.write_text("\n".join(names.split()) if isinstance(names, str) else json.dumps(names))
+    index, images = study / "index.parquet", study / "images.npy"
+    dataset = {"source": "folder", "root": "images", "classes": path.name}
+    write_index(dataset, index, seed=0)
+    prepare(index, images, geometry=config.Geometry(SIZE, None, "bilinear"))
+    model = network(arguments={"classes": outputs})
+    for work in (
+        lambda: preflight(index, study / "x.json", model=model),
+        lambda: evaluate([images], study / "records", model=model),
+    ):
+        if message is None:
+            work()
+        else:
+            with pytest.raises(InputError, match=f"{path.name} {message}"):
+                work()
+
+
+def test_the_demos_classes_are_ten(study):
+    write_index({"source": "demo", "n_images": 20}, study / "index.parquet", seed=0)
+    with pytest.raises(InputError, match="the demo lists 10 classes, and the model has 12 outputs"):
+        preflight(
+            study / "index.parquet", study / "x.json", model=network(arguments={"classes": 12})
+        )
+
+
 def test_attributions_that_are_not_finite_name_the_images(study):
     model = config.model({"source": "steps_net:Broken", "size": SIZE})
     with pytest.raises(InputError, match=r"cat/00\.png: NaN or infinite gradient at step 1, α"):
