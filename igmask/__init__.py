@@ -18,6 +18,7 @@ The modules, lower ones first; each imports from those above it only:
     files, classes    a dataset's files, and what its classes are to a network
     arrays, decode, demo, zoo
     captum, data, models, baselines, masks, published
+    sample        some images, and what a network says of them, before all are prepared
     train, prepare, preflight, attribute, evaluate    the steps of the study
     drawing, tables, examples, curves, explain        what people look at
     export    the evaluated images as files, for other tools

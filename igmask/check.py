@@ -20,21 +20,22 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
+from torch import nn
 
-from igmask import config, models
+from igmask import config, models, sample
 from igmask.attribute import check_classes, check_labels
 from igmask.baselines import read_baseline
+from igmask.chance import by_luck
 from igmask.config import Dataset, Geometry, Model, Study
-from igmask.data import index, numbered_classes, opener, unnamed_classes
-from igmask.decode import fit
+from igmask.data import index, numbered_classes, unnamed_classes
 from igmask.devices import pick_device
 from igmask.errors import InputError
 from igmask.kernels import grid
 from igmask.machine import n_cores
-from igmask.trial import AUTO_STEPS, Pace, pace, ready, selection_s, threads
+from igmask.trial import AUTO_STEPS, Pace, are_to_come, pace, ready, selection_s, threads
 from igmask.workflow import Workflow
 
-_N_TRIED = 8  # images decoded, spread over the dataset
+_N_TIMED = 8  # images of a trial of a network's pace
 _JOB_BYTES = 700 * 10**6  # of a process that has imported torch
 _JOB_S = 5.0  # until a job begins its work, and after it
 _RECORD_BYTES = 50  # measured, of 50,000 images
@@ -62,6 +63,7 @@ class Images:
     records, classes: of `data.index`
     n:                how many there are, or should be; 0 if that is not known
     tried:            some, decoded, (n, size, size, 3) uint8 in each geometry
+    labels:           theirs
     decode_s:         seconds that an image took
     """
 
@@ -69,6 +71,7 @@ class Images:
     classes: list[str]
     n: int
     tried: dict[Geometry, np.ndarray]
+    labels: dict[Geometry, np.ndarray]
     decode_s: dict[Geometry, float]
 
 
@@ -91,7 +94,7 @@ def check(settings: Mapping[str, Any], *, trial: bool = True) -> Iterator[Findin
     for line in config.warnings(study):
         yield Finding("configuration", line, "warning")
     n_expected = 0 if study.dataset.limit else study.dataset.n_expected or 0
-    images = Images(pd.DataFrame(), [], n_expected, {}, {})
+    images = Images(pd.DataFrame(), [], n_expected, {}, {}, {})
     yield dataset(study.dataset, config.missing_files(study), images)
     for geometry in dict.fromkeys(model.geometry for model in flow.models.values()):
         if len(images.records):
@@ -149,29 +152,26 @@ def advice(dataset: Dataset) -> list[str]:
 
 
 def decoding(study: Study, geometry: Geometry, images: Images) -> Finding:
-    """Whether some images, spread over the dataset, can be decoded; fills in `images`."""
-    places = np.unique(np.linspace(0, len(images.records) - 1, _N_TRIED).astype(int))
-    open_image = opener(dataclasses.replace(study.dataset, download=False), seed=study.seed)
-    good, bad, rows = [], [], []
+    """Whether some images, drawn from all of the dataset, can be decoded; fills in `images`."""
     start = time.perf_counter()
-    for place, record in zip(
-        places, images.records.iloc[places].itertuples(index=False), strict=True
-    ):
-        try:
-            good.append(fit(open_image(record), geometry))
-            rows.append(place)
-        except InputError as error:
-            reason = str(error)
-            bad.append(reason if str(record.name) in reason else f"{record.name}: {reason}")
-    images.decode_s[geometry] = (time.perf_counter() - start) / len(places)
+    tried = sample.images(images.records, study.dataset, geometry, seed=study.seed)
+    images.decode_s[geometry] = (time.perf_counter() - start) / len(tried)
+    bad, good = [], {}
+    for row, found in tried.items():
+        if isinstance(found, InputError):
+            reason, name = str(found), str(images.records["name"].iloc[row])
+            bad.append(reason if name in reason else f"{name}: {reason}")
+        else:
+            good[row] = found
     if good:
-        images.tried[geometry] = np.stack(good)
+        images.tried[geometry] = np.stack([*good.values()])
+        images.labels[geometry] = images.records["label"].to_numpy()[[*good]]
     if bad:
         skipped = study.dataset.on_bad_image == "skip"
-        says = [f"{len(bad)} of {len(places)} tried cannot be used", *bad]
+        says = [f"{len(bad)} of {len(tried)} tried cannot be used", *bad]
         return Finding("images", "\n".join(says), "warning" if skipped else "error")
     each = f"{1e3 * images.decode_s[geometry]:.3g} ms each"
-    return Finding("images", f"{len(places)} tried as {geometry.name}, {each}")
+    return Finding("images", f"{len(tried)} tried as {geometry.name}, {each}")
 
 
 def baseline(study: Study, geometry: Geometry) -> Iterator[Finding]:
@@ -227,8 +227,10 @@ def network(
                 yield Finding(name, note, "error")
         size = model.geometry.size
         noise = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
-        pixels = models.pixels(images.tried.get(model.geometry, noise), device)
+        tried = images.tried.get(model.geometry, noise)
+        pixels = models.pixels(tried[:_N_TIMED], device)
         with threads(compute["threads"]):
+            yield from predictions(name, model, loaded, images, n_classes)
             paces[name] = found = pace(
                 loaded,
                 pixels,
@@ -248,6 +250,23 @@ def network(
         f"{n_classes:,} classes; an attribution takes {_time(found.attribute_s)}, a forward pass "
         f"{_time(found.evaluate_s)} an image",
     )
+
+
+def predictions(
+    name: str, model: Model, loaded: nn.Module, images: Images, n_classes: int
+) -> Iterator[Finding]:
+    """Whether a network is right more often than by luck, or weights are random that it has."""
+    if are_to_come(model) or model.weights_kind == "none":
+        return
+    if note := models.random_weights(loaded, model):
+        yield Finding(name, note, "warning")
+    elif model.geometry in images.tried:
+        device = next((p.device for p in loaded.parameters()), torch.device("cpu"))
+        predicted = sample.predicted(loaded, images.tried[model.geometry], device)
+        labels = images.labels[model.geometry][: len(predicted)]
+        if luck := by_luck(predicted, labels, n_classes):
+            level, note = luck
+            yield Finding(name, note, level)
 
 
 def disk(flow: Workflow, n_images: int) -> Finding:

@@ -26,7 +26,7 @@ from igmask.errors import InputError
 STAGES = {
     "train": 2,
     "index": 2,
-    "preflight": 1,
+    "preflight": 2,
     "prepare": 3,
     "attribute": 4,
     "mask": 3,

@@ -59,14 +59,9 @@ class Entry(nn.Module):
         if isinstance(entry, Tensor | fx.Proxy):  # the latter where the stem's trace goes through
             return entry  # type: ignore[return-value]
         listed = ", ".join(f"{name} ({_kind(value)})" for name, value in found.items())
-        raise InputError(
-            f"the model's `output` is {self.key!r}, and the network gives {_kind(output)}, which "
-            + (
-                f"has no such tensor, but {listed}"
-                if found
-                else "has no entries; leave `output` out"
-            )
-        )
+        has = f"no such tensor, but {listed}" if found else "no entries; leave `output` out"
+        given = f"the model's `output` is {self.key!r}, and the network gives {_kind(output)}"
+        raise InputError(f"{given}, which has {has}")
 
 
 def complete(model: Model) -> Model:
@@ -263,6 +258,23 @@ def n_classes(network: nn.Module, model: Model) -> int:
     if answer.outputs.softmax(dim=1).isnan().any():
         raise InputError(f"{model.source}: NaN or infinite outputs for a black image")
     return answer.outputs.shape[1]
+
+
+def random_weights(network: nn.Module, model: Model) -> str | None:
+    """Return what to say of a loaded network's weights that are random, where nobody said so.
+
+    They are those that another seed draws anew: a callable may load weights itself, all or some.
+    """
+    if model.weights_kind != "unsaid":
+        return None
+    pairs = zip(build(model, seed=1).named_parameters(), network.parameters(), strict=False)
+    drawn = [name for (name, other), own in pairs if not own.equal(other.to(own.device))]
+    if not drawn:
+        return None
+    return (
+        f"has random weights, which neither `weights` nor its callable gives: {_some(drawn)} "
+        "(weights: none says that it is meant)"
+    )
 
 
 def class_names(model: Model) -> list[str]:

@@ -2,21 +2,32 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from igmask import arrays, models
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from igmask import arrays, config, models, sample
 from igmask.attribute import check_classes, check_labels
 from igmask.baselines import read_baseline
+from igmask.chance import by_luck
 from igmask.config import BASELINES, Model, stamp
 from igmask.data import unnamed_classes
 from igmask.errors import InputError
+from igmask.progress import say
 
 
 def preflight(index_path: Path, output: Path, *, model: Model, baseline: str = "black") -> None:
     """Write, for people to read, what a model is found to be: classes, their names, parameters.
 
+    And how often it is right about the first images; it is said if that is no better than chance,
+    or if weights are random that nobody said to be so.
+
     raises InputError if weights do not load or fit, hold NaN, if the output of a trial pass has
            no probabilities or is not (N, classes), if a label is not one of the classes, if which
-           classes the dataset has is not said, or if the baseline is a file that cannot be used
+           classes the dataset has is not said or there are more or fewer in a list, or if the
+           baseline is a file that cannot be used
     """
     records, made_by = arrays.read_records(index_path)
     network = models.load(model)
@@ -27,9 +38,31 @@ def preflight(index_path: Path, output: Path, *, model: Model, baseline: str = "
         raise InputError(f"the network {note}")
     if baseline not in BASELINES:
         read_baseline(baseline, models.complete(model).geometry)
+    predicted, labels = _first_predictions(network, model, records, made_by)
+    if note := models.random_weights(network, model):
+        say(f"warning: the network {note}")
+    elif model.weights_kind != "none" and (luck := by_luck(predicted, labels, n_classes)):
+        say(f"warning: the network {luck[1]}")
     found = stamp("preflight", made_by) | {
         "n_classes": n_classes,
         "class_names": models.class_names(model) or made_by["classes"],
         "n_parameters": sum(p.numel() for p in network.parameters()),
+        "first_images": {
+            "n": len(labels),
+            "top1": 100 * float((predicted == labels).mean()) if len(labels) else None,
+        },
     }
     arrays.write_text(output, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+
+def _first_predictions(
+    network: nn.Module, model: Model, records: pd.DataFrame, made_by: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The predicted classes and the labels of some images; `prepare` names those that are bad."""
+    dataset, geometry = config.dataset(made_by["dataset"]), models.complete(model).geometry
+    tried = sample.images(records, dataset, geometry, seed=made_by["seed"])
+    good = {row: image for row, image in tried.items() if not isinstance(image, InputError)}
+    if not good:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    predicted = sample.predicted(network, np.stack([*good.values()]))
+    return predicted, records["label"].to_numpy()[[*good]][: len(predicted)]

@@ -57,7 +57,7 @@ def study(tmp_path, monkeypatch):
             "labels": "labels.csv",
             "classes": "classes.txt",
         },
-        "models": {"a": {"source": "check_net:conv", "size": SIZE}},
+        "models": {"a": {"source": "check_net:conv", "size": SIZE, "weights": "none"}},
         "attribution": {"n_steps": 5},
     }
 
@@ -75,7 +75,7 @@ def test_a_good_study_has_nothing_to_mend_and_nothing_is_written(study, tmp_path
     about = ["configuration", "dataset", "images", "a", "a", "disk", "memory", "time"]
     assert [f.about for f in findings] == about
     assert found(study, "dataset")["ok"] == "9 images of 3 classes"
-    assert "8 tried as 16" in found(study, "images")["ok"]
+    assert "9 tried as 16" in found(study, "images")["ok"]
     assert "3 classes; an attribution takes" in found(study, "a")["ok"]
     assert [p for p in sorted(tmp_path.rglob("*")) if "__pycache__" not in str(p)] == before
 
@@ -155,7 +155,7 @@ def test_unreadable_images_are_named(study):
     Path("photos/0.png").write_text("no image")
     Image.new("RGB", (8, 8)).save("photos/8.png")
     says = found(study, "images", trial=False)["error"]
-    assert says.startswith("2 of 8 tried cannot be used")
+    assert says.startswith("2 of 9 tried cannot be used")
     assert "photos/0.png: not an image" in says
     assert "8.png: 8×8 pixels are fewer" in says
     study["dataset"]["on_bad_image"] = "skip"

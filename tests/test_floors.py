@@ -20,7 +20,17 @@ FLOORS = [
     {"classes", "arrays", "decode", "ig", "published"},
     {"captum", "data", "models", "baselines", "masks", "drawing"},
     {
-        *("train", "prepare", "attribute", "tables", "examples", "curves", "loader", "inspect"),
+        *(
+            "train",
+            "prepare",
+            "attribute",
+            "tables",
+            "examples",
+            "curves",
+            "loader",
+            "inspect",
+            "sample",
+        ),
         *("bench", "bench_kernels", "pages"),
     },
     {"preflight", "evaluate", "trial", "explain", "bench_page", "bench_kernels_page"},
