@@ -27,7 +27,7 @@ from igmask.attribute import check_classes, check_labels
 from igmask.baselines import read_baseline
 from igmask.chance import by_luck
 from igmask.config import Dataset, Geometry, Model, Study
-from igmask.data import index, numbered_classes, unnamed_classes
+from igmask.data import index, numbered_classes, opener, unnamed_classes
 from igmask.devices import pick_device
 from igmask.errors import InputError
 from igmask.kernels import grid
@@ -153,8 +153,9 @@ def advice(dataset: Dataset) -> list[str]:
 
 def decoding(study: Study, geometry: Geometry, images: Images) -> Finding:
     """Whether some images, drawn from all of the dataset, can be decoded; fills in `images`."""
+    open_image = opener(dataclasses.replace(study.dataset, download=False), seed=study.seed)
     start = time.perf_counter()
-    tried = sample.images(images.records, study.dataset, geometry, seed=study.seed)
+    tried = sample.images(images.records, open_image, geometry)
     images.decode_s[geometry] = (time.perf_counter() - start) / len(tried)
     bad, good = [], {}
     for row, found in tried.items():

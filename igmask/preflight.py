@@ -13,7 +13,7 @@ from igmask.attribute import check_classes, check_labels
 from igmask.baselines import read_baseline
 from igmask.chance import by_luck
 from igmask.config import BASELINES, Model, stamp
-from igmask.data import unnamed_classes
+from igmask.data import opener, unnamed_classes
 from igmask.errors import InputError
 from igmask.progress import say
 
@@ -59,8 +59,9 @@ def _first_predictions(
     network: nn.Module, model: Model, records: pd.DataFrame, made_by: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The predicted classes and the labels of some images; `prepare` names those that are bad."""
-    dataset, geometry = config.dataset(made_by["dataset"]), models.complete(model).geometry
-    tried = sample.images(records, dataset, geometry, seed=made_by["seed"])
+    dataset = config.dataset(made_by["dataset"] | {"download": False})
+    open_image = opener(dataset, seed=made_by["seed"])
+    tried = sample.images(records, open_image, models.complete(model).geometry)
     good = {row: image for row, image in tried.items() if not isinstance(image, InputError)}
     if not good:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from igmask import arrays, check, cli, config, models, sample, trial
+from igmask.data import opener
 from igmask.errors import InputError
 from igmask.preflight import preflight
 from igmask.prepare import write_index
@@ -89,23 +90,23 @@ def found_by_preflight(study, capsys):
 
 def test_images_are_those_of_their_records_and_drawn_from_all(study):
     records = indexed(study)
-    dataset = config.dataset(study["dataset"])
-    found = sample.images(records, dataset, GEOMETRY, seed=0)
+    open_image = opener(config.dataset(study["dataset"]), seed=0)
+    found = sample.images(records, open_image, GEOMETRY)
     assert len(found) == sample.N_IMAGES < N_IMAGES
     for row, image in found.items():
         np.testing.assert_array_equal(image, np.asarray(Image.open(records["path"][row])))
-    assert [*found] == [*sample.images(records, dataset, GEOMETRY, seed=0)]
+    assert [*found] == [*sample.images(records, open_image, GEOMETRY)]
     counts = records["label"].iloc[[*found]].value_counts()
     assert counts.min() > sample.N_IMAGES / 5
     few = records.iloc[:5]
-    assert sorted(sample.images(few, dataset, GEOMETRY, seed=0)) == [0, 1, 2, 3, 4]
+    assert sorted(sample.images(few, open_image, GEOMETRY)) == [0, 1, 2, 3, 4]
 
 
 def test_bad_images_say_why(study):
     records = indexed(study)
     for path in records["path"]:
         Path(path).write_text("no image")
-    found = sample.images(records, config.dataset(study["dataset"]), GEOMETRY, seed=0)
+    found = sample.images(records, opener(config.dataset(study["dataset"]), seed=0), GEOMETRY)
     assert all(isinstance(image, InputError) for image in found.values())
     assert len(found) == sample.N_IMAGES
 
@@ -118,8 +119,10 @@ def test_predictions_are_those_of_the_network(study):
 
 
 def test_slow_disks_and_networks_are_asked_for_fewer(study, monkeypatch):
-    monkeypatch.setattr(sample, "_BUDGET_S", 0)
-    found = sample.images(indexed(study), config.dataset(study["dataset"]), GEOMETRY, seed=0)
+    monkeypatch.setattr(sample, "_DECODE_S", 0)
+    monkeypatch.setattr(sample, "_PREDICT_S", 0)
+    open_image = opener(config.dataset(study["dataset"]), seed=0)
+    found = sample.images(indexed(study), open_image, GEOMETRY)
     assert len(found) == 8
     assert len(sample.predicted(nn.Flatten(), np.stack([*found.values()]))) == 4
 
