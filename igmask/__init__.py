@@ -17,7 +17,7 @@ The modules, lower ones first; each imports from those above it only:
     devices       a GPU of its own for each job
     files, classes    a dataset's files, and what its classes are to a network
     arrays, decode, demo, zoo
-    captum, data, models, baselines, masks, published
+    captum, masking, data, models, baselines, masks, published
     sample        some images, and what a network says of them, before all are prepared
     train, prepare, preflight, attribute, evaluate    the steps of the study
     drawing, tables, examples, curves, explain        what people look at
@@ -38,8 +38,8 @@ _HOMES = {
     "attribute_loader": "loader",
     "integrated_gradients": "ig",
     "load_model": "explain",
-    "mask_image": "explain",
-    "occlude": "kernels",
+    "mask_image": "masking",
+    "occlude": "masking",
     "pack": "kernels",
     "select": "kernels",
     "square_scores": "kernels",

@@ -18,37 +18,6 @@ from igmask.ig import integrated_gradients
 from igmask.kernels import occlude, select, square_parts, square_scores
 
 
-def mask_image(
-    image: Tensor,
-    model: Callable[[Tensor], Tensor],
-    p: float = 50,
-    *,
-    mode: str = "keep",
-    side: int = 3,
-    score: str = "positive",
-    by: str = "mass",
-    fill: str = "black",
-    mean: Tensor | None = None,
-    **attribution: Any,
-) -> Tensor:
-    """Return the image with its unimportant squares masked, or with mode `drop` its important ones.
-
-    image: (C, H, W) or a batch (N, C, H, W), floating point in [0, 1]
-    model: images (N, C, H, W) → logits (N, n_classes), in evaluation mode; see `load_model`
-    p:     percentage of the attribution that the important squares hold
-    score, by: see `kernels.score_parts` and `kernels.select`;  fill, mean: see `kernels.occlude`
-    attribution: options of `integrated_gradients`, such as n_steps
-    raises InputError or ValueError if an option is unknown or out of range
-    """
-    if mode not in ("keep", "drop"):
-        raise InputError(f"unknown mode {mode!r}; choose from keep, drop")
-    images = image if image.ndim == 4 else image.unsqueeze(0)
-    values = integrated_gradients(model, images, **attribution).values
-    selection = select(square_scores(values, side=side, score=score), p, by=by)
-    kept = selection if mode == "keep" else ~selection
-    return occlude(images, kept, side=side, fill=fill, mean=mean).view(image.shape)
-
-
 def load_model(source: str, *, device: str = "cpu", **settings: Any) -> torch.nn.Module:
     """Return a network on images in [0, 1], normalisation included, in evaluation mode.
 

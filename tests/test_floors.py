@@ -18,7 +18,7 @@ FLOORS = [
     {"contract"},
     {"network", "devices", "files"},
     {"classes", "arrays", "decode", "ig", "published"},
-    {"captum", "data", "models", "baselines", "masks", "drawing"},
+    {"captum", "masking", "data", "models", "baselines", "masks", "drawing"},
     {
         *(
             "train",
