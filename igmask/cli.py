@@ -454,13 +454,23 @@ def curves(accuracy: Path, **options: Any) -> None:
     help="Percentage that is kept or dropped; may be given several times.",
 )  # fmt: skip
 @click.option("--classes", type=File, help="Names of the network's classes, one a line.")
-@fill
+@setting("attribution", "of")
+@setting(
+    "attribution", "target", type=click.STRING,
+    help="The class whose output is attributed: predicted, or a class by its number or name.",
+)  # fmt: skip
+@setting("attribution", "baseline")
+@setting("attribution", "blur_sigma")
+@setting("attribution", "n_baselines")
+@setting("attribution", "rule")
+@setting("attribution", "n_steps")
+@setting("squares", "side")
 @setting("squares", "score")
 @setting("selection", "by")
-@setting("squares", "side")
-@setting("attribution", "n_steps")
+@fill
+@seed()
 @compute
-@output()
+@output(help="The picture to write, as PNG, PDF, SVG, JPEG (.jpg) or WebP, by its name.")
 def explain(image: Path, **options: Any) -> None:
     """Draw one IMAGE: original, attribution, keep and drop, with the model's predictions."""
     from igmask.explain import explain

@@ -4,6 +4,7 @@ Nothing goes through pyplot, whose figures outlive the call that made them. The 
 the same bytes.
 """
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 
 from igmask import arrays
+from igmask.errors import InputError
 
 # The first comes with matplotlib; the others, if installed, have the letters that it lacks.
 _FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Arial Unicode MS")
@@ -40,6 +42,16 @@ _STYLE = {
     "legend.frameon": False,
     "savefig.dpi": 200,
     "text.parse_math": False,  # a class may be called $5 bill
+    "svg.hashsalt": "igmask",
+}
+# What a format would else say of the day and the software that it was made with.
+_UNSAID: dict[str, dict[str, None]] = {
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None},
+    ".svg": {"Date": None},
+    ".jpg": {},
+    ".jpeg": {},
+    ".webp": {},
 }
 _LETTERS_PER_INCH = 15
 
@@ -68,11 +80,28 @@ def draw_explanation(
     write_table(output, columns, row_names=[""], title=title, inches=2.0)
 
 
+def check_output(path: Path) -> None:
+    """Raise InputError if a picture cannot be written to `path`: its format, its folder."""
+    if path.suffix.lower() not in _UNSAID:
+        known = ", ".join(_UNSAID)
+        raise InputError(f"{path}: pictures are written as {known}, not as {path.suffix!r}")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir():
+        raise InputError(f"{path}: {there} is a file, and no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: the folder {there} cannot be written to")
+
+
 @contextmanager
 def drawing(
     path: Path, *, width: float, height: float, layout: Literal["compressed", "constrained"]
 ) -> Iterator[Figure]:
-    """Yield an empty figure, its size in inches, and write it if the block succeeds."""
+    """Yield an empty figure, its size in inches, and write it if the block succeeds.
+
+    Its format is that of the name; see `check_output`.
+    """
     with (
         matplotlib.style.context(["default", _STYLE]),
         arrays.replacing(path) as temporary,
@@ -82,7 +111,8 @@ def drawing(
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         figure = Figure(figsize=(width, height), layout=layout)
         yield figure
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+        kind = path.suffix.lower()
+        figure.savefig(temporary, format=kind.lstrip("."), metadata=_UNSAID[kind] or None)
 
 
 def write_table(
@@ -90,7 +120,9 @@ def write_table(
 ) -> None:
     """Write the columns side by side, a picture `inches` wide."""
     n_rows, n_columns, n_letters = len(row_names), len(columns), int(inches * _LETTERS_PER_INCH)
-    width, height = n_columns * (inches + 0.1) + 0.4, n_rows * (inches + 0.4) + 0.9
+    n_lines = max(column.title.count("\n") for column in columns)  # beyond the first
+    width = n_columns * (inches + 0.1) + 0.4
+    height = n_rows * (inches + 0.4) + 0.9 + 0.25 * n_lines
     with drawing(path, width=width, height=height, layout="compressed") as figure:
         figure.suptitle(fit_text(title, n_letters * n_columns))
         panels = figure.subplots(n_rows, n_columns, squeeze=False)

@@ -1,21 +1,24 @@
 """One image, one model: what it looks at, and what it says when the rest, or that, is masked."""
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from igmask import config, models
-from igmask.classes import class_name, class_names, class_numbers
-from igmask.config import Model, percent
+from igmask import baselines, config, models
+from igmask.classes import class_name, class_names, class_numbers, class_of, identifiers
+from igmask.config import BASELINES, Model, percent
 from igmask.decode import fit, read_rgb
 from igmask.devices import pick_device
-from igmask.drawing import draw_explanation
+from igmask.drawing import check_output, draw_explanation
 from igmask.errors import InputError
-from igmask.ig import integrated_gradients
-from igmask.kernels import occlude, select, square_parts, square_scores
+from igmask.ig import Attribution, Auto, checked_rule, integrated_gradients
+from igmask.kernels import occlude, select, square_parts, square_scores, to_pixels
 
 
 def load_model(source: str, *, device: str = "cpu", **settings: Any) -> torch.nn.Module:
@@ -40,42 +43,126 @@ def explain(
     score: str,
     by: str,
     side: int,
-    n_steps: int,
+    of: str,
+    target: str,
+    baseline: str,
+    blur_sigma: float,
+    n_baselines: int,
+    seed: int,
+    rule: str,
+    n_steps: int | str,
     device: str,
     batch_size: int | None,
 ) -> None:
     """Draw an image file, its attribution, and for each p what is kept and what is dropped.
 
-    The predicted class and its probability stand beneath each; a file `classes` gives names to the
-    classes of a network of one's own. Options as in config.yaml.
+    The predicted class and its probability stand beneath each, the area kept above. What is cheap
+    to see is seen before the network is loaded.
+
+    classes: a file that gives names to the classes of a network of one's own
+    target:  `predicted`, or a class by its number or name
+    the others: as in config.yaml
+    raises   InputError, also for an output that cannot be written
     """
+    check_output(output)
     model = models.complete(model)
+    if classes and not classes.is_file():
+        raise InputError(f"{classes}: there is no such file")
+    numbers = class_numbers(classes) if classes else {}
+    names = class_names(numbers) if classes else models.class_names(model)
+    number = None if target == "predicted" else _class_number(target, names, numbers)
+    read = _read(image_path, model)
+    if baseline not in BASELINES:
+        baselines.read_baseline(baseline, model.geometry)
+    if isinstance(n_steps, int):
+        checked_rule(rule, n_steps)
+
     where = pick_device(device)
     network = models.load(model, device=where)
-    names = class_names(class_numbers(classes)) if classes else models.class_names(model)
-    try:
-        pixels = fit(read_rgb(image_path), model.geometry)
-    except InputError as error:
-        message = str(error)
-        prefix = "" if str(image_path) in message else f"{image_path}: "
-        raise InputError(prefix + message) from None
-    image = models.pixels(pixels[None].copy(), where)
-    found = integrated_gradients(network, image, n_steps=n_steps, batch_size=batch_size)
+    image = models.pixels(read[None], where)
+    found = integrated_gradients(
+        network,
+        image,
+        baselines=baselines.make(
+            baseline,
+            image,
+            mean=model.mean or (0, 0, 0),
+            geometry=model.geometry,
+            positions=np.zeros(1, dtype=np.int64),
+            seed=seed,
+            n_baselines=n_baselines,
+            blur_sigma=blur_sigma,
+        ),
+        target=number,
+        of=of,
+        rule=rule,
+        n_steps=n_steps if isinstance(n_steps, int) else Auto(side=side),
+        batch_size=batch_size,
+    )
+    panels = [
+        ("original\n100 % of the area", _picture(image), _prediction(network, image, names)),
+        _attribution(found, target, names, side=side),
+    ]
     scores = square_scores(found.values, side=side, score=score)
-    masked = [("original", image)]
     for percentage in p:
         selection = select(scores, percentage, by=by)
         for mode, kept in (("keep", selection), ("drop", ~selection)):
-            occluded = occlude(image, kept, side=side, fill=fill, mean=torch.tensor(model.mean))
-            masked.append((f"{mode} {percent(percentage)} %", occluded))
-    panels = [
-        (title, x[0].permute(1, 2, 0).cpu().numpy(), _prediction(network, x, names))
-        for title, x in masked
-    ]
-    positive, negative = square_parts(found.values, side=side)[0].cpu()
-    deviation = f"completeness error\n{float(found.completeness):+.3f}"
-    panels.insert(1, ("attribution", (positive - negative).numpy(), deviation))
+            masked = occlude(image, kept, side=side, fill=fill, mean=torch.tensor(model.mean))
+            area = to_pixels(kept, *image.shape[-2:], side=side).double().mean()
+            title = f"{mode} {percent(percentage)} %\n{100 * float(area):.0f} % of the area"
+            panels.append((title, _picture(masked), _prediction(network, masked, names)))
     draw_explanation(output, panels, title=f"{image_path.name}, {model.source}")
+
+
+def _read(path: Path, model: Model) -> np.ndarray:
+    """The image file in the network's geometry, (size, size, 3) uint8."""
+    try:
+        return fit(read_rgb(path), model.geometry).copy()
+    except InputError as error:
+        message = str(error)
+        prefix = "" if str(path) in message else f"{path}: "
+        raise InputError(prefix + message) from None
+
+
+def _class_number(target: str, names: list[str], listed: Mapping[str, int]) -> int:
+    """The number of a class that is given by number or name.
+
+    listed: of `class_numbers`, if the names are from a file
+    """
+    if target.isdecimal():
+        if names and int(target) >= len(names):
+            raise InputError(f"target {target}: the classes are 0 … {len(names) - 1}")
+        return int(target)
+    if not names:
+        raise InputError(f"target {target!r}: the classes have no names; give a number, or classes")
+    if names.count(target) > 1:
+        numbers = [i for i, name in enumerate(names) if name == target]
+        raise InputError(f"target {target!r}: the classes {numbers} have that name; give a number")
+    known = listed or {name: i for i, name in enumerate(names)}
+    number = class_of(target, known, identifiers(known))
+    if number is not None:
+        return number
+    close = difflib.get_close_matches(target, names, n=3)
+    advice = f"did you mean {', '.join(map(repr, close))}?" if close else "give its number"
+    raise InputError(f"target {target!r}: no class has that name; {advice}")
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    return image[0].permute(1, 2, 0).cpu().numpy()
+
+
+def _attribution(
+    found: Attribution, target: str, names: list[str], *, side: int
+) -> tuple[str, np.ndarray, str]:
+    """The panel of the attribution: of which class, and how far it is from completeness."""
+    kind = "predicted" if target == "predicted" else "target"
+    positive, negative = square_parts(found.values, side=side)[0].cpu()
+    error = 100 * float(found.relative_completeness)
+    return (
+        f"attribution\n{kind}: {class_name(names, int(found.target))}",
+        (positive - negative).numpy(),
+        f"relative completeness error\n{error:.1f} %" if isfinite(error) else "f does not change",
+    )
 
 
 def _prediction(network: Callable[[Tensor], Tensor], image: Tensor, names: list[str]) -> str:
