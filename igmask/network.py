@@ -339,15 +339,15 @@ def check_model(model: nn.Module, example: Tensor) -> None:
 
 
 def is_training(model: Any) -> bool:
-    """Whether a module, as a whole or in a layer of it, says that it is in training mode.
+    """Whether a module was left in training mode: all of it says so.
 
-    A wrapper such as DataParallel says what it was made with, whatever is in it, and a graph of
-    torch.export or TorchScript may have no say: what these do is seen by what they answer.
+    A container, such as DataParallel, says what it was made with, whatever is in it, and a graph of
+    torch.export has no other mode and refuses eval(), for itself and for what it is in: what these
+    do is seen by what they answer.
     """
-    if not isinstance(model, nn.Module) or isinstance(model, fx.GraphModule):
-        return False
-    inner = getattr(model, "module", model) if isinstance(model, nn.DataParallel) else model
-    return getattr(inner, "training", False)
+    parts = list(model.modules()) if isinstance(model, nn.Module) else []
+    flags = [getattr(part, "training", False) for part in parts]
+    return bool(flags) and all(flags) and not any(isinstance(p, fx.GraphModule) for p in parts)
 
 
 def all_finite(tensors: tuple[Tensor, ...]) -> bool:
