@@ -219,16 +219,16 @@ def network(
     try:
         device = pick_device(compute["device"])
         loaded = ready(model, device)
-        n_classes = models.n_classes(loaded, model)
+        size = model.geometry.size
+        noise = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+        tried = images.tried.get(model.geometry, noise)
+        n_classes = models.n_classes(loaded, model, tried)
         if len(images.records):
             listed = {"dataset": config.settings(study.dataset), "classes": images.classes}
             check_classes(listed, n_classes)
             check_labels(images.records, n_classes)
             if note := unnamed_classes(listed, n_classes):
                 yield Finding(name, note, "error")
-        size = model.geometry.size
-        noise = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
-        tried = images.tried.get(model.geometry, noise)
         pixels = models.pixels(tried[:_N_TIMED], device)
         with threads(compute["threads"]):
             yield from predictions(name, model, loaded, images, n_classes)

@@ -549,7 +549,7 @@ def inspect(model: str, size: int | None, device: str) -> None:
     described = config.model(_read_settings(model) if _are_settings(model) else {"source": model})
     side = size or described.size or models.usual_size(described)
     where = pick_device(device)
-    network = models.with_output(models.build(described), described).eval().to(where)
+    network = models.with_output(models.evaluating(models.build(described)), described).to(where)
     images = torch.rand(2, 3, side, side, device=where)
     print(report(described.source, inspected(network, images), (3, side, side)))
 

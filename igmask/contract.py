@@ -70,24 +70,29 @@ def tensor(output: Any) -> Tensor:
     """Return a network's output if it is a tensor, else raise InputError that names its entries."""
     if isinstance(output, Tensor):
         return output
-    entries: dict[Any, Any]
-    if dataclasses.is_dataclass(output) and not isinstance(output, Mapping):
-        entries = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
-    elif isinstance(output, Mapping):
-        entries = dict(output)
-    elif isinstance(output, list | tuple):
-        entries = dict(enumerate(output))
-    else:
+    found = entries(output)
+    if not found:
         raise InputError(
             f"the model's output must be a tensor [N, classes], got {type(output).__name__}"
         )
-    listed = ", ".join(f"{key}: {_shape(value)}" for key, value in entries.items())
-    first = next((key for key, value in entries.items() if isinstance(value, Tensor)), 0)
+    listed = ", ".join(f"{key}: {_shape(value)}" for key, value in found.items())
+    first = next((key for key, value in found.items() if isinstance(value, Tensor)), 0)
     raise InputError(
         f"the model's output must be a tensor [N, classes], got {type(output).__name__} with "
         f"{listed}; say which entry is that, such as `output: {first}` of a model in config.yaml "
         f"or igmask.load_model(…, output={first!r}), or wrap the model in one that returns it"
     )
+
+
+def entries(output: Any) -> dict[str | int, Any]:
+    """Return the entries of an output by name, or by index where they have none; of others none."""
+    if isinstance(output, Mapping):  # transformers' dataclasses are one, without what is None
+        return dict(output)
+    if dataclasses.is_dataclass(output):
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    if isinstance(output, tuple | list):
+        return dict(zip(getattr(output, "_fields", range(len(output))), output, strict=True))
+    return {}
 
 
 def check_scores(outputs: Any, n_images: int) -> None:

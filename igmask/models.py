@@ -8,7 +8,7 @@ import os
 import pickle
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Entry(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → the entry; raises InputError if there is none, or if it is no tensor."""
         output = self.network(x)
-        found = _entries(output)
+        found = contract.entries(output)
         by_place: dict[str | int, Any] = dict(enumerate(found.values()))
         entry = found.get(self.key, by_place.get(self.key))
         if isinstance(entry, Tensor | fx.Proxy):  # the latter where the stem's trace goes through
@@ -114,11 +114,18 @@ def load(model: Model, *, device: torch.device | str = "cpu") -> nn.Sequential:
 
 def frozen(network: nn.Module, model: Model, *, device: torch.device | str) -> nn.Sequential:
     """Return the network behind the normalisation of a complete model, as `load` does."""
-    with suppress(NotImplementedError):  # a graph of torch.export stays as it was exported
-        network.eval()
-    whole = with_input(network, model).requires_grad_(False)
-    whole.training = whole[0].training = False
+    whole = with_input(evaluating(network), model).requires_grad_(False)
+    for part in (whole, *whole):
+        if part is not network:
+            part.training = False
     return whole.to(device).to(memory_format=torch.channels_last)
+
+
+def evaluating(network: nn.Module) -> nn.Module:
+    """Return the network in evaluation mode; a graph of torch.export stays as it was exported."""
+    with suppress(NotImplementedError):
+        network.eval()
+    return network
 
 
 def with_input(network: nn.Module, model: Model) -> nn.Sequential:
@@ -241,21 +248,24 @@ def usual_size(model: Model) -> int:
     return known[0].transforms().crop_size[0] if known else 224
 
 
-def n_classes(network: nn.Module, model: Model) -> int:
-    """Return the classes of a loaded model, by what it says of two images, one of them black.
+def n_classes(network: nn.Module, model: Model, images: np.ndarray | None = None) -> int:
+    """Return the classes of a loaded model, by what it says of some images and of a black one.
 
-    raises InputError if it is no classifier with logits as `contract` has it, or says NaN of black
+    images: (N, H, W, 3) uint8, of which two are shown; noise if None
+    raises  InputError if it is no classifier with logits as `contract` has it, or says NaN of black
     """
     size = complete(model).geometry.size
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    noise = np.random.default_rng(0).random((1, 3, size, size), dtype=np.float32)
-    images = torch.cat([torch.zeros(1, 3, size, size), torch.from_numpy(noise)]).to(device)
+    device = next((t.device for t in (*network.parameters(), *network.buffers())), "cpu")
+    if images is None:
+        images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     try:
-        answer = contract.ask(network, images)
+        answer = contract.ask(network, pixels(images[:2], device))
         contract.check_classifier(answer, of="probability")
     except InputError as error:
         raise InputError(f"{model.source}: {error}") from error
-    if answer.outputs.softmax(dim=1).isnan().any():
+    with torch.no_grad():
+        of_black = network(torch.zeros(1, 3, size, size, device=device))
+    if of_black.softmax(dim=1).isnan().any():
         raise InputError(f"{model.source}: NaN or infinite outputs for a black image")
     return answer.outputs.shape[1]
 
@@ -383,17 +393,6 @@ def _read_checkpoint(path: Path) -> Any:
         ) from error
     except (OSError, RuntimeError, EOFError, KeyError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: cannot be read as weights ({error})") from error
-
-
-def _entries(output: Any) -> dict[str | int, Any]:
-    """The entries of an output by name, or by index where they have none."""
-    if isinstance(output, Mapping):  # transformers' dataclasses are one, without what is None
-        return dict(output)
-    if dataclasses.is_dataclass(output):
-        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
-    if isinstance(output, tuple | list):
-        return dict(zip(getattr(output, "_fields", range(len(output))), output, strict=True))
-    return {}
 
 
 def _kind(value: Any) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import nn
 
 from igmask import arrays, config, models, sample
 from igmask.attribute import check_classes, check_labels
@@ -31,14 +30,16 @@ def preflight(index_path: Path, output: Path, *, model: Model, baseline: str = "
     """
     records, made_by = arrays.read_records(index_path)
     network = models.load(model)
-    n_classes = models.n_classes(network, model)
+    images, labels = _first_images(model, records, made_by)
+    n_classes = models.n_classes(network, model, images if len(images) else None)
     check_classes(made_by, n_classes)
     check_labels(records, n_classes)
     if note := unnamed_classes(made_by, n_classes):
         raise InputError(f"the network {note}")
     if baseline not in BASELINES:
         read_baseline(baseline, models.complete(model).geometry)
-    predicted, labels = _first_predictions(network, model, records, made_by)
+    predicted = sample.predicted(network, images)
+    labels = labels[: len(predicted)]
     if note := models.random_weights(network, model):
         say(f"warning: the network {note}")
     elif model.weights_kind != "none" and (luck := by_luck(predicted, labels, n_classes)):
@@ -55,15 +56,14 @@ def preflight(index_path: Path, output: Path, *, model: Model, baseline: str = "
     arrays.write_text(output, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
-def _first_predictions(
-    network: nn.Module, model: Model, records: pd.DataFrame, made_by: dict[str, Any]
+def _first_images(
+    model: Model, records: pd.DataFrame, made_by: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The predicted classes and the labels of some images; `prepare` names those that are bad."""
+    """Some images (n, H, W, 3) and their labels (n,); `prepare` names those that are bad."""
     dataset = config.dataset(made_by["dataset"] | {"download": False})
-    open_image = opener(dataset, seed=made_by["seed"])
-    tried = sample.images(records, open_image, models.complete(model).geometry)
+    open_image, geometry = opener(dataset, seed=made_by["seed"]), models.complete(model).geometry
+    tried = sample.images(records, open_image, geometry)
     good = {row: image for row, image in tried.items() if not isinstance(image, InputError)}
-    if not good:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    predicted = sample.predicted(network, np.stack([*good.values()]))
-    return predicted, records["label"].to_numpy()[[*good]][: len(predicted)]
+    shape = (len(good), geometry.size, geometry.size, 3)
+    images = np.array([*good.values()], dtype=np.uint8).reshape(shape)
+    return images, records["label"].to_numpy()[[*good]]

@@ -52,13 +52,13 @@ def predicted(
 ) -> np.ndarray:
     """Return the classes (n,) int64 of the first n images; a slow network answers not to all.
 
-    images: (N, H, W, 3) uint8, N > 0
+    images: (N, H, W, 3) uint8
     """
-    found: list[np.ndarray] = []
+    found = [np.zeros(0, dtype=np.int64)]
     start = time.perf_counter()
     with torch.no_grad():
         for first in range(0, len(images), _BATCH):
-            if found and time.perf_counter() - start > _PREDICT_S:
+            if first and time.perf_counter() - start > _PREDICT_S:
                 break
             scores = network(models.pixels(images[first : first + _BATCH], device))
             found.append(scores.argmax(dim=1).cpu().numpy())
