@@ -3,14 +3,17 @@
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
+from numbers import Real
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from igmask import contract
 from igmask.contract import tensor
-from igmask.errors import InputError
+from igmask.errors import InputError, integer
 from igmask.ig import (
     NotFinite,
     TargetError,
@@ -21,7 +24,7 @@ from igmask.ig import (
     ordinary,
     path_gradients,
 )
-from igmask.network import check_model, input_gradients, prepare
+from igmask.network import Network, check_model, input_gradients, prepare
 from igmask.stem import running
 
 _BATCH_SIZE = 64  # of functions and of several inputs, whose memory is not known
@@ -107,6 +110,9 @@ class IntegratedGradients:
         xs = inputs if isinstance(inputs, tuple) else (inputs,)
         if not all(isinstance(x, Tensor) and x.is_floating_point() for x in xs):
             raise InputError("the inputs must be floating-point tensors")
+        if len({len(x) for x in xs}) > 1:
+            sizes = ", ".join(str(len(x)) for x in xs)
+            raise InputError(f"the inputs must have as many examples each, got {sizes}")
         bs = _expand_baselines(xs, baselines)
         rule = checked_rule(method, n_steps)
         extra = _as_tuple(additional_forward_args)
@@ -119,10 +125,20 @@ class IntegratedGradients:
             if isinstance(self.forward_func, nn.Module):
                 check_model(self.forward_func, xs[0])
             alone = len(xs) == 1 and not extra and not own
+            answer = None
             if alone and isinstance(self.forward_func, nn.Module):
-                slopes = self._behind_the_stem(xs[0], bs[0], target, rule, internal_batch_size)
+                network = prepare(self.forward_func, xs[0])
+                answer = network.answer
+                slopes = self._behind_the_stem(
+                    network, xs[0], bs[0], target, rule, internal_batch_size
+                )
             else:
+                if alone and len(xs[0]):
+                    with suppress(InputError):  # as the function is called, it may be right
+                        answer = contract.ask(self.forward_func, xs[0])
                 slopes = self._whole(xs, bs, target, extra, rule, internal_batch_size)
+            if answer is not None and answer.fault:  # Captum would attribute it
+                warnings.warn(answer.fault, stacklevel=3)
             values: tuple[Tensor, ...] = slopes
             if self._multiply_by_inputs:
                 values = tuple((x - b) * s for x, b, s in zip(xs, bs, slopes, strict=True))
@@ -134,6 +150,7 @@ class IntegratedGradients:
 
     def _behind_the_stem(
         self,
+        network: Network,
         x: Tensor,
         baseline: Tensor,
         target: Any,
@@ -142,9 +159,6 @@ class IntegratedGradients:
     ) -> tuple[Tensor, ...]:
         slopes = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         if len(x):
-            network = prepare(self.forward_func, x)
-            if network.answer is not None and network.answer.fault:
-                warnings.warn(network.answer.fault, stacklevel=4)
             paths = path_gradients(
                 network,
                 x,
@@ -175,7 +189,7 @@ class IntegratedGradients:
             torch.zeros_like(x, dtype=dtype).detach() for x, dtype in zip(xs, wide, strict=True)
         ]
         n_pairs, start = n_examples * n_steps, 0
-        size = _BATCH_SIZE if batch_size is None else batch_size
+        size = _BATCH_SIZE if batch_size is None else integer("the batch size", batch_size)
         if size < 1:
             raise InputError(f"the batch size must be at least 1, got {size}")
         while start < n_pairs:
@@ -313,8 +327,10 @@ def _expand_baselines(inputs: tuple[Tensor, ...], baselines: Any) -> tuple[Tenso
 
 
 def _expand_baseline(x: Tensor, baseline: Any) -> Tensor:
+    if baseline is None or isinstance(baseline, Real):
+        return torch.full_like(x, float(baseline or 0)).detach()
     if not isinstance(baseline, Tensor):
-        return torch.full_like(x, 0 if baseline is None else baseline).detach()
+        raise InputError(f"a baseline must be a number or a tensor, got {type(baseline).__name__}")
     if baseline.shape[1:] != x.shape[1:] or len(baseline) not in (1, len(x)):
         raise InputError(
             f"a baseline of shape {tuple(baseline.shape)} does not fit an input of shape "

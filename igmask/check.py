@@ -262,7 +262,7 @@ def predictions(
     if note := models.random_weights(loaded, model):
         yield Finding(name, note, "warning")
     elif model.geometry in images.tried:
-        device = next((p.device for p in loaded.parameters()), torch.device("cpu"))
+        device = next((t.device for t in (*loaded.parameters(), *loaded.buffers())), "cpu")
         predicted = sample.predicted(loaded, images.tried[model.geometry], device)
         labels = images.labels[model.geometry][: len(predicted)]
         if luck := by_luck(predicted, labels, n_classes):

@@ -43,9 +43,9 @@ def ask(network: Callable[[Tensor], Any], images: Tensor) -> Answer:
     raises  InputError, if the network fails at such images or answers with anything but a tensor
     """
     with torch.enable_grad(), running():  # with gradients some layers take another way
-        pair = images[:2].detach()
-        if len(pair) == 1:  # in other colours, since one batch's statistics would be the other's
-            pair = torch.cat([pair, pair / 2])
+        first = images[:1].detach()
+        # In other colours: the statistics of two images alike are those of one.
+        pair = torch.cat([first, first / 2 + 0.25])
         outputs = _outputs(network, pair, images)
         again, alone = _outputs(network, pair, images), _outputs(network, pair[:1], images)
     if outputs.shape != again.shape or not outputs.is_floating_point():
@@ -103,6 +103,11 @@ def check_scores(outputs: Any, n_images: int) -> None:
             f"the model's output must be a tensor [N, classes] = [{n_images}, …], got "
             f"{tuple(scores.shape)}"
         )
+    if not scores.is_floating_point() or not scores.shape[1]:
+        raise InputError(
+            "the model's output must be logits, floating point, of a class or more, got "
+            f"{scores.dtype} {tuple(scores.shape)}"
+        )
 
 
 def check_classifier(answer: Answer, *, of: str) -> None:
@@ -121,8 +126,8 @@ def check_classifier(answer: Answer, *, of: str) -> None:
     if of == "probability" and _are_probabilities(answer.outputs):
         raise InputError(
             "the model's outputs are probabilities already, in [0, 1] with a sum of 1, and would "
-            "go through softmax once more; leave out its last softmax (of='logit' attributes "
-            "outputs as they are)"
+            "go through softmax once more; leave out its last softmax (integrated_gradients with "
+            "of='logit' attributes outputs as they are)"
         )
 
 
@@ -165,11 +170,12 @@ def _why(network: Callable[[Tensor], Any], batch: Tensor, images: Tensor) -> str
                 f"{'s' if first > 1 else ''}; put a layer before it that makes them of "
                 f"{batch.shape[1]}, such as the mean of the colours"
             )
-    if len(images) != len(batch) and _takes(network, images):
-        return (
-            f"the network takes batches of {len(images)} and not of {len(batch)}; igmask fills "
-            "batches of any size, so export it with a dynamic first axis"
-        )
+    for other in (images, batch[:1], batch.repeat(2, *[1] * (batch.ndim - 1))):
+        if len(other) != len(batch) and _takes(network, other):
+            return (
+                f"the network takes batches of {len(other)} and not of {len(batch)}; igmask fills "
+                "batches of any size, so export it with a dynamic first axis"
+            )
     if _takes(network, (batch * 255).byte()):
         return (
             f"{failed}, and takes integers of 0 … 255, by which nothing can be differentiated; put "
@@ -188,10 +194,12 @@ def _takes(network: Callable[[Tensor], Any], batch: Tensor) -> bool:
 
 def _far(ours: Tensor, theirs: Tensor, limits: dict[torch.dtype, float]) -> bool:
     """Whether two answers differ by more than rounding; what is not finite is refused elsewhere."""
-    if not bool(ours.isfinite().all()) or not bool(theirs.isfinite().all()):
+    known = ours.isfinite() & theirs.isfinite()
+    if not bool(known.any()):
         return False
-    largest = float(theirs.abs().max()) if theirs.numel() else 0.0
-    return float((ours - theirs).abs().max()) > limits.get(theirs.dtype, 0.1) * largest
+    ours, theirs = ours[known], theirs[known]
+    most = limits.get(theirs.dtype, 0.1) * float(theirs.abs().max())
+    return float((ours - theirs).abs().max()) > most
 
 
 def _shape(value: Any) -> str:

@@ -1,11 +1,23 @@
 """The one error that a user can mend: bad input, named, with what to do about it."""
 
+import operator
 from collections.abc import Iterable, Sequence
 from fnmatch import filter as matches
+from typing import Any
 
 
 class InputError(ValueError):
     """Bad input: a file, key or value that has to change. Its message says which and how."""
+
+
+def integer(what: str, value: Any, kind: str = "an integer") -> int:
+    """Return a whole number, NumPy's too, as Python's; raise InputError if it is none."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise InputError(f"{what} must be {kind}, got {value!r}")
 
 
 def refuse(what: str, names: Iterable[str], bad: Iterable[bool]) -> None:

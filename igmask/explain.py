@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from igmask import baselines, config, models
+from igmask.attribute import check_classes
 from igmask.classes import class_name, class_names, class_numbers, class_of, identifiers
 from igmask.config import BASELINES, Model, percent
 from igmask.decode import fit, read_rgb
@@ -19,6 +20,7 @@ from igmask.drawing import check_output, draw_explanation
 from igmask.errors import InputError
 from igmask.ig import Attribution, Auto, checked_rule, integrated_gradients
 from igmask.kernels import occlude, select, square_parts, square_scores, to_pixels
+from igmask.progress import say
 
 
 def load_model(source: str, *, device: str = "cpu", **settings: Any) -> torch.nn.Module:
@@ -79,6 +81,11 @@ def explain(
 
     where = pick_device(device)
     network = models.load(model, device=where)
+    n_classes = models.n_classes(network, model, read[None])
+    listed = {"dataset": {"classes": classes and str(classes), "source": ""}, "classes": names}
+    check_classes(listed, n_classes)
+    if note := models.random_weights(network, model):
+        say(f"warning: the network {note}")
     image = models.pixels(read[None], where)
     found = integrated_gradients(
         network,

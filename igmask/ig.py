@@ -16,7 +16,7 @@ from torch import Tensor
 
 from igmask import quadrature
 from igmask.contract import check_classifier, check_scores
-from igmask.errors import InputError
+from igmask.errors import InputError, integer
 from igmask.kernels import (
     accumulate_,
     accumulate_pooled_,
@@ -75,6 +75,7 @@ def path_gradients(
     """
     n_rows = len(positions)
     n_pairs = len(images) * n_rows
+    batch_size = None if batch_size is None else integer("the batch size", batch_size)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"the batch size must be at least 1, got {batch_size}")
     if not n_pairs:
@@ -317,14 +318,19 @@ def integrated_gradients(
         raise InputError(f"images must be a tensor (N, C, H, W), got {type(images).__name__}")
     if baselines is None:
         baselines = torch.zeros_like(images).unsqueeze(0)
-    if not isinstance(n_steps, int | Auto):
-        raise InputError(f"n_steps must be an integer or igmask.Auto(), got {n_steps!r}")
+    if not isinstance(n_steps, Auto):
+        n_steps = integer("n_steps", n_steps, "an integer or igmask.Auto()")
     if isinstance(n_steps, Auto) and n_steps.most < 2 * n_steps.first:
         raise InputError(f"{n_steps} leaves no room for one doubling")
     if images.ndim != 4 or not images.is_floating_point():
         raise InputError(
             f"images must be (N, C, H, W) floating point, got {tuple(images.shape)} of "
             f"{images.dtype}"
+        )
+    if not isinstance(baselines, Tensor):
+        raise InputError(
+            "baselines must be a tensor (n_baselines, N, C, H, W), got "
+            f"{type(baselines).__name__}; value * torch.ones_like(images)[None] is of one value"
         )
     if not len(baselines):
         raise InputError("there is no baseline")
@@ -356,7 +362,10 @@ def ordinary(x: Tensor) -> Tensor:
 def classes_of(target: Any, n_images: int) -> Tensor:
     """Return the classes that a target names, (N,) or one for all, or raise TargetError."""
     found = checked_target(target, n_images)
-    classes = found if isinstance(found, Tensor) else torch.tensor(found, dtype=torch.int64)
+    try:
+        classes = found if isinstance(found, Tensor) else torch.tensor(found, dtype=torch.int64)
+    except (ValueError, RuntimeError, OverflowError):  # tuples of several lengths, 2⁷⁰
+        raise _misfit(target, n_images) from None
     if classes.shape not in ((), (n_images,)):  # of tuples
         raise _misfit(target, n_images)
     return classes
@@ -421,7 +430,7 @@ def _misfit(target: Any, n_examples: int) -> TargetError:
 
 def checked_rule(rule: str, n_steps: int) -> tuple[list[float], list[float]]:
     """Return (positions, weights) of a rule, or raise InputError."""
-    return _checked(quadrature.rule, rule, n_steps)
+    return _checked(quadrature.rule, rule, integer("n_steps", n_steps))
 
 
 T = TypeVar("T")

@@ -35,8 +35,9 @@ def attribute_loader(
 
     A batch becomes `00000.npy`, (n, C, H, W) float32, and beside it `00000.parquet`: a record an
     image with predicted, target, output, baseline_output, completeness and n_steps, and the label
-    if the loader gives one. Batches that are there already are checked, not computed again, so
-    that a run that was cut short goes on; the loader must give the same batches every time.
+    if the loader gives one. Batches that are there already, with the bytes that were written, are
+    not computed again, so that a run that was cut short goes on; the loader must give the same
+    batches every time.
 
     model:   logits (N, n_classes) from images, in evaluation mode; images are moved to its device
     loader:  of images (N, C, H, W), of (images, labels, …), or of dictionaries with `pixel_values`,
@@ -50,9 +51,8 @@ def attribute_loader(
     if not isinstance(target, str) or target not in ("predicted", "label"):
         raise InputError(f"unknown target {target!r}; choose from predicted, label")
     steps = dataclasses.asdict(n_steps) if isinstance(n_steps, Auto) else n_steps
-    weights = [value for value in model.state_dict().values() if isinstance(value, Tensor)]
     made_by = stamp("attribute") | {"target": target, "n_steps": steps}
-    made_by["model"] = _digest(repr(model), *weights)
+    made_by["model"] = _digest(_said(model), *_values(model))
     # What changes no result may differ from run to run.
     kept = {key: value for key, value in options.items() if key not in ("batch_size", "engine")}
     made_by |= {key: _plain(value) for key, value in kept.items()}
@@ -88,6 +88,7 @@ def attribute_loader(
             records["label"] = _numbers(labels)
         with arrays.writing(path, np.float32, tuple(images.shape[1:])) as array:
             array.append(_numbers(result.values))
+            records[arrays.CHECKSUM] = array.checksums
         arrays.write_records(arrays.records_of(path), records, of_batch)  # last: now it is whole
     return paths
 
@@ -129,8 +130,7 @@ def _is_done(path: Path, made_by: dict[str, Any]) -> bool:
     records = arrays.records_of(path)
     if not records.is_file() or not path.is_file():
         return False
-    _, found = arrays.read_records(records)
-    arrays.read_array(path)
+    written, found = arrays.read_records(records)
     changed = sorted(key for key in found | made_by if found.get(key) != made_by.get(key))
     if changed:
         advice = " (is the loader shuffled?)" if changed == ["images"] else ""
@@ -138,7 +138,31 @@ def _is_done(path: Path, made_by: dict[str, Any]) -> bool:
             f"{path} is of other {' and '.join(changed)}{advice}; choose another folder, or remove "
             "this one"
         )
-    return True
+    return list(written.get(arrays.CHECKSUM, ())) == arrays.checksums(arrays.read_array(path))
+
+
+def _said(model: nn.Module) -> str:
+    """What a model is besides its weights: its layers, and the plain values that they hold."""
+    plain = [
+        f"{name}.{key} = {value!r}"
+        for name, module in model.named_modules()
+        for key, value in sorted(vars(module).items())
+        if key != "training" and isinstance(value, int | float | str)
+    ]
+    scripted = [str(model.inlined_graph)] if isinstance(model, torch.jit.ScriptModule) else []
+    return "\n".join([repr(model), *plain, *scripted])
+
+
+def _values(model: nn.Module) -> list[Tensor]:
+    """The weights of a model; where TorchScript has frozen them, the constants of its graph."""
+    values = [*model.parameters(), *model.buffers()]
+    if isinstance(model, torch.jit.ScriptModule):
+        graph: Any = model.graph
+        known = [
+            node for node in graph.findAllNodes("prim::Constant") if node.hasAttribute("value")
+        ]
+        values += [node.t("value") for node in known if node.kindOf("value") == "t"]
+    return values
 
 
 def _plain(value: Any) -> Any:

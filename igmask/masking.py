@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from igmask import kernels
 from igmask.decode import naming, read_rgb, to_rgb
-from igmask.errors import InputError
+from igmask.errors import InputError, integer
 from igmask.ig import integrated_gradients
 from igmask.kernels import select, square_scores
 
@@ -55,6 +55,7 @@ def mask_image(
     """
     if mode not in ("keep", "drop"):
         raise InputError(f"unknown mode {mode!r}; choose from keep, drop")
+    side = integer("side", side)
     whole = pixels(image, like=_parameter(model))
     images, ps = _batch(whole), _percentages(p)
     colour = _colour(mean, images)
@@ -66,10 +67,10 @@ def mask_image(
         filled = [kernels.occlude(images, k, side=side, fill=fill, mean=colour) for k in kept]
         return torch.stack(filled)
 
-    with _kernels_refusing(side):
+    with _kernels_refusing():
         masked(images[:1], torch.zeros_like(images[:1]))  # what they refuse, now and not later
     values = integrated_gradients(model, images, **attribution).values
-    with _kernels_refusing(side):
+    with _kernels_refusing():
         found = masked(images, values).reshape(len(ps), *whole.shape)
     return found[0] if isinstance(p, Real) else found
 
@@ -91,7 +92,7 @@ def occlude(
     returns  (N, C, H, W), or of one image (C, H, W)
     raises   InputError if images or mask are not of these, or an option is unknown
     """
-    whole = pixels(images)
+    side, whole = integer("side", side), pixels(images)
     batch = _batch(whole)
     if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.ndim not in (2, 3):
         came = f"{kept.dtype} {tuple(kept.shape)}" if isinstance(kept, Tensor) else type(kept)
@@ -99,7 +100,7 @@ def occlude(
     masks = kept if kept.ndim == 3 else kept.unsqueeze(0)
     if len(masks) != len(batch):
         raise InputError(f"{len(masks)} masks do not fit {len(batch)} images")
-    with _kernels_refusing(side):
+    with _kernels_refusing():
         colour = _colour(mean, batch)
         found = kernels.occlude(batch, masks, side=side, fill=fill, mean=colour)
     return found.reshape(whole.shape)
@@ -143,6 +144,11 @@ def pixels(image: Picture, *, like: Tensor | None = None) -> Tensor:
         )
     if x.shape[-1] == 3 and x.shape[-3] > 4:  # no image has that many colours
         x = x.movedim(-1, -3)
+    elif x.shape[-1] in (1, 4) and min(x.shape[-3:-1]) > 4:
+        raise InputError(
+            f"an image of shape {tuple(x.shape)} seems to have {x.shape[-1]} channels last; give "
+            "three of them last (without transparency), or channels first"
+        )
     _check_range(x)
     return x
 
@@ -214,10 +220,8 @@ def _colour(mean: Any, images: Tensor) -> Tensor | None:
 
 
 @contextmanager
-def _kernels_refusing(side: Any) -> Iterator[None]:
+def _kernels_refusing() -> Iterator[None]:
     """Turn what kernels refuse within the block into InputError."""
-    if not isinstance(side, int):
-        raise InputError(f"side must be an integer, got {side!r}")
     try:
         yield
     except ValueError as error:

@@ -206,7 +206,8 @@ def prepare(
     if not isinstance(model, nn.Module):
         if precision in _DTYPES:
             raise InputError(f"precision {precision} needs a torch.nn.Module, not a function")
-        said = _asked(model, example)
+        # Anew each time: what it calls may have changed since.
+        said = contract.ask(model, example) if len(example) else None
         return Network(model, example, precision=precision, engine=engine, answer=said)
     check_model(model, example)
     if not len(example):  # nothing to compare a split on
@@ -222,26 +223,14 @@ def prepare(
     split = stem.whole(model, why_not) if why_not else None
     how: dict[str, Any] = {"precision": precision, "engine": engine}
     network = Network(model, example, **how, split=split, answer=answer)
+    if answer.fault:  # and anew where it may have been mended, out of sight
+        return network
     with _lock:
         if len(ready) > 3:
             ready.clear()  # a model that changes all the time
         why_not = network.split.why_not
         ready[key] = (why_not, answer) if why_not else network
     return network
-
-
-def _asked(function: Callable[..., Tensor], example: Tensor) -> contract.Answer | None:
-    """The answer of a function to images of this shape, which it is asked for once."""
-    if not len(example):
-        return None
-    key = (example.shape[1:], example.dtype, example.device)
-    try:
-        answers = _answers.setdefault(function, {})
-    except TypeError:  # no weak reference to it, such as a method of a class in C
-        return contract.ask(function, example)
-    if key not in answers:
-        answers[key] = contract.ask(function, example)
-    return answers[key]
 
 
 @cache
@@ -263,7 +252,6 @@ _lock = threading.Lock()
 # Of a model without a stem only why, and its answer: its Network would keep it alive.
 _Made = Network | tuple[str, contract.Answer]
 _ready: WeakKeyDictionary[nn.Module, dict[Any, _Made]] = WeakKeyDictionary()
-_answers: WeakKeyDictionary[Callable, dict[Any, contract.Answer]] = WeakKeyDictionary()
 
 
 def _fingerprint(model: nn.Module) -> str:

@@ -175,7 +175,8 @@ def _difference(network: nn.Module, found: Split, example: Tensor) -> str:
         x = example.detach().clone().requires_grad_()
         with torch.enable_grad(), running():
             outputs = f(x * 1)
-            if not isinstance(outputs, Tensor) or not outputs.requires_grad:
+            real = isinstance(outputs, Tensor) and not outputs.is_complex()
+            if not real or not outputs.requires_grad:
                 return "no gradient"  # if it is the network's own output, it will be refused
             weights = torch.linspace(1, 2, outputs.numel(), device=x.device).view(outputs.shape)
             (slope,) = torch.autograd.grad(

@@ -697,3 +697,26 @@ def test_what_captum_accepts_is_accepted(double, shape, target):
         return
     found = igmask.IntegratedGradients(f).attribute(inputs, target=target, **EXACT)
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"baselines": "black"}, "a baseline must be a number or a tensor, got str"),
+        ({"baselines": np.zeros((2, 3, 9, 9))}, "a baseline must be a number or a tensor"),
+        ({"n_steps": "5"}, "n_steps must be an integer, got '5'"),
+        ({"internal_batch_size": 2.5}, "the batch size must be an integer, got 2.5"),
+    ],
+)
+@pytest.mark.parametrize("as_function", [False, True])
+def test_arguments_of_another_kind_are_named(network, as_function, arguments, message):
+    x = torch.rand(2, 3, 9, 9, dtype=torch.float64)
+    ig = igmask.IntegratedGradients((lambda x: network(x)) if as_function else network)
+    with pytest.raises(InputError, match=message):
+        ig.attribute(x, target=0, **arguments)
+
+
+def test_inputs_have_as_many_examples_each():
+    x = torch.rand(3, 4)
+    with pytest.raises(InputError, match="as many examples each, got 3, 2"):
+        igmask.IntegratedGradients(lambda a, b: a.sum(1)).attribute((x, x[:2]))

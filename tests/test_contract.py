@@ -71,6 +71,9 @@ WRONG = {
     "Output with loss: float, logits: (2, 5)": lambda y: Output(0.5, y),
     "tensor [N, classes], got str": lambda y: "cat",
     "got (2, 5, 1)": lambda y: y[..., None],
+    "floating point, of a class or more, got torch.int64 (2, 5)": lambda y: y.long(),
+    "floating point, of a class or more, got torch.float32 (2, 0)": lambda y: y[:, :0],
+    "floating point, of a class or more, got torch.complex64 (2, 5)": lambda y: y + 0j,
 }
 
 
@@ -142,18 +145,39 @@ def test_a_network_of_integers_is_told_apart(images):
         igmask.integrated_gradients(OfBytes().eval(), images)
 
 
-def test_one_image_is_enough_to_see_statistics_of_the_batch(images):
+@pytest.mark.parametrize(
+    "shown",
+    [
+        lambda x: x,
+        lambda x: x[:1],
+        lambda x: x[:1].repeat(3, 1, 1, 1),
+        lambda x: torch.cat([x[:1], x[:1] + 0.01, x[1:2]]),
+        lambda x: torch.zeros_like(x[:1]),
+    ],
+)
+def test_statistics_of_the_batch_are_seen_whatever_the_first_images_are(shown, images):
     """A batch norm without running statistics normalises by its batch even in evaluation."""
     norm = nn.BatchNorm2d(8, track_running_stats=False)
     body = classifier()
     network = nn.Sequential(body[0], norm, *body[1:]).eval()
-    for given in (images[:1], images):
-        with pytest.raises(InputError, match="alone and in a batch"):
-            igmask.integrated_gradients(network, given)
+    with pytest.raises(InputError, match="alone and in a batch"):
+        igmask.integrated_gradients(network, shown(images))
 
 
-def test_captums_class_warns_and_attributes(images):
-    network = Answering(WRONG["the same twice"]).eval()
+def test_a_class_that_is_masked_by_minus_infinity_hides_nothing(images):
+    masked = torch.tensor([0.0, 0.0, 0.0, 0.0, -torch.inf])
+    honest = Answering(lambda y: y + masked).eval()
+    igmask.integrated_gradients(honest, images, n_steps=2)
+    with pytest.raises(InputError, match="the same twice"):
+        igmask.integrated_gradients(
+            Answering(lambda y: F.dropout(y, 0.5) + masked).eval(), images, n_steps=2
+        )
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+def test_captums_class_warns_and_attributes(as_function, images):
+    whole = Answering(WRONG["the same twice"]).eval()
+    network = (lambda x: whole(x)) if as_function else whole
     with pytest.warns(UserWarning, match="the same twice") as said:
         found = IntegratedGradients(network).attribute(images, target=0, n_steps=2)
     assert found.shape == images.shape
@@ -193,20 +217,50 @@ def test_rounding_of_16_bits_behind_an_answer_in_32_is_no_fault(images):
     assert contract.ask(Answering(rounded).eval(), images).fault == ""
 
 
-@pytest.mark.parametrize("kind", ["with a stem", "without", "function"])
-def test_a_model_is_asked_once(kind, images, monkeypatch):
+@pytest.mark.parametrize("with_stem", [True, False])
+def test_a_model_is_asked_once(with_stem, images, monkeypatch):
     asked, ask = [], contract.ask
     monkeypatch.setattr(contract, "ask", lambda *given: asked.append(given) or ask(*given))
-    network = classifier() if kind == "with a stem" else Answering(lambda y: y * 1 if len(y) else y)
+    network = classifier() if with_stem else Answering(lambda y: y * 1 if len(y) else y)
     network.eval()
+    for _ in range(3):
+        igmask.integrated_gradients(network, images, n_steps=4)
+    assert len(asked) == 1
+
+
+class Holding(nn.Module):
+    """A module that keeps its network out of PyTorch's sight."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.held = [network]
+
+    def forward(self, x):
+        return self.held[0](x)
+
+
+@pytest.mark.parametrize("hide", [lambda network: lambda x: network(x), Holding])
+def test_what_was_mended_out_of_sight_is_believed(hide, images):
+    network = nn.Sequential(classifier(), nn.Dropout(0.5)).train()
+    asking = hide(network)
+    if isinstance(asking, nn.Module):
+        asking.eval()
+    with pytest.raises(InputError, match=r"the same twice"):
+        igmask.integrated_gradients(asking, images, n_steps=2)
+    network.eval()
+    igmask.integrated_gradients(asking, images, n_steps=2)
+
+
+def test_a_function_whose_network_goes_back_to_training_is_seen(images):
+    network = nn.Sequential(classifier(), nn.Dropout(0.5)).eval()
 
     def function(x):
-        return classifier()(x)
+        return network(x)
 
-    given = function if kind == "function" else network
-    for _ in range(3):
-        igmask.integrated_gradients(given, images, n_steps=4)
-    assert len(asked) == 1
+    igmask.integrated_gradients(function, images, n_steps=2)
+    network.train()
+    with pytest.raises(InputError, match=r"the same twice"):
+        igmask.integrated_gradients(function, images, n_steps=2)
 
 
 def test_the_answer_of_another_model_is_asked_for_anew(images):
@@ -275,6 +329,9 @@ def test_what_was_exported_in_training_mode_is_seen_by_its_answers(images):
 def test_a_fixed_batch_size_is_named(images):
     network = torch.export.export(classifier(), (images,)).module()
     with pytest.raises(InputError, match=r"takes batches of 3 and not of 2.*dynamic first axis"):
+        igmask.integrated_gradients(network, images)
+    network = torch.export.export(classifier(), (images[:1],)).module()
+    with pytest.raises(InputError, match=r"takes batches of 1 and not of 2.*dynamic first axis"):
         igmask.integrated_gradients(network, images)
 
 

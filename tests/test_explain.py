@@ -1,6 +1,7 @@
 """The picture of one image: what it says, and what is wrong said before the network is loaded."""
 
 import os
+import sys
 from pathlib import Path
 
 import captum.attr
@@ -218,3 +219,27 @@ def test_headings_of_two_lines_stay_below_the_title(here, monkeypatch):
     tops, bottom = drawn[-1]
     assert len(tops) == 6
     assert max(tops) < bottom
+
+
+@pytest.mark.parametrize(
+    ("layers", "words", "message"),
+    [
+        (", nn.Softmax(dim=1)", (), "probabilities already"),
+        (", nn.Softmax(dim=1)", ("--of", "logit"), "probabilities already"),
+        (", nn.Linear(3, 1)", ("--of", "logit"), "has one output"),
+        (", nn.Linear(3, 4)", (), "names.txt lists 3 classes, and the model has 4"),
+    ],
+)
+def test_a_network_whose_probabilities_would_be_wrong_is_not_explained(
+    here, layers, words, message
+):
+    (here / "explain_net.py").write_text(NETWORK.replace("3))", f"3){layers})"))
+    sys.modules.pop("explain_net", None)
+    with pytest.raises(InputError, match=message):
+        call("--classes", "names.txt", *words)
+    sys.modules.pop("explain_net", None)
+
+
+def test_random_weights_are_said(here):
+    sys.modules.pop("explain_net", None)
+    assert "warning: the network" in call().output

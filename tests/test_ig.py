@@ -435,3 +435,27 @@ def test_options_that_make_no_sense_are_named(network, options, message):
 def test_images_of_another_kind_are_refused(network, images):
     with pytest.raises(InputError, match="floating point"):
         integrated_gradients(network, images)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"baselines": 0}, "baselines must be a tensor"),
+        ({"batch_size": 2.5}, "the batch size must be an integer, got 2.5"),
+        ({"batch_size": "8"}, "the batch size must be an integer, got '8'"),
+        ({"n_steps": True}, "n_steps must be an integer or igmask.Auto"),
+        ({"n_steps": "5"}, "n_steps must be an integer or igmask.Auto"),
+        ({"target": [(1, 2), (3,)]}, "target"),
+        ({"target": 2**70}, "target"),
+    ],
+)
+def test_options_of_another_kind_are_named(network, options, message):
+    images = torch.rand(2, 3, 9, 9, dtype=torch.float64)
+    with pytest.raises(InputError, match=message):
+        integrated_gradients(network, images, **options)
+
+
+def test_numpys_integers_are_numbers_of_steps_and_pairs(network):
+    images = torch.rand(2, 3, 9, 9, dtype=torch.float64)
+    found = integrated_gradients(network, images, n_steps=np.int64(4), batch_size=np.int32(3))
+    assert found.values.equal(integrated_gradients(network, images, n_steps=4, batch_size=3).values)

@@ -1,5 +1,7 @@
 """Attributions of a DataLoader, on disk."""
 
+import copy
+import warnings
 from collections import UserDict
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import igmask
-from igmask import arrays, config
+from igmask import arrays, config, models
 from igmask.errors import InputError
 from igmask.ig import Auto, integrated_gradients
 
@@ -113,7 +115,7 @@ def test_a_stream_has_no_length(network, data, tmp_path):
 def test_gradients_that_are_not_finite_name_batch_and_image(tmp_path):
     class Root(torch.nn.Module):
         def forward(self, x):
-            return x.sqrt().mean((2, 3)) * x.mean()
+            return x.sqrt().mean((2, 3)) * x.mean((1, 2, 3))[:, None]
 
     images = torch.ones(3, 2, 4, 4)
     images[2] = 0
@@ -189,3 +191,58 @@ def test_batches_of_another_kind_are_refused_before_the_network_runs(
 def test_targets_of_a_loader_are_named(network, data, tmp_path, target):
     with pytest.raises(InputError, match=r"unknown target .*; choose from predicted, label"):
         igmask.attribute_loader(network, DataLoader(data), tmp_path, target=target)
+
+
+def frozen(network):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is of the past
+        return torch.jit.freeze(torch.jit.script(network))
+
+
+class Picking(torch.nn.Module):
+    def __init__(self, network, factor):
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, x):
+        return self.network(x) * self.factor
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        lambda net: [models.frozen(net, model_of(mean), device="cpu") for mean in (0.0, 0.5)],
+        lambda net: [Picking(net, factor).eval() for factor in (1, 2)],
+        lambda net: [frozen(Picking(net, factor).eval()) for factor in (1.0, 2.0)],
+        lambda net: [frozen(net), frozen(copy.deepcopy(net).apply(halved))],
+    ],
+)
+def test_attributions_of_another_model_are_not_taken_for_this_ones(ways, network, tmp_path):
+    """Their weights are alike, but normalisation, a number, or what TorchScript froze is not."""
+    images = torch.rand(2, 3, 9, 9)
+    first, second = ways(network.float())
+    igmask.attribute_loader(first, [images], tmp_path, n_steps=2)
+    with pytest.raises(InputError, match="is of other model"):
+        igmask.attribute_loader(second, [images], tmp_path, n_steps=2)
+    igmask.attribute_loader(first, [images], tmp_path, n_steps=2)
+
+
+def model_of(mean):
+    given = {"source": "some:where", "size": 9, "mean": 3 * [mean], "std": 3 * [0.5]}
+    return models.complete(config.model(given))
+
+
+def halved(module):
+    for value in module.parameters(recurse=False):
+        value.data /= 2
+
+
+def test_a_batch_whose_bytes_have_changed_is_computed_again(network, data, tmp_path):
+    loader = DataLoader(data, batch_size=4)
+    first, second = igmask.attribute_loader(network, loader, tmp_path, n_steps=2)
+    before = first.read_bytes(), second.read_bytes()
+    first.write_bytes(before[0][:-1] + bytes([before[0][-1] ^ 1]))
+    time = second.stat().st_mtime_ns
+    igmask.attribute_loader(network, loader, tmp_path, n_steps=2)
+    assert (first.read_bytes(), second.read_bytes()) == before
+    assert second.stat().st_mtime_ns == time

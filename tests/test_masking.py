@@ -206,3 +206,9 @@ def test_the_mean_may_be_plain_numbers(image):
     nothing = torch.zeros(4, 5, dtype=torch.bool)
     found = igmask.occlude(image, nothing, fill="mean", mean=MEAN.tolist())
     torch.testing.assert_close(found, MEAN.view(3, 1, 1).expand_as(image))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_channels_last_of_another_number_are_named(network, channels):
+    with pytest.raises(InputError, match=f"seems to have {channels} channels last"):
+        igmask.mask_image(np.zeros((16, 16, channels), np.float32), network)
