@@ -31,7 +31,7 @@ _ROUNDING = 1e-3  # how far beyond 0 and 1 a value may be
 def mask_image(
     image: Picture,
     model: Callable[[Tensor], Tensor],
-    p: float | Sequence[float] = 50,
+    p: float | Sequence[float] | np.ndarray | Tensor = 50,
     *,
     mode: str = "keep",
     side: int = 3,
@@ -72,7 +72,8 @@ def mask_image(
     values = integrated_gradients(model, images, **attribution).values
     with _kernels_refusing():
         found = masked(images, values).reshape(len(ps), *whole.shape)
-    return found[0] if isinstance(p, Real) else found
+    is_one = isinstance(p, Real) or getattr(p, "ndim", 1) == 0
+    return found[0] if is_one else found
 
 
 def occlude(
@@ -196,13 +197,15 @@ def _batch(images: Tensor) -> Tensor:
 
 def _percentages(p: Any) -> list[float]:
     """One p or several as numbers; how large they may be, `kernels.select` says."""
+    plain = p.tolist() if isinstance(p, np.ndarray | Tensor) else p
     try:
-        ps = [p] if isinstance(p, Real | str) else list(p)
+        ps = [plain] if isinstance(plain, Real | str) else list(plain)
     except TypeError:  # neither a number nor a list
-        ps = [p]
-    if not ps or not all(isinstance(one, Real) and isfinite(one) for one in ps):
+        ps = [plain]
+    numbers = [one for one in ps if isinstance(one, Real) and not isinstance(one, bool)]
+    if not ps or len(numbers) < len(ps) or not all(map(isfinite, numbers)):
         raise InputError(f"p must be a number in (0, 100], or a list of them, got {p!r}")
-    return [float(one) for one in ps]
+    return [float(one) for one in numbers]
 
 
 def _colour(mean: Any, images: Tensor) -> Tensor | None:

@@ -112,6 +112,14 @@ def test_several_p_have_an_axis_in_front(single, image, mode):
     assert igmask.mask_image(image, single, (50,), n_steps=3).shape == (1, 3, 12, 15)
 
 
+@pytest.mark.parametrize("several", [np.array([70, 30]), torch.tensor([70.0, 30.0])])
+def test_p_may_be_an_array_or_a_tensor(single, image, several):
+    expected = igmask.mask_image(image, single, [70, 30], n_steps=3)
+    assert igmask.mask_image(image, single, several, n_steps=3).equal(expected)
+    one = several[0].reshape(())
+    assert igmask.mask_image(image, single, one, n_steps=3).equal(expected[0])
+
+
 @pytest.mark.parametrize("target", [3, np.int64(3), [3], torch.tensor([3])])
 def test_the_class_may_be_a_number(single, image, target):
     expected = masked_by_hand(image, single, 50, n_steps=3, target=torch.tensor([3]))
@@ -177,6 +185,8 @@ def test_what_is_no_image_is_refused_before_the_network_runs(given, message):
         ({"p": float("nan")}, "got nan"),
         ({"p": []}, r"got \[\]"),
         ({"p": None}, "got None"),
+        ({"p": True}, "got True"),
+        ({"p": torch.tensor([[50.0]])}, r"got tensor\(\[\[50"),
         ({"target": "cat"}, "got str 'cat'"),
         ({"n_steps": "many"}, "n_steps must be"),
     ],
