@@ -157,7 +157,12 @@ def pixels(image: Picture, *, like: Tensor | None = None) -> Tensor:
 def _check_range(x: Tensor) -> None:
     if not x.numel():
         return
-    low, high = torch.stack(x.detach().aminmax()).tolist()
+    try:
+        low, high = torch.stack(x.detach().aminmax()).tolist()
+    except NotImplementedError:  # sparse, floats of 8 bits, or without values
+        raise InputError(
+            f"an image must be an ordinary tensor, got {x.dtype}, {x.layout}, on {x.device}"
+        ) from None
     if low >= -_ROUNDING and high <= 1 + _ROUNDING:
         return
     if not isfinite(low) or not isfinite(high):

@@ -152,6 +152,9 @@ NO_IMAGES = [
     (torch.rand(9, 9), r"got \(9, 9\); grey needs an axis"),
     (torch.rand(1, 1, 3, 9, 9), r"must be \(C, H, W\), and a batch \(N, C, H, W\), got"),
     ([torch.rand(3, 9, 9)], r"a batch one tensor \(N, C, H, W\) or array, got list"),
+    (torch.rand(3, 9, 9).to(torch.float8_e4m3fn), "ordinary tensor, got torch.float8_e4m3fn"),
+    (torch.rand(3, 9, 9).to_sparse(), "ordinary tensor, got torch.float32, torch.sparse_coo"),
+    (torch.rand(3, 9, 9, device="meta"), "ordinary tensor, got .* on meta"),
     (None, "got NoneType"),
     ("no such.png", "no such.png: there is no such file"),
 ]
