@@ -64,9 +64,11 @@ def explain(
     classes: a file that gives names to the classes of a network of one's own
     target:  `predicted`, or a class by its number or name
     the others: as in config.yaml
-    raises   InputError, also for an output that cannot be written
+    raises   InputError, also for an output that cannot be written, or is the image itself
     """
     check_output(output)
+    if output.exists() and image_path.exists() and output.samefile(image_path):
+        raise InputError(f"{output}: is the image itself; name another file to write")
     model = models.complete(model)
     if classes and not classes.is_file():
         raise InputError(f"{classes}: there is no such file")

@@ -139,6 +139,8 @@ def test_baselines_of_every_kind_and_steps_by_themselves(panels):
         ({"output": "out"}, (), "not as ''"),
         ({"output": "photo.png/out.png"}, (), r"photo.png/out.png: .*photo.png is a file"),
         ({"output": "folder.png"}, (), "folder.png: is a folder"),
+        ({"output": "photo.png"}, (), "photo.png: is the image itself"),
+        ({"output": "folder.png/../photo.png"}, (), "is the image itself"),
         ({"output": "closed/new/out.png"}, (), "the folder .*closed cannot be written to"),
         ({}, ("--classes", "none.txt"), "none.txt: there is no such file"),
         ({}, ("--target", "02 dog"), "no class has that name; did you mean 'n02 dog'"),
