@@ -100,8 +100,8 @@ def write_array(path, rows):
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_full_disk_is_said_of_the_file_that_was_to_be(full_disk, kind):
     with pytest.raises(OSError, match="No space left on device") as caught:
-        WRITERS[kind](full_disk / "x.out")
-    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(full_disk / "x.out"))
+        WRITERS[kind](full_disk / "x.png")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(full_disk / "x.png"))
     assert list(full_disk.iterdir()) == []
 
 

@@ -48,7 +48,7 @@ def die(*_):
 
 class Fragile(nn.Sequential):
     def forward(self, x):
-        if len(x) == 2:  # of the trial of a network that every job begins with
+        if len(x) <= 2:  # of the trial of a network that every job begins with
             return super().forward(x)
         original = Path("results/folder/models/net/records/.kept/original.parquet")
         if told("die") or (original.exists() and told("die-at-second-condition")):
