@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -140,8 +141,11 @@ def writing(path: Path, dtype: Any, row_shape: tuple[int, ...]) -> Iterator[Arra
 def read_array(path: Path) -> np.ndarray:
     """Return a .npy file as a memory map, or raise InputError if it is none or cut short."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not found.dtype.isnative:  # the rows' checksums know nothing of the header
+            raise ValueError(f"of {found.dtype}")
+        return found
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
         raise InputError(f"{path}: not a whole .npy array ({error}); {ADVICE}") from error
 
 

@@ -156,8 +156,8 @@ def check_classes(made_by: Mapping[str, Any], n_classes: int) -> None:
     made_by: settings of the dataset's records, such as `write_index` makes
     """
     dataset, names = made_by["dataset"], made_by["classes"]
-    are_in_order = not any(name == str(i) for i, name in enumerate(names))
-    fewer_are_fine = not are_in_order and len(names) < n_classes
+    unnamed = [name == str(i) for i, name in enumerate(names)]  # or all are named by numbers
+    fewer_are_fine = any(unnamed) and not all(unnamed) and len(names) < n_classes
     listed = dataset.get("classes") or dataset["source"] == "demo"
     if not listed or not names or len(names) == n_classes or fewer_are_fine:
         return

@@ -10,6 +10,7 @@ import numpy as np
 FEWEST = 10  # images; of fewer nothing is said
 
 _LEAST_KAPPA = 0.1
+_GOOD_KAPPA = 0.5
 
 _Z = 1.959963984540054  # 97.5 % of the standard normal distribution lie below
 
@@ -34,25 +35,30 @@ def by_luck(predicted: np.ndarray, labels: np.ndarray, n_classes: int) -> tuple[
     second number says nothing.
 
     The level is `error` for no better than chance: Wilson's interval does not lie above it. It is
-    `warning` for hardly better: (top-1 − chance) / (1 − chance), which is Cohen's κ (1960), is less
-    than 0.1, as where a few classes only are where the network has them.
+    `warning` where the images are too few to tell, since the interval also holds what is far better
+    (8 right of 10, of two classes), and for hardly better: (top-1 − chance) / (1 − chance), which
+    is Cohen's κ (1960), is less than 0.1, as where few classes are where the network has them.
 
     predicted, labels: (N,) integers, classes 0 … n_classes − 1
     """
     n = len(labels)
-    if n < FEWEST:
+    if n < FEWEST or n_classes == 1:
         return None
     said, given = (np.bincount(classes, minlength=n_classes) / n for classes in (predicted, labels))
     dealt = float(said @ given) if (given > 0).sum() > 1 else 0.0
     chance = max(1 / n_classes, dealt)
     n_correct = int((predicted == labels).sum())
-    no_better = wilson(n_correct, n)[0] <= 100 * chance
-    if not no_better and (n_correct / n - chance) / (1 - chance) >= _LEAST_KAPPA:
+    low, high = (bound / 100 for bound in wilson(n_correct, n))
+    no_better = low <= chance
+    kappa, most_kappa = ((top1 - chance) / (1 - chance) for top1 in (n_correct / n, high))
+    if not no_better and kappa >= _LEAST_KAPPA:
         return None
+    may_be_good = no_better and kappa > 1e-9 and most_kappa > _GOOD_KAPPA
+    how = "perhaps no" if may_be_good else "no" if no_better else "hardly"
     most = int(said.argmax())
-    return "error" if no_better else "warning", (
+    return "error" if no_better and not may_be_good else "warning", (
         f"is right about {100 * n_correct / n:.1f} % of {n:,} original images, "
-        f"{'no' if no_better else 'hardly'} better than chance ({100 * chance:.1f} %; "
+        f"{how} better than chance ({100 * chance:.1f} %; "
         f"{100 * said[most]:.1f} % of its predictions are class {most}): are the labels in the "
         "order of the network's outputs?"
     )

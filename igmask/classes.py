@@ -3,7 +3,9 @@
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from igmask.errors import InputError
 from igmask.files import read_text
@@ -24,7 +26,7 @@ def class_numbers(path: Path) -> dict[str, int]:
     if path.suffix != ".json":
         return _numbered([line.strip() for line in text.splitlines() if line.strip()], path)
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=partial(_once, path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     match content:
@@ -33,10 +35,17 @@ def class_numbers(path: Path) -> dict[str, int]:
         case dict() if all(isinstance(index, int) for index in content.values()):
             numbers = content
         case dict() if all(key.isdecimal() for key in content):
-            names = [value[0] if isinstance(value, list) else value for value in content.values()]
-            numbers = dict(zip(names, map(int, content), strict=True))
+            firsts = [
+                value[:1] if isinstance(value, list) else [value] for value in content.values()
+            ]
+            names = [name for first in firsts for name in first if isinstance(name, str)]
+            numbers = dict(zip(names, map(int, content), strict=False))
+            if len(names) < len(content):
+                raise _unlike(path)
         case _:
-            raise InputError(f"{path}: expected names, {{name: index}} or {{index: name}}")
+            raise _unlike(path)
+    if not all(0 <= number < _MOST for number in numbers.values()):
+        raise InputError(f"{path}: an index is no class's number")
     if len({*numbers.values()}) < len(content):
         raise InputError(f"{path}: two classes have the same name or the same index")
     return numbers
@@ -114,6 +123,18 @@ def _by_themselves(names: list[str], of: object) -> dict[str, int]:
             "file, which dataset.classes names, which folder is which class"
         )
     return numbers
+
+
+def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, which would have the last of equal keys alone."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise InputError(f"{path}: two classes have the same name or the same index")
+    return found
+
+
+def _unlike(path: Path) -> InputError:
+    return InputError(f"{path}: expected names, {{name: index}} or {{index: name}}")
 
 
 def _numbered(names: list[str], path: Path) -> dict[str, int]:

@@ -142,24 +142,44 @@ def _csv(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     for name in files:
         by_stem.setdefault(os.path.splitext(name)[0], []).append(name)
     rows = []
-    with io.StringIO(read_text(table)) as file:
-        reader = csv.DictReader(file)
-        header = reader.fieldnames or []
-        if problem := _of_header(header, dataset.columns, files.keys() | by_stem.keys()):
-            raise InputError(f"{table}: {problem}")
-        for row in reader:
-            name, label = (row[column] or "" for column in dataset.columns)
-            where = f"{table}, line {reader.line_num}"
-            fitting = [name] if name in files else by_stem.get(name, [])
-            if len(fitting) != 1:
-                problem = f"{' and '.join(fitting)} are both" if fitting else "no image"
-                raise InputError(f"{where}: {problem} {name!r} in {root}")
-            rows.append((fitting[0], files[fitting[0]], _label(label, numbers, known, where)))
+    header, lines = _fields(table)
+    if problem := _of_header(header, dataset.columns, files.keys() | by_stem.keys()):
+        raise InputError(f"{table}: {problem}")
+    for where, row in lines:
+        if any(row.get(None, [])):  # type: ignore[call-overload]
+            raise InputError(
+                f"{where}: more fields than columns; put a field with commas in double quotes"
+            )
+        name, label = (row[column] or "" for column in dataset.columns)
+        fitting = [name] if name in files else by_stem.get(name, [])
+        if len(fitting) != 1:
+            problem = f"{' and '.join(fitting)} are both" if fitting else "no image"
+            raise InputError(f"{where}: {problem} {name!r} in {root}")
+        rows.append((fitting[0], files[fitting[0]], _label(label, numbers, known, where)))
     records = pd.DataFrame(rows, columns=["name", "path", "label"])
     twice = records.name[records.name.duplicated()]
     if len(twice):
         raise InputError(f"{table}: {twice.iloc[0]!r} is there twice")
     return records, class_names(numbers)
+
+
+def _fields(table: Path) -> tuple[Sequence[str], list[tuple[str, dict[str, Any]]]]:
+    """(header, [(file and line, {column: field})]) of a CSV file, or InputError."""
+    with io.StringIO(read_text(table)) as file:
+        # Strict, since else a quote that nothing closes takes in every line that follows.
+        reader = csv.DictReader(file, strict=True)
+        lines, last = [], 1
+        try:
+            header = reader.fieldnames or []
+            for row in reader:
+                last = reader.line_num
+                lines.append((f"{table}, line {last}", row))
+        except csv.Error as error:
+            raise InputError(
+                f"{table}, after line {last}: a double quote is not closed, or not at the end of "
+                f"its field ({error})"
+            ) from None
+    return header, lines
 
 
 def _of_header(header: Sequence[str], columns: tuple[str, str], images: set[str]) -> str | None:
@@ -192,7 +212,8 @@ def _label(text: str, numbers: dict[str, int], known: dict[str, int], where: str
     label = class_of(text, numbers, known)
     if label is not None:
         return label
-    if text.strip().isdecimal():
+    # Where names are numbers, one that is none of them is no place in the list, either.
+    if text.strip().isdecimal() and not any(map(str.isdecimal, numbers)):
         return int(text)
     problem = "is not in dataset.classes" if numbers else "is no number; set dataset.classes"
     raise InputError(f"{where}: the label {text!r} {problem}")

@@ -54,7 +54,8 @@ def to_rgb(image: Image.Image, *, scale: float | None = None) -> Image.Image:
     if scale is None:
         white = 1 if image.mode == "F" else 65535
         raise InputError(
-            f"{what}; save it with 8, or set dataset.scale to the value of white, such as {white}"
+            f"{what}; save it with 8, or, in a study, set dataset.scale to the value of white, "
+            f"such as {white}"
         )
     values = np.asarray(image, dtype=np.float64)
     low, high = values.min(), values.max()

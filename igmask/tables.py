@@ -73,16 +73,17 @@ def collect(record_paths: Iterable[Path]) -> Results:
     return Results(accuracy, _notes(notes, accuracy))
 
 
-def accuracy_text(record_paths: list[Path]) -> str:
-    """Return the text of accuracy.csv."""
-    return _csv(collect(record_paths).accuracy)
-
-
 def write_tables(record_paths: list[Path], *, output: Path) -> None:
     """Write accuracy.csv, and table1 … table3 as .csv, .md, .html and .tex, to a folder."""
+    for name, text in texts(record_paths).items():
+        arrays.write_text(output / name, text)
+
+
+def texts(record_paths: list[Path]) -> dict[str, str]:
+    """Return {name: text} of the files that `write_tables` writes."""
     results = collect(record_paths)
     accuracy = results.accuracy
-    arrays.write_text(output / "accuracy.csv", _csv(accuracy))
+    found = {"accuracy.csv": _csv(accuracy)}
     middle = _nearest(accuracy["p"].dropna().unique(), 50)
     tables = {
         "Table 1. Top-1 accuracy in %, keeping the squares with the top p % of the attribution": (
@@ -97,8 +98,9 @@ def write_tables(record_paths: list[Path], *, output: Path) -> None:
     }
     for number, (title, rows) in enumerate(tables.items(), start=1):
         wide = widen(rows)
-        for kind, text in render(wide, title=title, notes=results.notes).items():
-            arrays.write_text(output / f"table{number}.{kind}", text)
+        rendered = render(wide, title=title, notes=results.notes)
+        found |= {f"table{number}.{kind}": text for kind, text in rendered.items()}
+    return found
 
 
 def widen(accuracy: pd.DataFrame) -> pd.DataFrame:

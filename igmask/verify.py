@@ -21,10 +21,11 @@ from safetensors import SafetensorError, safe_open
 
 from igmask import arrays, config
 from igmask.config import stamp
+from igmask.data import index
 from igmask.errors import InputError
 from igmask.prepare import decoded
 from igmask.progress import progress
-from igmask.tables import accuracy_text
+from igmask.tables import texts
 from igmask.workflow import Workflow
 
 _CHUNK = 256  # rows checked at a time
@@ -125,13 +126,15 @@ def verify(
     bad: set[Path] = set()
     for made in progress(expected, total=len(expected), unit="files", label="verify"):
         problem = _problem(made, results, digests, bad, flow)
+        if not problem and made.path == Path(flow.folder, "index.parquet"):
+            problem = _listing_problem(made, results, flow)
         if not problem and made.path.parent.parent == Path(flow.folder, "images"):
             problem = _source_problem(made, results, bad, flow, deep=deep)
         if problem:
             bad.add(made.path)
             yield made, problem
     for path in sorted(results.rglob(".*.tmp")):
-        if not arrays.is_at_work(path):
+        if arrays.is_at_work(path) is False:  # of another host nobody knows for a day
             yield Made("results" / path.relative_to(results)), "left over by a job that was killed"
 
 
@@ -189,7 +192,7 @@ def _kept(flow: Workflow, expected: list[Made], results: Path) -> Iterator[Made]
         common = {k: v for k, v in (original.settings or {}).items() if k not in own}
         for place in sorted(_placed(folder / config.KEPT, results).glob("*.parquet")):
             path = folder / place.name
-            if not _are_one(place, _placed(path, results)):
+            if path not in as_expected or not _are_one(place, _placed(path, results)):
                 made = as_expected.get(path, replace(original, settings=common))
                 yield replace(made, path=folder / config.KEPT / place.name)
 
@@ -200,10 +203,11 @@ def _are_one(first: Path, second: Path) -> bool:
 
 
 class _Digests:
-    """What stands for the content of arrays and weights, each read once."""
+    """What stands for the content of arrays and weights, each read once; and what tables say."""
 
     def __init__(self, results: Path) -> None:
         self._results = results
+        self._tables: dict[str, str] = {}
         self._found: dict[tuple[Path, ...], str] = {}
 
     def of(self, paths: list[Path]) -> str:
@@ -217,6 +221,10 @@ class _Digests:
                 self._found[key] = arrays.digest_of_files(places)
         return self._found[key]
 
+    def of_table(self, name: str, records: list[Path]) -> str:
+        self._tables = self._tables or texts([_placed(path, self._results) for path in records])
+        return self._tables[name]
+
 
 def _problem(
     made: Made, results: Path, digests: _Digests, bad: set[Path], flow: Workflow
@@ -226,7 +234,7 @@ def _problem(
         return "missing"
     try:
         if made.settings is None:
-            return _look(made, places[0], results, bad, flow)
+            return _look(made, places[0], digests, bad, flow)
         if places[0].suffix == ".npy":
             _check_rows(places[0])
         elif places[0].suffix == ".parquet":
@@ -265,6 +273,21 @@ def _check_rows(path: Path) -> None:
         pass
 
 
+def _listing_problem(made: Made, results: Path, flow: Workflow) -> str | None:
+    """What is wrong with an index that is whole: that it is not of the images and labels of now."""
+    if flow.study.dataset.source not in ("folder", "csv"):
+        return None  # nothing that can change, or all images would have to be read
+    try:
+        now, classes = index(flow.study.dataset)
+    except InputError as error:
+        return f"stale: {error}"
+    listed, made_by = arrays.read_records(_placed(made.path, results))
+    same = [now[column].equals(listed[column]) for column in ("name", "label")]
+    if all(same) and classes == made_by["classes"]:
+        return None
+    return f"stale: there are other {'labels' if same[0] else 'images'} now"
+
+
 def _source_problem(
     made: Made, results: Path, bad: set[Path], flow: Workflow, *, deep: bool
 ) -> str | None:
@@ -272,10 +295,10 @@ def _source_problem(
 
     A file that was only touched, or copied, still has the same pixels.
     """
-    index = Path(flow.folder, "index.parquet")
-    if index in bad:
+    path = Path(flow.folder, "index.parquet")
+    if path in bad:
         return None
-    listed, made_by = arrays.read_records(_placed(index, results))
+    listed, made_by = arrays.read_records(_placed(path, results))
     prepared, settings = arrays.read_records(_placed(made.outputs[-1], results))
     first, last = arrays.shard_bounds(settings["shard"], len(listed))
     listed = listed.iloc[first:last]
@@ -309,7 +332,7 @@ def _checksum(pixels: np.ndarray | InputError) -> int | None:
     return None if isinstance(pixels, InputError) else arrays.checksums(pixels[np.newaxis])[0]
 
 
-def _look(made: Made, place: Path, results: Path, bad: set[Path], flow: Workflow) -> str | None:
+def _look(made: Made, place: Path, digests: _Digests, bad: set[Path], flow: Workflow) -> str | None:
     """What is wrong with a file that carries no settings."""
     try:
         if place.suffix == ".png":
@@ -319,12 +342,11 @@ def _look(made: Made, place: Path, results: Path, bad: set[Path], flow: Workflow
             return "damaged: empty"
     except (OSError, SyntaxError, ValueError) as error:
         return f"damaged: {error}"
-    if made.path.name == "accuracy.csv":
+    if made.path.parent == Path("results/tables"):
         records = [Path(path) for path in flow.records(SimpleNamespace())]
         if bad.intersection(records):
             return "stale: its records are"
-        expected = accuracy_text([_placed(path, results) for path in records])
-        if place.read_text("utf-8") != expected:
+        if place.read_bytes() != digests.of_table(place.name, records).encode():
             return "stale: its records say otherwise"
     return None
 

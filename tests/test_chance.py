@@ -66,3 +66,13 @@ def test_one_in_forty_guessing_networks_looks_better_than_chance():
     levels = [(by_luck(*rng.integers(0, 10, (2, 200)), 10) or ["none"])[0] for _ in range(1000)]
     assert levels.count("error") > 940
     assert levels.count("none") < 10
+
+
+@pytest.mark.parametrize(("n", "n_classes", "top1"), [(10, 2, 0.8), (16, 2, 0.8), (12, 3, 0.6)])
+def test_few_images_of_an_honest_network_are_no_error(n, n_classes, top1):
+    found = [by_luck(*answers(n, n_classes, top1, seed), n_classes) for seed in range(500)]
+    assert sum(said is not None and said[0] == "error" for said in found) < 75
+
+
+def test_one_class_is_nothing_to_be_right_about():
+    assert by_luck(np.zeros(20, int), np.zeros(20, int), 1) is None

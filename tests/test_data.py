@@ -13,6 +13,7 @@ import torchvision.datasets
 from PIL import Image
 
 from igmask import config, demo
+from igmask.classes import class_numbers
 from igmask.data import index, numbered_classes, opener, unnamed_classes
 from igmask.errors import InputError
 from igmask.workflow import Workflow
@@ -592,3 +593,50 @@ def test_the_demo_is_balanced_and_drawn_alike_in_every_shard():
     forwards = [np.asarray(open_image(r)) for r in records.itertuples()]
     assert all((a == b).all() for a, b in zip(forwards, backwards[::-1], strict=True))
     assert (forwards[0] != np.asarray(opener(dataset, seed=5)(next(records.itertuples())))).any()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('0.png,0,"ok\n1.png,1,b\n2.png,2,c\n', "after line 1: a double quote is not closed"),
+        ("0.png,0,a\n1.png,1,b,c\n", "line 3: more fields than columns"),
+        ('0.png,0,"a" b\n', "a double quote is not closed, or not at the end of its field"),
+    ],
+)
+def test_a_table_that_is_no_csv_loses_no_line(tmp_path, rows, message):
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "labels.csv").write_text("file,label,comment\n" + rows)
+    settings = {"source": "csv", "root": str(tmp_path), "labels": str(tmp_path / "labels.csv")}
+    with pytest.raises(InputError, match=message):
+        index(config.dataset(settings))
+
+
+def test_a_number_that_is_no_name_is_no_place_where_names_are_numbers(tmp_path):
+    for i in range(6):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    lines = "".join(f"{i}.png,{i}\n" for i in range(6))
+    (tmp_path / "labels.csv").write_text("file,label\n" + lines)
+    (tmp_path / "classes.txt").write_text("1\n2\n3\n4\n5\n6\n")
+    settings = {"source": "csv", "root": str(tmp_path), "labels": str(tmp_path / "labels.csv")}
+    with pytest.raises(InputError, match=r"'0' is not in dataset\.classes"):
+        index(config.dataset(settings | {"classes": str(tmp_path / "classes.txt")}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"0": []}',
+        '{"0": null}',
+        '{"0": 5.0}',
+        '{"crane": 0, "dog": 1, "crane": 2}',
+        '{"0": "crane", "0": "dog"}',
+        '{"crane": -1}',
+        '{"dog": 20260101}',
+    ],
+)
+def test_a_class_list_in_json_that_is_none_is_refused(tmp_path, text):
+    path = tmp_path / "classes.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"classes\.json: "):
+        class_numbers(path)

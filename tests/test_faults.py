@@ -397,7 +397,8 @@ def test_a_file_exchanged_for_one_of_other_content_is_found(finished, monkeypatc
     found = verified(finished, monkeypatch)
     evaluated = "results/folder/models/net/records/keep-50-black.parquet"
     assert found.pop(evaluated) == "stale: made of other masks"
-    assert found == {"results/tables/accuracy.csv": "stale: its records are"}
+    assert {Path(path).parent for path in found} == {Path(TABLES)}
+    assert set(found.values()) == {"stale: its records are"}
 
 
 def test_damaged_records_and_what_a_killed_job_left_are_found(finished, monkeypatch):
@@ -407,8 +408,10 @@ def test_damaged_records_and_what_a_killed_job_left_are_found(finished, monkeypa
     records.write_bytes(content)
     left = finished / "results/folder/models/net/masks/.30.npy.17.tmp"
     at_work = left.with_name(f".30.npy.{platform.node()}.{os.getpid()}.tmp")
-    left.touch()
-    at_work.touch()
+    elsewhere = left.with_name(".30.npy.node7.4242.tmp")
+    for path in (left, at_work, elsewhere):
+        path.touch()
+    os.utime(left, (0, 0))  # a day and more ago
     found = verified(finished, monkeypatch, "--remove")
     assert found["results/folder/models/net/records/original.parquet"].startswith("damaged: ")
     assert found[str(left.relative_to(finished))] == "left over by a job that was killed"
@@ -416,6 +419,7 @@ def test_damaged_records_and_what_a_killed_job_left_are_found(finished, monkeypa
     assert not (records.parent / ".kept" / records.name).exists()
     assert not left.exists()
     assert at_work.exists()
+    assert elsewhere.exists()
 
 
 def test_what_is_kept_under_no_other_name_is_looked_at(finished, monkeypatch):
@@ -566,3 +570,18 @@ def test_differences_name_the_keys():
         "b is None, not 2",
         "model.size is 8, not None",
     ]
+
+
+@pytest.mark.parametrize("name", ["table1.csv", "table2.md", "table3.html", "table3.tex"])
+def test_a_table_that_says_other_than_its_records_is_found(finished, monkeypatch, name):
+    path = finished / TABLES / name
+    path.write_text(path.read_text("utf-8").replace("0", "1"), "utf-8")
+    assert verified(finished, monkeypatch) == {
+        f"{TABLES}/{name}": "stale: its records say otherwise"
+    }
+
+
+def test_images_that_came_since_are_found(finished, monkeypatch):
+    shutil.copy(*(next(finished.glob("images/cat/*.png")).with_stem(x) for x in ("00", "99")))
+    found = verified(finished, monkeypatch)
+    assert found["results/folder/index.parquet"] == "stale: there are other images now"
