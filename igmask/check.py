@@ -32,6 +32,7 @@ from igmask.devices import pick_device
 from igmask.errors import InputError
 from igmask.kernels import grid
 from igmask.machine import n_cores
+from igmask.network import device_of
 from igmask.trial import AUTO_STEPS, Pace, are_to_come, pace, ready, selection_s, threads
 from igmask.workflow import Workflow
 
@@ -262,7 +263,7 @@ def predictions(
     if note := models.random_weights(loaded, model):
         yield Finding(name, note, "warning")
     elif model.geometry in images.tried:
-        device = next((t.device for t in (*loaded.parameters(), *loaded.buffers())), "cpu")
+        device = device_of(loaded) or "cpu"
         predicted = sample.predicted(loaded, images.tried[model.geometry], device)
         labels = images.labels[model.geometry][: len(predicted)]
         if luck := by_luck(predicted, labels, n_classes):

@@ -26,7 +26,7 @@ _ALONE = {torch.float64: 3e-2, torch.float32: 3e-2}
 
 @dataclass(frozen=True)
 class Answer:
-    """What a network says of two images, and what is wrong with how it says it.
+    """What a network says of an image in two colours, and what is wrong with how it says it.
 
     outputs: (2, ...)
     fault:   why attributions would be of chance, empty if they would not
@@ -37,9 +37,9 @@ class Answer:
 
 
 def ask(network: Callable[[Tensor], Any], images: Tensor) -> Answer:
-    """Return the network's answer to the first images.
+    """Return the network's answer to the first image, beside the same one in other colours.
 
-    images: (N, ...) floating point, one or more; where there is one, it is shown once more, darker
+    images: (N, ...) floating point, one or more
     raises  InputError, if the network fails at such images or answers with anything but a tensor
     """
     with torch.enable_grad(), running():  # with gradients some layers take another way

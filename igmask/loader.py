@@ -15,6 +15,7 @@ from igmask import arrays
 from igmask.config import stamp
 from igmask.errors import InputError
 from igmask.ig import Auto, NotFinite, classes_of, integrated_gradients
+from igmask.network import device_of
 from igmask.progress import progress
 
 # Under which a batch that is a dictionary has them; the first are those of transformers.
@@ -56,7 +57,7 @@ def attribute_loader(
     # What changes no result may differ from run to run.
     kept = {key: value for key, value in options.items() if key not in ("batch_size", "engine")}
     made_by |= {key: _plain(value) for key, value in kept.items()}
-    device = next((p.device for p in (*model.parameters(), *model.buffers())), None)
+    device = device_of(model)
     paths = []
     try:
         total = len(loader) if isinstance(loader, Sized) else None

@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from igmask import arrays, contract
 from igmask.config import Model, of_bytes, with_plain_input
 from igmask.errors import InputError
+from igmask.network import device_of
 
 
 class Normalize(nn.Module):
@@ -249,13 +250,13 @@ def usual_size(model: Model) -> int:
 
 
 def n_classes(network: nn.Module, model: Model, images: np.ndarray | None = None) -> int:
-    """Return the classes of a loaded model, by what it says of some images and of a black one.
+    """Return the classes of a loaded model, by what it says of an image and of a black one.
 
-    images: (N, H, W, 3) uint8, of which two are shown; noise if None
+    images: (N, H, W, 3) uint8, of which `contract.ask` shows the first; noise if None
     raises  InputError if it is no classifier with logits as `contract` has it, or says NaN of black
     """
     size = complete(model).geometry.size
-    device = next((t.device for t in (*network.parameters(), *network.buffers())), "cpu")
+    device = device_of(network) or "cpu"
     if images is None:
         images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     try:

@@ -338,6 +338,11 @@ def is_training(model: Any) -> bool:
     return bool(flags) and all(flags) and not any(isinstance(p, fx.GraphModule) for p in parts)
 
 
+def device_of(model: nn.Module) -> torch.device | None:
+    """Return where a model's weights are, or its buffers, as TorchScript may have no weights."""
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
+
+
 def all_finite(tensors: tuple[Tensor, ...]) -> bool:
     """Whether no number of the tensors is NaN or infinite."""
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
