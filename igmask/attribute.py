@@ -14,6 +14,7 @@ from igmask.devices import take_device
 from igmask.errors import InputError, refuse
 from igmask.ig import Auto, NotFinite, integrated_gradients
 from igmask.kernels import grid, square_parts
+from igmask.network import prepare
 from igmask.progress import progress
 
 # Images attributed together: enough that their steps fill batches, few enough to stay in memory.
@@ -63,7 +64,7 @@ def write_scores(
     check_labels(records, models.n_classes(network, model))
     # Now, not after hours in which a file may have changed.
     read = {"images": arrays.digest(records)} | models.digests(model)
-    n_steps = attribution["n_steps"]
+    n_steps, precision = attribution["n_steps"], attribution["precision"]
     if n_steps == "auto":
         n_steps = Auto(
             completeness=attribution["tolerance"],
@@ -71,6 +72,7 @@ def write_scores(
             most=attribution["most_steps"],
             side=side,
         )
+    ready = None  # made of the first images
     starts = range(0, len(records), GROUP)
     parts_shape = (2, *grid(images.row_shape[0], images.row_shape[1], side))
     columns = {name: np.zeros(len(records), dtype) for name, dtype in _COLUMNS.items()}
@@ -92,8 +94,9 @@ def write_scores(
                 blur_sigma=attribution["blur_sigma"],
             )
             try:
+                ready = ready or prepare(network, pixels, precision=precision, engine=engine)
                 result = integrated_gradients(
-                    network,
+                    ready,
                     pixels,
                     baselines=starts_of_paths,
                     target=labels if attribution["target"] == "label" else None,
@@ -101,7 +104,7 @@ def write_scores(
                     rule=attribution["rule"],
                     n_steps=n_steps,
                     batch_size=batch_size,
-                    precision=attribution["precision"],
+                    precision=precision,
                     engine=engine,
                 )
             except NotFinite as error:

@@ -53,7 +53,7 @@ class Contestant:
                weights
     precision: igmask's and that of bare passes; or that of the network and images that Captum gets,
                tf32 being allowed in float32's products or not
-    engine:    of `ENGINES`; Captum has none
+    engine:    of `ENGINES`; Captum has none, and may be given a network that is compiled
     method:    Captum's rule
     delta:     whether Captum returns its convergence delta, by two more passes
     turns:     most turns it takes on a CPU
@@ -107,6 +107,8 @@ ON_A_GPU = (
     Contestant("captum tf32, tuned", "captum tuned", "tf32", delta=False),
     Contestant("captum bf16, tuned", "captum tuned", "bf16", delta=False),
     Contestant("captum fp16, tuned", "captum tuned", "fp16", delta=False),
+    Contestant("captum bf16, compiled", "captum tuned", "bf16", "compile", delta=False),
+    Contestant("captum fp16, compiled", "captum tuned", "fp16", "compile", delta=False),
 )
 
 
@@ -172,7 +174,9 @@ def measure(
     threads: int | None,
     skip: tuple[str, ...] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Yield what was measured so far, after each model: the machine, and a row a contestant.
+    """Yield what was measured so far, again and again: the machine, and a row a contestant.
+
+    On a CPU after each model, on a GPU after each contestant.
 
     repeats:  turns of each contestant, fewer if they take longer than budget_s, but two at least
     skip:     names of contestants to leave out, or patterns such as `*tuned`; `memory` for its
@@ -199,8 +203,9 @@ def measure(
     rows = []
     for name in models:
         setting = Setting(name, n_images, n_steps, where, threads)
-        rows += _measure_model(setting, repeats, budget_s, contestants, steps)
-        yield {"machine": machine.describe(where, threads, packages), "rows": rows}
+        for few in _measure_model(setting, repeats, budget_s, contestants, steps):
+            rows += few
+            yield {"machine": machine.describe(where, threads, packages), "rows": rows}
 
 
 def _measure_model(
@@ -209,13 +214,13 @@ def _measure_model(
     budget_s: float,
     contestants: tuple[Contestant, ...],
     memory_steps: tuple[int, ...],
-) -> list[dict[str, Any]]:
+) -> Iterator[list[dict[str, Any]]]:
     say(f"{setting.model}: reference in float64")
     reference = _alone(setting, Contestant("float64", "reference"), "run", 1)
     groups = [(c,) for c in contestants] if setting.on_gpu else [contestants]
     batches: dict[tuple[str, str], int] = {}
-    rows = []
     for group in groups:
+        rows = []
         for entrant in _take_turns(setting, group, repeats, budget_s, batches):
             row = _row(setting, entrant, reference)
             if entrant.contestant.name in ("igmask", "captum right") and not entrant.failed:
@@ -223,7 +228,7 @@ def _measure_model(
                     peak = _alone(setting, entrant.contestant, "memory", n_steps)
                     row[f"peak_bytes_{n_steps}_steps"] = peak
             rows.append(row)
-    return rows
+        yield rows
 
 
 class _Entrant:
@@ -384,6 +389,7 @@ class _Run:
         if setting.on_gpu:
             torch.cuda.set_device(setting.device)  # whose memory is counted
             multiply_in("fp32")
+        self._network: Any
         self._network, self._images, self._targets = build(setting)
         if contestant.like == "captum tuned":
             self._network = self._network.requires_grad_(False)
@@ -395,10 +401,13 @@ class _Run:
             self._convert(_HALVES.get(contestant.precision, torch.float32))
             if setting.on_gpu:
                 multiply_in(contestant.precision)
+            if contestant.engine == "compile":
+                self._network = torch.compile(self._network, dynamic=False)
         if contestant.like == "reference":
             self._convert(torch.float64)
         self._batch_size: int | None = None
         self._bare: Network | None = None
+        self._ready: Network | None = None
 
     def _convert(self, dtype: torch.dtype) -> None:
         self._network, self._images = self._network.to(dtype), self._images.to(dtype)
@@ -417,8 +426,7 @@ class _Run:
             self._batch_size = known
             self._attribute(n_images, min(2, n_steps))
         elif not self._contestant.like.startswith("captum"):
-            how = {"precision": self._contestant.precision, "engine": self._contestant.engine}
-            self._batch_size = prepare(self._network, self._images, **how).batch_size(self._images)
+            self._batch_size = self._made_ready().batch_size(self._images)
         else:
             self._batch_size = self._fastest_batch_size(ours)
         if self._setting.on_gpu:  # where code is chosen, compiled or recorded for each size
@@ -446,11 +454,12 @@ class _Run:
     def run(self, n_images: int) -> dict[str, Any]:
         """Attribute the first n images; return seconds and what was found."""
         n_steps = self._setting.n_steps
-        if self._contestant.like == "bare":
+        if self._contestant.like == "bare" and not self._setting.on_gpu:
             n_steps = min(n_steps, 10)  # they are all alike
         if self._setting.on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        seconds, found = self._timed(lambda: self._attribute(n_images, n_steps))
+        seconds, answer = self._timed(lambda: self._attribute(n_images, n_steps))
+        found = _found(*answer)
         if self._setting.on_gpu:  # reserved, since recordings hold memory that no tensor owns
             found["peak_bytes"] = torch.cuda.max_memory_reserved()
         return {"seconds": seconds, "n_pairs": n_images * n_steps} | found  # a pass may count more
@@ -472,7 +481,7 @@ class _Run:
         self._attribute(n_images, n_steps)
         return _status_bytes("VmHWM") - before
 
-    def _timed(self, work: Callable[[], dict[str, Any]]) -> tuple[float, dict[str, Any]]:
+    def _timed(self, work: Callable[[], Any]) -> tuple[float, Any]:
         if self._setting.on_gpu:
             torch.cuda.synchronize()
         start = time.perf_counter()
@@ -481,13 +490,14 @@ class _Run:
             torch.cuda.synchronize()
         return time.perf_counter() - start, found
 
-    def _attribute(self, n_images: int, n_steps: int) -> dict[str, Any]:
+    def _attribute(self, n_images: int, n_steps: int) -> tuple[Any, ...]:
+        """Do it; return what `_found` makes a report of, which is not in the times."""
         images, targets = self._images[:n_images], self._targets[:n_images]
         if self._contestant.like == "bare":
             return self._pass(images, targets, n_steps)
         if self._contestant.like in ("igmask", "reference"):
             found = integrated_gradients(
-                self._network,
+                self._made_ready(),
                 images,
                 of="logit",
                 target=targets,
@@ -496,7 +506,7 @@ class _Run:
                 precision=self._contestant.precision,
                 engine=self._contestant.engine,
             )
-            return _found(found.values, found.relative_completeness)
+            return found.values, found.relative_completeness
         from captum.attr import IntegratedGradients
 
         values = IntegratedGradients(self._network).attribute(
@@ -508,19 +518,26 @@ class _Run:
             return_convergence_delta=self._contestant.delta,
         )
         if not self._contestant.delta:
-            return _found(values)
+            return (values,)
         values, delta = values
         change = values.flatten(1).sum(dim=1) - delta
-        return _found(values, (delta / change).abs())
+        return values, (delta / change).abs()
 
-    def _pass(self, images: Tensor, targets: Tensor, n_steps: int) -> dict[str, Any]:
+    def _made_ready(self) -> Network:
+        """The network as the study hands it over for all of its images."""
+        if self._ready is None:
+            how = {"precision": self._contestant.precision, "engine": self._contestant.engine}
+            self._ready = prepare(self._network, self._images, **how)
+        return self._ready
+
+    def _pass(self, images: Tensor, targets: Tensor, n_steps: int) -> tuple[int]:
         """As many passes, in the engine's batches, of the whole network in its best form."""
         if self._bare is None:
             how: dict[str, Any] = {
                 "precision": self._contestant.precision,
                 "engine": self._contestant.engine,
             }
-            split = prepare(self._network, images, precision="fp32").split
+            split = prepare(self._network, images, precision=self._contestant.precision).split
             alone = whole(_Whole(split), "bare")
             self._bare = Network(alone.trunk, images, **how, split=alone)
         size = self._batch_size or 8
@@ -532,7 +549,7 @@ class _Run:
         for _ in range(n_batches):
             points = images[rows].to(self._bare.dtype or images.dtype)
             self._bare.gradients((points,), lambda outputs: outputs.gather(1, picked).squeeze(1))
-        return {"n_pairs": n_batches * size}
+        return (n_batches * size,)
 
 
 class _Whole(nn.Module):
@@ -546,7 +563,9 @@ class _Whole(nn.Module):
         return self.trunk(*map(self.head, self.stem(x)))
 
 
-def _found(values: Tensor, relative: Tensor | None = None) -> dict[str, Any]:
+def _found(values: Tensor | int, relative: Tensor | None = None) -> dict[str, Any]:
+    if isinstance(values, int):  # of bare passes
+        return {"n_pairs": values}
     if not all_finite((values,)):
         raise FloatingPointError("NaN or infinite attributions")
     found: dict[str, Any] = {"values": values.detach().double().cpu().numpy()}

@@ -21,6 +21,7 @@ from igmask.kernels import (
     accumulate_,
     accumulate_pooled_,
     memory_format_of,
+    on_device,
     path_points,
     pooled_points,
     select,
@@ -71,7 +72,7 @@ def path_gradients(
     images, baselines: (N, C, H, W)
     pick:              which number of the outputs to attribute; called batch by batch
     batch_size:        None: from the free memory
-    raises             NotFinite
+    raises             NotFinite; on a GPU, behind the last image
     """
     n_rows = len(positions)
     n_pairs = len(images) * n_rows
@@ -84,7 +85,7 @@ def path_gradients(
     if network.engine == "eager":  # for the others each shape costs
         size = -(-n_pairs // -(-n_pairs // size))  # the same number of batches, evenly filled
     paths = _Paths(network, images, baselines, n_slots=-(-size // n_rows) + 1)
-    start = 0
+    start, finite, on_gpu = 0, [], images.is_cuda
     while start < n_pairs:
         pairs = [min(pair, n_pairs - 1) for pair in range(start, start + size)]
         owners = [pair // n_rows for pair in pairs]
@@ -106,9 +107,14 @@ def path_gradients(
         start += live
         for image in range(paths.n_done, start // n_rows):
             total = paths.close(image)
-            if not all_finite(total):
+            finite.append(torch.stack([t.isfinite().all() for t in total]).all())
+            # To look at it is to wait for a GPU, and to let it wait for the next batch.
+            if not on_gpu and not finite[-1]:
                 raise _not_finite(network, images, baselines, pick, image, positions, weights)
             yield paths.to_pixels(image, total)
+    if on_gpu and not all(known := torch.stack(finite).tolist()):
+        bad = known.index(False)
+        raise _not_finite(network, images, baselines, pick, bad, positions, weights)
 
 
 class _Paths:
@@ -156,7 +162,7 @@ class _Paths:
         head, dtype = self._network.split.head, self._network.dtype
         device = self._ends[0].device
         spans = spans_of([owner % self._n_slots for owner in owners], self._n_slots, device)
-        positions = torch.tensor(alphas, dtype=torch.float64, device=device)
+        positions = on_device(alphas, device, torch.float64)
         ends = zip(self._starts, self._ends, strict=True)
         taken = None
         if head.pool is None:
@@ -179,7 +185,7 @@ class _Paths:
     def add(self, slopes: tuple[Tensor, ...], weights: list[float]) -> None:
         """Add the gradients of the last batch to their images' sums."""
         head, (spans, positions, taken) = self._network.split.head, self._batch
-        weight = torch.tensor(weights, dtype=torch.float64, device=spans.device)
+        weight = on_device(weights, spans.device, torch.float64)
         if head.pool is not None:
             accumulate_pooled_(self._totals[0], slopes[0], taken, spans, weight, head.pool)
             return
@@ -285,7 +291,7 @@ class Attribution:
 
 
 def integrated_gradients(
-    model: Callable[[Tensor], Tensor],
+    model: Callable[[Tensor], Tensor] | Network,
     images: Tensor,
     *,
     baselines: Tensor | None = None,
@@ -299,7 +305,9 @@ def integrated_gradients(
 ) -> Attribution:
     """Return the attribution of a classifier's output to the pixels of its images.
 
-    model:     (N, C, H, W) → logits (N, n_classes); in evaluation mode, on the images' device
+    model:     (N, C, H, W) → logits (N, n_classes); in evaluation mode, on the images' device. Or
+               what `prepare` made of one for such images, precision and engine, which spares a look
+               at all of its weights in each of many calls
     images:    (N, C, H, W) floating point
     baselines: (n_baselines, N, C, H, W), averaged over the first axis; black if None
     target:    (N,) integer classes, a tensor, array or list, or one for all; the predicted if None
@@ -339,12 +347,22 @@ def integrated_gradients(
             f"baselines {tuple(baselines.shape)} of {baselines.dtype} do not fit images "
             f"{tuple(images.shape)} of {images.dtype}; they need one more axis in front"
         )
-    if is_training(model):
+    if isinstance(model, Network):
+        if (model.precision, model.engine) != (precision, engine):
+            raise InputError(
+                f"the network was prepared for precision {model.precision} and engine "
+                f"{model.engine}, not for {precision} and {engine}"
+            )
+    elif is_training(model):
         raise InputError("the model is in training mode; call model.eval() first")
     classes = None if target is None else classes_of(target, len(images))
     images, baselines = ordinary(images), ordinary(baselines)
     with torch.inference_mode(False):
-        network = prepare(model, images, precision=precision, engine=engine)
+        network = (
+            model
+            if isinstance(model, Network)
+            else prepare(model, images, precision=precision, engine=engine)
+        )
         if network.answer is not None:
             check_classifier(network.answer, of=of)
         study = _Study(network, images, baselines, classes, of, batch_size)
@@ -537,10 +555,10 @@ class _Study:
     def _pick(self, logits: Tensor, owners: list[int], alphas: list[float]) -> Tensor:
         check_scores(logits, len(owners))
         device = logits.device
-        rows = torch.tensor(owners, device=device)
+        rows = on_device(owners, device)
         at_image = [row for row, alpha in enumerate(alphas) if alpha == 1]
         if at_image:
-            of_image = torch.tensor(at_image, device=device)
+            of_image = on_device(at_image, device)
             self._predicted[rows[of_image]] = logits[of_image].detach().argmax(dim=1)
             if not self._given:
                 self._classes = self._predicted.clone()
@@ -559,7 +577,7 @@ class _Study:
             self._output[rows[of_image]] = value[of_image]
         at_baseline = [row for row, alpha in enumerate(alphas) if alpha == 0]
         if at_baseline:
-            of_baseline = torch.tensor(at_baseline, device=device)
+            of_baseline = on_device(at_baseline, device)
             self._at_baseline[rows[of_baseline]] = value[of_baseline]
         return picked
 

@@ -7,9 +7,10 @@ batch of points behind it, how many points a batch may have.
 import copy
 import ctypes
 import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import ExitStack, contextmanager
+from functools import cache, lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -51,8 +52,12 @@ class Network:
         answer: contract.Answer | None = None,
     ) -> None:
         self.answer = answer
-        with_head = has_kernel(example.device)  # elsewhere it would be the same work
-        self.split = split or stem.split(model, example, with_head=with_head)
+        self.split = split or stem.split(
+            model,
+            example,
+            with_head=has_kernel(example.device),  # elsewhere it would be the same work
+            channels_last=_channels_last(example, precision),
+        )
         self.precision, self.engine = precision, engine
         self._alone = threading.Lock()
         self.dtype = _DTYPES.get(precision or "")
@@ -164,6 +169,17 @@ class Network:
             yield
 
 
+def _channels_last(example: Tensor, precision: str | None) -> bool:
+    """Whether convolutions are faster if channels lie next to each other: as measured.
+
+    On a CPU, by oneDNN, for every network of the benchmark. On a GPU where tensor cores multiply;
+    cuDNN's kernels of IEEE single precision are made for the other layout.
+    """
+    if example.dtype != torch.float32:
+        return False
+    return example.device.type == "cpu" or precision not in (None, "fp32")
+
+
 class _Graphed:
     """A function of tensors of which CUDA replays a recording, one for each shape."""
 
@@ -175,7 +191,9 @@ class _Graphed:
         key = tuple((point.shape, point.dtype) for point in points)
         if key not in self._recordings:
             sample = tuple(point.detach().clone().requires_grad_() for point in points)
-            self._recordings[key] = torch.cuda.make_graphed_callables(self._f, sample)
+            with warnings.catch_warnings():  # PyTorch's, of streams that it itself chooses here
+                warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")
+                self._recordings[key] = torch.cuda.make_graphed_callables(self._f, sample)
         return self._recordings[key](*points)
 
 
@@ -203,9 +221,18 @@ def prepare(
             raise InputError(f"{kind} {name} needs a GPU, and the images are on the CPU")
     if example.device.type == "cpu":
         _keep_freed_memory()
+    if not isinstance(model, nn.Module) and precision in _DTYPES:
+        raise InputError(f"precision {precision} needs a torch.nn.Module, not a function")
+    # What answers are compared here, and what is found to be one, is not a matter of precision:
+    # by TF32, PyTorch's default for convolutions, the gradients of deep networks differ by tenths.
+    with _products("fp32"):
+        return _prepare(model, example, precision, engine)
+
+
+def _prepare(
+    model: Callable[..., Tensor], example: Tensor, precision: str | None, engine: str
+) -> Network:
     if not isinstance(model, nn.Module):
-        if precision in _DTYPES:
-            raise InputError(f"precision {precision} needs a torch.nn.Module, not a function")
         # Anew each time: what it calls may have changed since.
         said = contract.ask(model, example) if len(example) else None
         return Network(model, example, precision=precision, engine=engine, answer=said)
@@ -264,7 +291,10 @@ def _fingerprint(model: nn.Module) -> str:
                 values.append((name, _sign(value)))
     tensors = [*model.parameters(), *model.buffers()]
     values += [(_sign(tensor), tensor.dtype, tensor.device) for tensor in tensors]
-    sums = [_sum(t.detach()) for t in tensors if t.device.type != "meta" and t.numel()]
+    with ExitStack() as stack:
+        for kind in {tensor.device.type for tensor in tensors} - {"meta"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        sums = [_sum(t.detach()) for t in tensors if t.device.type != "meta" and t.numel()]
     if sums:  # `.data` changes without a new version
         values += torch.stack([s.to(sums[0].device) for s in sums]).tolist()
     return repr(values)
@@ -278,11 +308,15 @@ def _sum(tensor: Tensor) -> Tensor:
     table = tensor.reshape(len(tensor) if tensor.ndim else 1, -1)
     table = table if table.is_floating_point() else table.float()
     rows, columns = (
-        torch.arange(1, n + 1, device=table.device).mul(step).cos().to(table.dtype)
+        _weights_of_places(n, step, table.dtype, table.device)
         for n, step in zip(table.shape, (1.0, 2**0.5), strict=True)
     )
-    with _no_autocast(tensor):
-        return torch.dot(table @ columns, rows).double()
+    return torch.dot(table @ columns, rows).double()
+
+
+@lru_cache(maxsize=512)  # a network's layers have a few sizes, and are summed at every call
+def _weights_of_places(n: int, step: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.arange(1, n + 1, device=device).mul(step).cos().to(dtype)
 
 
 def _sign(value: Any, depth: int = 4) -> Any:

@@ -71,7 +71,13 @@ class Split:
         return tuple(self.head(u) for u in ends)
 
 
-def split(network: Callable[..., Tensor], example: Tensor, *, with_head: bool = False) -> Split:
+def split(
+    network: Callable[..., Tensor],
+    example: Tensor,
+    *,
+    with_head: bool = False,
+    channels_last: bool = False,
+) -> Split:
     """Return the network's longest affine stem and the trunk behind it.
 
     Both share the network's weights, or copies of them in another memory format; its flags, hooks
@@ -81,10 +87,11 @@ def split(network: Callable[..., Tensor], example: Tensor, *, with_head: bool = 
     network: (N, ...) → outputs;  example: (n, ...) images, one or two are enough
     with_head: whether an activation, and ReLU and max pooling, behind the stem get a part of their
                own
+    channels_last: whether the parts' weights lie so in memory, and with them what they return
     """
     if not isinstance(network, nn.Module):
         return whole(network, "it is a function, not a torch.nn.Module")
-    found = _split(network, example[:2], with_head)
+    found = _split(network, example[:2], with_head, channels_last)
     if found.why_not:
         log.debug("%s has no affine stem: %s", type(network).__name__, found.why_not)
     return found
@@ -106,7 +113,7 @@ def is_hooked(module: nn.Module) -> bool:
     return any(hooks) or hasattr(module, "parametrizations")
 
 
-def _split(network: nn.Module, example: Tensor, with_head: bool) -> Split:
+def _split(network: nn.Module, example: Tensor, with_head: bool, channels_last: bool) -> Split:
     everywhere = torch.nn.modules.module
     if any(map(is_hooked, network.modules())) or everywhere._global_forward_hooks:
         return whole(network, "it has hooks or parametrizations")
@@ -119,7 +126,7 @@ def _split(network: nn.Module, example: Tensor, with_head: bool) -> Split:
     if any(node.users for node in inputs[1:]):
         return whole(network, "it has several inputs")
     try:
-        found = _cut(network, graph, constants, inputs[0], example, with_head)
+        found = _cut(network, graph, constants, inputs[0], example, with_head, channels_last)
     except KeyError as error:  # a layer that is called, and whose weights are read beside it
         return whole(network, f"its trace cannot be cut ({error})")
     difference = _difference(network, found, example)
@@ -326,6 +333,7 @@ def _cut(
     image: fx.Node,
     example: Tensor,
     with_head: bool,
+    channels_last: bool,
 ) -> Split:
     affine = _affine_in(network, graph, image)
     (output,) = [node for node in graph.nodes if node.op == "output"]
@@ -350,8 +358,7 @@ def _cut(
     stem.output(tuple(in_stem[node] for node in frontier))
     parts = _parts(network, graph, constants)
     n_folded = sum(_fold_batch_norms(part, parts) for part in (stem, trunk))
-    if example.device.type == "cpu" and example.dtype == torch.float32:
-        # oneDNN's layout: measured faster for every network of the benchmark
+    if channels_last:
         for part in parts.values():
             if isinstance(part, nn.Module):
                 _channels_last(part)
@@ -366,7 +373,7 @@ def _cut(
     with running(), torch.no_grad():
         ends, alone = found.stem(example), found.stem(example[:1])
     if head.pool is not None and ends[0].ndim != 4:  # pooled as if the images were channels
-        return _cut(network, graph, constants, image, example, with_head=False)
+        return _cut(network, graph, constants, image, example, False, channels_last)
     shapes = [(len(example), *u.shape[1:]) for u in alone]  # the engine's stem takes single images
     if shapes != [tuple(u.shape) for u in ends]:
         return whole(network, "its first axis is not that of the images")

@@ -12,7 +12,7 @@ This package knows tensors only: nothing of models, files or configuration.
 """
 
 from igmask.kernels.bits import pack, unpack
-from igmask.kernels.dispatch import has_kernel, memory_format_of
+from igmask.kernels.dispatch import has_kernel, memory_format_of, on_device
 from igmask.kernels.occlude import (
     FILLS,
     fill_colours,
@@ -52,6 +52,7 @@ __all__ = [
     "memory_format_of",
     "occlude",
     "occluded_input",
+    "on_device",
     "pack",
     "path_points",
     "pooled_points",

@@ -83,6 +83,20 @@ def _on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def on_device(
+    values: list[Any], device: torch.device | str, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return a tensor of the numbers, without waiting for what a GPU is at.
+
+    PyTorch waits for it before a tensor made there, or copied from memory that may be paged, is
+    given back: some milliseconds of each batch, in which the next kernels are not launched.
+    """
+    made = torch.tensor(values, dtype=dtype)
+    if torch.device(device).type != "cuda":
+        return made.to(device)
+    return made.pin_memory().to(device, non_blocking=True)
+
+
 def memory_format_of(x: Tensor) -> torch.memory_format:
     """Return channels_last for a batch of images whose channels lie next to each other."""
     last = x.ndim == 4 and not x.is_contiguous()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igmask.kernels.dispatch import check, jit, memory_format_of, operation, tl
+from igmask.kernels.dispatch import check, jit, memory_format_of, on_device, operation, tl
 
 ACTIVATIONS = ("none", "relu", "relu6", "silu", "hardswish", "gelu")
 
@@ -91,7 +91,7 @@ def spans_of(owners: list[int], n_images: int, device: torch.device | str = "cpu
         if spans[owner][1] == 0:
             spans[owner][0] = pair
         spans[owner][1] = pair + 1
-    return torch.tensor(spans, device=device).reshape(n_images, 2)
+    return on_device(spans, device, torch.int64).reshape(n_images, 2)
 
 
 def check_sum(

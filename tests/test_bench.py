@@ -63,14 +63,16 @@ def test_what_fails_is_a_row_that_says_why(monkeypatch):
 def test_precision_and_engine_reach_igmask(monkeypatch):
     asked = []
 
-    def recorded(*arguments, **options):
-        asked.append((options["precision"], options["engine"]))
-        return integrated_gradients(*arguments, **options | {"engine": "eager"})
+    def recorded(network, *arguments, **options):
+        asked.append((network.precision, network.engine, options["precision"], options["engine"]))
+        network.engine = "eager"
+        return integrated_gradients(network, *arguments, **options | {"engine": "eager"})
 
     monkeypatch.setattr(bench, "integrated_gradients", recorded)
+    monkeypatch.setattr(torch, "compile", lambda f, **_: f)
     contestant = Contestant("igmask bf16 compile", "igmask", "bf16", "compile")
     assert np.isfinite(run_here(contestant)["values"]).all()
-    assert asked == [("bf16", "compile")]
+    assert asked == [("bf16", "compile") * 2]
 
 
 def test_captum_goes_without_its_delta_where_that_is_said(monkeypatch):
@@ -135,7 +137,8 @@ def test_on_a_gpu_every_precision_has_its_captum_and_one_works_at_a_time(monkeyp
 
     monkeypatch.setattr(bench, "_worker", worker)
     setting, everyone = Setting("vgg16", 2, 50, "cuda", 1), CONTESTANTS + ON_A_GPU
-    rows = bench._measure_model(setting, 3, 60, everyone, (10, 1000))
+    measured = bench._measure_model(setting, 3, 60, everyone, (10, 1000))
+    rows = [row for few in measured for row in few]
     assert [row["contestant"] for row in rows] == [contestant.name for contestant in everyone]
     assert max(most) == 1
     assert [row["contestant"] for row in rows if "failed" in row] == ["captum fp16"]

@@ -1,5 +1,6 @@
 """A network made ready: made anew when it changes, refused when it cannot work, run in batches."""
 
+import contextlib
 import copy
 import gc
 import shutil
@@ -224,6 +225,55 @@ def test_what_cannot_be_had_is_refused(images, arguments, message):
 def test_a_function_has_no_half_precision(images, precision):
     with pytest.raises(InputError, match="not a function"):
         prepare(lambda x: x, images, precision=precision)
+
+
+def test_a_network_is_judged_in_ieee_single_precision_and_not_as_pytorch_is_set(
+    images, monkeypatch
+):
+    """By TF32 the gradients of a ResNet-50 and of its parts differ by more than rounding."""
+    under_way, seen = [], []
+
+    @contextlib.contextmanager
+    def products(precision):
+        under_way.append(precision)
+        yield
+        under_way.pop()
+
+    monkeypatch.setattr(network_module, "_products", products)
+    for module, name in ((network_module.stem, "split"), (network_module.contract, "ask")):
+        work = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, w=work, **o: seen.append(under_way[-1]) or w(*a, **o)
+        )
+    prepare(classifier(), images)
+    assert seen == ["fp32", "fp32"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "last"),
+    [
+        ("cpu", "fp32", True),
+        ("cpu", "bf16", True),
+        ("cuda", None, False),
+        ("cuda", "fp32", False),
+        ("cuda", "tf32", True),
+        ("cuda", "fp16", True),
+    ],
+)
+def test_channels_lie_as_the_device_multiplies_fastest(kind, precision, last):
+    example = SimpleNamespace(device=torch.device(kind), dtype=torch.float32)
+    assert network_module._channels_last(example, precision) == last
+    example.dtype = torch.float64
+    assert not network_module._channels_last(example, precision)
+
+
+def test_a_network_that_was_made_ready_is_taken_as_it_is(images):
+    model = classifier()
+    ready = prepare(model, images, precision="fp32")
+    expected = integrated_gradients(model, images, n_steps=3)
+    assert integrated_gradients(ready, images, n_steps=3).values.equal(expected.values)
+    with pytest.raises(InputError, match="prepared for precision fp32 and engine eager, not for"):
+        integrated_gradients(ready, images, precision="bf16")
 
 
 def test_a_model_on_another_device_is_refused(images):
