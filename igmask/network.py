@@ -57,6 +57,7 @@ class Network:
             example,
             with_head=has_kernel(example.device),  # elsewhere it would be the same work
             channels_last=_channels_last(example, precision),
+            fused=has_kernel(example.device) and engine != "compile",  # which does so itself
         )
         self.precision, self.engine = precision, engine
         self._alone = threading.Lock()

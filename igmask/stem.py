@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from igmask.kernels import Pool, activate
+from igmask.kernels import Pool, activate, shifted_relu
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ def split(
     *,
     with_head: bool = False,
     channels_last: bool = False,
+    fused: bool = False,
 ) -> Split:
     """Return the network's longest affine stem and the trunk behind it.
 
@@ -88,10 +89,11 @@ def split(
     with_head: whether an activation, and ReLU and max pooling, behind the stem get a part of their
                own
     channels_last: whether the parts' weights lie so in memory, and with them what they return
+    fused:     whether each ReLU behind the stem takes along the bias, norm or sum before it
     """
     if not isinstance(network, nn.Module):
         return whole(network, "it is a function, not a torch.nn.Module")
-    found = _split(network, example[:2], with_head, channels_last)
+    found = _split(network, example[:2], with_head, channels_last, fused)
     if found.why_not:
         log.debug("%s has no affine stem: %s", type(network).__name__, found.why_not)
     return found
@@ -113,7 +115,9 @@ def is_hooked(module: nn.Module) -> bool:
     return any(hooks) or hasattr(module, "parametrizations")
 
 
-def _split(network: nn.Module, example: Tensor, with_head: bool, channels_last: bool) -> Split:
+def _split(
+    network: nn.Module, example: Tensor, with_head: bool, channels_last: bool, fused: bool
+) -> Split:
     everywhere = torch.nn.modules.module
     if any(map(is_hooked, network.modules())) or everywhere._global_forward_hooks:
         return whole(network, "it has hooks or parametrizations")
@@ -126,7 +130,7 @@ def _split(network: nn.Module, example: Tensor, with_head: bool, channels_last: 
     if any(node.users for node in inputs[1:]):
         return whole(network, "it has several inputs")
     try:
-        found = _cut(network, graph, constants, inputs[0], example, with_head, channels_last)
+        found = _cut(network, graph, constants, inputs[0], example, with_head, channels_last, fused)
     except KeyError as error:  # a layer that is called, and whose weights are read beside it
         return whole(network, f"its trace cannot be cut ({error})")
     difference = _difference(network, found, example)
@@ -181,7 +185,12 @@ def _difference(network: nn.Module, found: Split, example: Tensor) -> str:
     for f in (network, found):
         x = example.detach().clone().requires_grad_()
         with torch.enable_grad(), running():
-            outputs = f(x * 1)
+            try:
+                outputs = f(x * 1)
+            except Exception as error:  # of the parts; what the network raises is for its user
+                if f is network:
+                    raise
+                return f"{type(error).__name__}: {error}"
             real = isinstance(outputs, Tensor) and not outputs.is_complex()
             if not real or not outputs.requires_grad:
                 return "no gradient"  # if it is the network's own output, it will be refused
@@ -334,6 +343,7 @@ def _cut(
     example: Tensor,
     with_head: bool,
     channels_last: bool,
+    fused: bool,
 ) -> Split:
     affine = _affine_in(network, graph, image)
     (output,) = [node for node in graph.nodes if node.op == "output"]
@@ -358,6 +368,8 @@ def _cut(
     stem.output(tuple(in_stem[node] for node in frontier))
     parts = _parts(network, graph, constants)
     n_folded = sum(_fold_batch_norms(part, parts) for part in (stem, trunk))
+    if fused:
+        _fuse_relus(trunk, parts)
     if channels_last:
         for part in parts.values():
             if isinstance(part, nn.Module):
@@ -373,7 +385,7 @@ def _cut(
     with running(), torch.no_grad():
         ends, alone = found.stem(example), found.stem(example[:1])
     if head.pool is not None and ends[0].ndim != 4:  # pooled as if the images were channels
-        return _cut(network, graph, constants, image, example, False, channels_last)
+        return _cut(network, graph, constants, image, example, False, channels_last, fused)
     shapes = [(len(example), *u.shape[1:]) for u in alone]  # the engine's stem takes single images
     if shapes != [tuple(u.shape) for u in ends]:
         return whole(network, "its first axis is not that of the images")
@@ -390,7 +402,7 @@ def _head(
         return users[0] if len(users) == 1 and users[0].all_input_nodes == [node] else None
 
     user = only_user(frontier[0]) if len(frontier) == 1 else None
-    activation = "none" if user is None else _activation(user, network)
+    activation = "none" if user is None else _activation(user, _layer(user, network))
     if user is None or activation == "none":
         return Head(), frontier
     after = only_user(user) if activation == "relu" else None
@@ -400,10 +412,13 @@ def _head(
     return Head(activation, pool), [after]
 
 
-def _activation(node: fx.Node, network: nn.Module) -> str:
-    """The name that the kernels have for a node's activation, or `none`."""
-    if node.op == "call_module":
-        layer = network.get_submodule(str(node.target))
+def _layer(node: fx.Node, network: nn.Module) -> nn.Module | None:
+    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _activation(node: fx.Node, layer: nn.Module | None) -> str:
+    """The name that the kernels have for the activation of a node, or of its layer; or `none`."""
+    if layer is not None:
         if isinstance(layer, nn.GELU) and layer.approximate != "none":
             return "none"
         return _ACTIVATION_LAYERS.get(type(layer), "none")
@@ -427,7 +442,7 @@ _ACTIVATION_LAYERS: dict[type, str] = {
 
 def _pool(node: fx.Node, network: nn.Module) -> Pool | None:
     """The node's max pooling, if it is one that the kernels know."""
-    layer = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+    layer = _layer(node, network)
     if type(layer) is not nn.MaxPool2d or layer.return_indices:
         return None
     given = (layer.kernel_size, layer.padding, layer.stride, layer.dilation)
@@ -510,6 +525,93 @@ _FOLDS = {
     nn.Conv2d: nn.BatchNorm2d,
     nn.Conv3d: nn.BatchNorm3d,
 }
+
+
+class _FusedRelu(nn.Module):
+    """`shifted_relu` with a network's constants, which stay in their precision."""
+
+    def __init__(self, shift: Tensor, scale: Tensor | None = None) -> None:
+        super().__init__()
+        self._shift, self._scale = shift, scale
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        return shifted_relu(x, self._shift, scale=self._scale, other=other)
+
+
+def _fuse_relus(graph: fx.Graph, parts: dict[str, Any]) -> None:
+    """Let each ReLU take along what it alone follows: a bias, a frozen norm, a sum with a bias."""
+    for node in list(graph.nodes):
+        before = node.args[0] if node.args else None
+        if not isinstance(before, fx.Node) or len(before.users) > 1:
+            continue
+        if node.op == "output" or _activation(node, _part(node, parts)) != "relu":
+            continue
+        layer = _part(before, parts)
+        operands, relu = [before], None
+        if type(layer) is nn.BatchNorm2d and not layer.training and layer.running_var is not None:
+            operands, relu = before.all_input_nodes, _FusedRelu(*_shift_and_scale(layer))
+        elif _is_sum(before):
+            operands = sorted(before.all_input_nodes, key=lambda n: _bias(n, parts) is None)
+            biases = [b for b in (_bias(n, parts) for n in operands) if b is not None]
+            if len({len(bias) for bias in biases}) == 1:
+                relu = _FusedRelu(torch.stack(biases).sum(dim=0))
+        elif (bias := _bias(before, parts)) is not None:
+            relu = _FusedRelu(bias)
+        if relu is None:
+            continue
+        for operand in operands:
+            _leave_bias_out(operand, parts)
+        name = f"fused_{node.name}"
+        parts[name] = relu
+        with graph.inserting_before(node):
+            fused = graph.call_module(name, tuple(operands))
+        node.replace_all_uses_with(fused)
+        graph.erase_node(node)
+        if before not in operands:
+            graph.erase_node(before)
+
+
+def _part(node: fx.Node, parts: dict[str, Any]) -> nn.Module | None:
+    return parts[str(node.target)] if node.op == "call_module" else None
+
+
+def _shift_and_scale(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What a frozen batch norm adds to each channel, and multiplies it by before."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    scale = (variance + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach()
+    shift = -mean * scale
+    return (shift if norm.bias is None else shift + norm.bias.detach()), scale
+
+
+def _is_sum(node: fx.Node) -> bool:
+    """Whether a node adds two others, and changes none of them that is used elsewhere."""
+    name = str(node.target)
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+    two = node.all_input_nodes == list(node.args) and len(node.args) == 2 and not node.kwargs
+    in_place = name in ("iadd", "add_")
+    return two and (name == "add" or (in_place and len(node.all_input_nodes[0].users) == 1))
+
+
+def _bias(node: fx.Node, parts: dict[str, Any]) -> Tensor | None:
+    """The bias of a convolution that one node alone uses, (C,); None of anything else."""
+    layer = _part(node, parts)
+    if type(layer) is not nn.Conv2d or layer.bias is None or len(node.users) > 1:
+        return None
+    return layer.bias.detach()
+
+
+def _leave_bias_out(node: fx.Node, parts: dict[str, Any]) -> None:
+    """Let a convolution that has such a bias do without it."""
+    if _bias(node, parts) is not None:
+        without = frozen(parts[str(node.target)])
+        without._parameters["bias"] = None
+        node.target = f"unbiased_{node.name}"
+        parts[node.target] = without
 
 
 # -- threads -----------------------------------------------------------------------------------

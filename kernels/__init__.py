@@ -3,6 +3,7 @@
 dispatch.py  an operation: its PyTorch definition, its Triton kernel, and which of them runs
 path.py      points on the path from baseline to image, and the weighted sum of their gradients
 pool.py      the same through ReLU and max pooling
+relu.py      ReLU with the bias, the frozen norm or the skip connection before it
 squares.py   attribution → scores of s×s squares
 bits.py      masks ↔ one bit a square
 select.py    scores, p → the smallest set of squares that holds p % of the mass
@@ -23,6 +24,7 @@ from igmask.kernels.occlude import (
 )
 from igmask.kernels.path import ACTIVATIONS, accumulate_, activate, path_points, spans_of
 from igmask.kernels.pool import Pool, accumulate_pooled_, pooled_points
+from igmask.kernels.relu import shifted_relu
 from igmask.kernels.select import SELECTIONS, select, select_bits
 from igmask.kernels.squares import (
     SCORES,
@@ -59,6 +61,7 @@ __all__ = [
     "score_parts",
     "select",
     "select_bits",
+    "shifted_relu",
     "spans_of",
     "square_parts",
     "square_scores",

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import operator
 import threading
 
 import captum.attr
@@ -667,3 +668,94 @@ def test_pooling_of_anything_but_images_stays_behind(images):
     parts = split(network, images, with_head=True)
     assert parts.head == Head()
     torch.testing.assert_close(parts(images), network(images))
+
+
+# -- ReLUs that take along what comes before them ----------------------------------------------
+
+
+class Block(nn.Module):
+    """A residual block: the sum as `add` writes it, a projection or not, norms behind or before."""
+
+    def __init__(self, add, *, project=False, before=False):
+        super().__init__()
+        self.add, self.before = add, before
+        self.first, self.second = (nn.Conv2d(4, 4, 3, padding=1, bias=before) for _ in "ab")
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in "ab")
+        self.skip = nn.Conv2d(4, 4, 1) if project else nn.Identity()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        if self.before:
+            y = self.first(self.relu(self.norms[0](x)))
+            return self.add(self.second(F.relu(self.norms[1](y))), self.skip(x))
+        y = self.relu(self.norms[0](self.first(x)))
+        return self.relu(self.add(self.norms[1](self.second(y)), self.skip(x)))
+
+
+def in_place(y, x):
+    y += x
+    return y
+
+
+def kept(y, x):
+    """The sum, whose first operand is changed and used again."""
+    z = y.add_(x)
+    return z + y
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("block", "n_fused"),
+    [
+        (lambda: Block(torch.add), 2),
+        (lambda: Block(in_place, project=True), 2),
+        (lambda: Block(lambda y, x: y.add_(x)), 2),
+        (lambda: Block(lambda y, x: torch.add(y, x, alpha=2)), 1),
+        (lambda: Block(kept), 1),
+        (lambda: Block(lambda y, x: y + x.mean((2, 3), keepdim=True)), 2),  # broadcast
+        (lambda: Block(lambda y, x: y + x[:, :1]), 2),
+        (lambda: Block(operator.add, before=True), 2),
+    ],
+)
+def test_relus_take_along_what_comes_before_them(block, n_fused, precision):
+    dtype = torch.float32 if precision == "bf16" else torch.float64
+    network = ready(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), block(), Classes(4)))
+    draw = torch.Generator().manual_seed(2)
+    network, images = network.to(dtype), torch.rand(3, 3, 9, 9, dtype=dtype, generator=draw)
+    found = split(network, images, fused=True)
+    assert not found.why_not
+    fused = [m for m in found.trunk.modules() if type(m).__name__ == "_FusedRelu"]
+    assert len(fused) == n_fused
+    assert split(network, images).n_folded == found.n_folded
+    plain, ours = (
+        Network(network, images, precision=precision, split=s)
+        for s in (split(network, images), found)
+    )
+    slopes = [
+        torch.cat(
+            list(
+                path_gradients(
+                    n,
+                    images,
+                    torch.zeros_like(images),
+                    lambda o, *_: o[:, 0].float(),
+                    positions=[0.5, 1],
+                    weights=[0.5, 0.5],
+                )
+            )
+        )
+        for n in (plain, ours)
+    ]
+    tolerance = 0.2 if precision == "bf16" else 1e-12
+    assert (slopes[1] - slopes[0]).norm() < tolerance * slopes[0].norm()
+
+
+class Classes(nn.Module):
+    """Features → class scores."""
+
+    def __init__(self, n_channels):
+        super().__init__()
+        self.classes = nn.Linear(n_channels, 5)
+
+    def forward(self, x):
+        return self.classes(x.mean((2, 3)))

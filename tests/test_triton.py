@@ -27,6 +27,7 @@ from igmask.kernels import (
     path_points,
     pooled_points,
     select_bits,
+    shifted_relu,
     spans_of,
     square_parts,
 )
@@ -210,6 +211,47 @@ def test_pooling_in_half_precision(dtype):
     single, places = pooled_points(start, end, spans, positions, Pool())
     assert points.equal(single.to(dtype))
     assert taken.equal(places)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES, torch.float64])
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("shape", [(2, 5, 7, 3), (1, 64, 5, 9), (3, 1, 1, 1), (2, 3, 40, 8)])
+@pytest.mark.parametrize("how", ["bias", "norm", "sum"])
+def test_relu_with_what_comes_before_it(how, shape, form, dtype):
+    x, other = (t.requires_grad_() for t in ends(*shape, form=form, dtype=dtype))
+    wide = torch.promote_types(dtype, torch.float32)
+    shift, scale = (torch.randn(shape[1], dtype=wide, device=DEVICE) for _ in range(2))
+    options = {"norm": {"scale": scale}, "sum": {"other": other}}.get(how, {})
+    found = shifted_relu(x, shift, **options)
+    gradient = torch.randn_like(found)
+    by = (x, other) if how == "sum" else (x,)
+    slopes = torch.autograd.grad(found, by, gradient)
+
+    exact = [t.detach().double().requires_grad_() for t in by]
+    value = exact[0] * (scale.double() if how == "norm" else torch.ones_like(shift).double())[
+        :, None, None
+    ] + shift.double().view(-1, 1, 1)
+    expected = (value + exact[1] if how == "sum" else value).relu()
+    assert found.is_contiguous(memory_format=FORMATS[form])
+    same(found.detach(), expected.detach(), dtype)
+    # A sum near zero may be on its other side in single precision.
+    sure = expected.detach().abs() + (expected == 0) > 1e-6
+    for slope, wanted in zip(
+        slopes, torch.autograd.grad(expected, exact, gradient.double()), strict=True
+    ):
+        assert slope.is_contiguous(memory_format=FORMATS[form])
+        same(slope * sure, wanted * sure, dtype)
+
+
+def test_relu_passes_nan_on_and_refuses_what_does_not_fit():
+    x, shift = torch.full((1, 2, 1, 1), torch.nan, device=DEVICE), torch.zeros(2, device=DEVICE)
+    assert shifted_relu(x, shift).isnan().all()
+    with pytest.raises(ValueError, match="a shift a channel"):
+        shifted_relu(x, shift[:1])
+    with pytest.raises(ValueError, match="shifted_relu"):
+        shifted_relu(x, shift, scale=shift, other=x)
+    broadcast = shifted_relu(shift.view(1, 2, 1, 1), shift, other=torch.ones(3, 2, 4, 4).to(DEVICE))
+    assert broadcast.shape == (3, 2, 4, 4)
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5])
