@@ -94,6 +94,9 @@ def split(
     if not isinstance(network, nn.Module):
         return whole(network, "it is a function, not a torch.nn.Module")
     found = _split(network, example[:2], with_head, channels_last, fused)
+    if channels_last and found.why_not.startswith(_DIFFERS):  # some kernels are right in one only
+        log.debug("%s, channels last: %s", type(network).__name__, found.why_not)
+        found = _split(network, example[:2], with_head, False, fused)
     if found.why_not:
         log.debug("%s has no affine stem: %s", type(network).__name__, found.why_not)
     return found
@@ -135,8 +138,11 @@ def _split(
         return whole(network, f"its trace cannot be cut ({error})")
     difference = _difference(network, found, example)
     if difference:
-        return whole(network, f"its trace computes something else: {difference}")
+        return whole(network, f"{_DIFFERS}: {difference}")
     return found
+
+
+_DIFFERS = "its trace computes something else"
 
 
 class _Tracer(fx.Tracer):
