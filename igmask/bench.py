@@ -362,8 +362,8 @@ def _worker(setting: Setting, contestant: Contestant) -> Iterator[Callable[..., 
         yield ask
     finally:
         here.close()
-        process.join(timeout=10)
-        process.kill()
+        process.kill()  # it has nothing to put away, and leaving a GPU in order takes seconds
+        process.join()
 
 
 def _serve(pipe: Any, setting: Setting, contestant: Contestant) -> None:

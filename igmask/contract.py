@@ -8,13 +8,17 @@ two logits or more an image, no probabilities. What a network does counts, not w
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from igmask.errors import InputError
-from igmask.stem import running
+from igmask.kernels import memory_format_of
+from igmask.stem import laid_out, running
 
 # The most that two answers may differ, relative to the largest output. The same batch twice is the
 # same work. Batches of other sizes have other orders of summation: a network that computes in 16
@@ -64,6 +68,46 @@ def ask(network: Callable[[Tensor], Any], images: Tensor) -> Answer:
             "by the statistics of the batch? call model.eval(), and keep running statistics",
         )
     return Answer(outputs)
+
+
+@cache
+def averages_rightly(device: torch.device) -> bool:
+    """Whether PyTorch's gradients of padded average pooling are right if channels lie last.
+
+    By PyTorch 2.11 they are not on an NVIDIA GPU, without a word (pytorch/pytorch#188344): of a
+    channels-last Inception V3 the attributions are noise. Outputs are right.
+    """
+    slopes: list[Tensor] = []
+    with torch.inference_mode(False), torch.enable_grad():
+        square = torch.arange(32.0, device=device).square().view(1, 2, 4, 4)
+        for form in (torch.contiguous_format, torch.channels_last):
+            x = square.contiguous(memory_format=form).requires_grad_()
+            slopes += torch.autograd.grad(F.avg_pool2d(x, 3, 1, 1), x, square)
+    return bool(torch.allclose(*slopes))
+
+
+def check_averages(network: Callable[[Tensor], Any], images: Tensor) -> None:
+    """Raise InputError if the network's gradients would be wrong by `averages_rightly`."""
+    if averages_rightly(images.device) or not len(images):
+        return
+    found = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if function is torch.ops.aten.avg_pool2d.default and any(args[3] if args[3:] else ()):
+                found.append(memory_format_of(args[0]) == torch.channels_last)
+            return function(*args, **(kwargs or {}))
+
+    with torch.no_grad(), running(), Watch():
+        _outputs(network, laid_out(images[:1], None), images)
+    if any(found):
+        raise InputError(
+            f"PyTorch {torch.__version__} has wrong gradients of padded average pooling on this "
+            "device if channels lie last in memory, as in this network; call "
+            "model.to(memory_format=torch.contiguous_format), or update PyTorch"
+        )
 
 
 def tensor(output: Any) -> Tensor:

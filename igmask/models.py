@@ -93,7 +93,7 @@ def complete(model: Model) -> Model:
 
 
 def load(model: Model, *, device: torch.device | str = "cpu") -> nn.Sequential:
-    """Return normalisation and network, in evaluation mode, frozen, channels last.
+    """Return normalisation and network, in evaluation mode, frozen, channels last if that is right.
 
     raises InputError if the network or its weights cannot be had, do not fit, or are not finite
     """
@@ -119,7 +119,10 @@ def frozen(network: nn.Module, model: Model, *, device: torch.device | str) -> n
     for part in (whole, *whole):
         if part is not network:
             part.training = False
-    return whole.to(device).to(memory_format=torch.channels_last)
+    whole.to(device)
+    if contract.averages_rightly(torch.device(device)):
+        whole.to(memory_format=torch.channels_last)
+    return whole
 
 
 def evaluating(network: nn.Module) -> nn.Module:

@@ -56,7 +56,7 @@ class Network:
             model,
             example,
             with_head=has_kernel(example.device),  # elsewhere it would be the same work
-            channels_last=_channels_last(example, precision),
+            layout=_layout(example, precision),
             fused=has_kernel(example.device) and engine != "compile",  # which does so itself
         )
         self.precision, self.engine = precision, engine
@@ -82,6 +82,7 @@ class Network:
 
     def stem(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return where images (N, C, H, W) are behind the stem, detached: (N, ...) each."""
+        x = stem.laid_out(x, self.split.layout)
         with torch.no_grad(), self._running(), _no_autocast(x):
             return tuple(u.detach() for u in self.split.stem(x))
 
@@ -89,6 +90,7 @@ class Network:
         """Return Aᵀ applied to gradients behind the stem: shaped as the images x."""
         if self.split.why_not:
             return slopes[0].clone()
+        x = stem.laid_out(x, self.split.layout)
         with torch.enable_grad(), self._running(), _no_autocast(x):
             x = x.detach().requires_grad_()
             ends = [(u, s.to(u.dtype)) for u, s in zip(self.split.stem(x), slopes, strict=True)]
@@ -170,15 +172,18 @@ class Network:
             yield
 
 
-def _channels_last(example: Tensor, precision: str | None) -> bool:
-    """Whether convolutions are faster if channels lie next to each other: as measured.
+def _layout(example: Tensor, precision: str | None) -> torch.memory_format | None:
+    """How convolutions' weights are to lie, by what was measured faster; None: as they are.
 
-    On a CPU, by oneDNN, for every network of the benchmark. On a GPU where tensor cores multiply;
-    cuDNN's kernels of IEEE single precision are made for the other layout.
+    Channels next to each other on a CPU, by oneDNN, for every network of the benchmark; and on a
+    GPU where tensor cores multiply. cuDNN's kernels of IEEE single precision are made for the other
+    layout.
     """
-    if example.dtype != torch.float32:
-        return False
-    return example.device.type == "cpu" or precision not in (None, "fp32")
+    on_gpu = example.device.type == "cuda"
+    if example.dtype != torch.float32 or (on_gpu and precision is None):
+        return None
+    first = on_gpu and precision == "fp32"
+    return torch.contiguous_format if first else torch.channels_last
 
 
 class _Graphed:
@@ -235,6 +240,7 @@ def _prepare(
 ) -> Network:
     if not isinstance(model, nn.Module):
         # Anew each time: what it calls may have changed since.
+        contract.check_averages(model, example)
         said = contract.ask(model, example) if len(example) else None
         return Network(model, example, precision=precision, engine=engine, answer=said)
     check_model(model, example)
@@ -247,6 +253,8 @@ def _prepare(
         made = ready.get(key)
     if isinstance(made, Network):
         return made
+    if made is None:
+        contract.check_averages(model, example)
     why_not, answer = made or ("", contract.ask(model, example))
     split = stem.whole(model, why_not) if why_not else None
     how: dict[str, Any] = {"precision": precision, "engine": engine}

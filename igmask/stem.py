@@ -48,6 +48,7 @@ class Split:
     """A network in parts: network(x) = trunk(*head(stem(x))), with `stem` affine in x.
 
     head:     the activation and pooling behind the stem, if they are to be taken along
+    layout:   how its weights lie in memory; None: as they were
     ends:     name of the last layer of the stem, a branch; empty for the identity
     begins:   names of what follows them
     n_folded: batch norms folded into the layer before
@@ -61,6 +62,7 @@ class Split:
     n_folded: int = 0
     why_not: str = ""
     head: Head = Head()
+    layout: torch.memory_format | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """The whole network."""
@@ -76,7 +78,7 @@ def split(
     example: Tensor,
     *,
     with_head: bool = False,
-    channels_last: bool = False,
+    layout: torch.memory_format | None = None,
     fused: bool = False,
 ) -> Split:
     """Return the network's longest affine stem and the trunk behind it.
@@ -88,15 +90,16 @@ def split(
     network: (N, ...) → outputs;  example: (n, ...) images, one or two are enough
     with_head: whether an activation, and ReLU and max pooling, behind the stem get a part of their
                own
-    channels_last: whether the parts' weights lie so in memory, and with them what they return
+    layout:    how the parts' weights are to lie in memory, and with them what they return
     fused:     whether each ReLU behind the stem takes along the bias, norm or sum before it
     """
     if not isinstance(network, nn.Module):
         return whole(network, "it is a function, not a torch.nn.Module")
-    found = _split(network, example[:2], with_head, channels_last, fused)
-    if channels_last and found.why_not.startswith(_DIFFERS):  # some kernels are right in one only
+    found = _split(network, example[:2], with_head, layout, fused)
+    if layout == torch.channels_last and found.why_not.startswith(_DIFFERS):
+        # Some kernels are right in one layout only: see `contract.averages_rightly`.
         log.debug("%s, channels last: %s", type(network).__name__, found.why_not)
-        found = _split(network, example[:2], with_head, False, fused)
+        found = _split(network, example[:2], with_head, torch.contiguous_format, fused)
     if found.why_not:
         log.debug("%s has no affine stem: %s", type(network).__name__, found.why_not)
     return found
@@ -105,6 +108,16 @@ def split(
 def whole(network: Callable[..., Tensor], why: str) -> Split:
     """Return the network as its own trunk, with the identity as stem."""
     return Split(lambda x: (x,), network, begins=("the network",), why_not=why)
+
+
+def laid_out(x: Tensor, layout: torch.memory_format | None) -> Tensor:
+    """Return images as they should lie in memory on a GPU, where convolutions return the same.
+
+    layout: None for channels first, which every kernel is right in
+    """
+    if not x.is_cuda or x.ndim != 4:
+        return x
+    return x.contiguous(memory_format=layout or torch.contiguous_format)
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -119,7 +132,11 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def _split(
-    network: nn.Module, example: Tensor, with_head: bool, channels_last: bool, fused: bool
+    network: nn.Module,
+    example: Tensor,
+    with_head: bool,
+    layout: torch.memory_format | None,
+    fused: bool,
 ) -> Split:
     everywhere = torch.nn.modules.module
     if any(map(is_hooked, network.modules())) or everywhere._global_forward_hooks:
@@ -133,7 +150,7 @@ def _split(
     if any(node.users for node in inputs[1:]):
         return whole(network, "it has several inputs")
     try:
-        found = _cut(network, graph, constants, inputs[0], example, with_head, channels_last, fused)
+        found = _cut(network, graph, constants, inputs[0], example, with_head, layout, fused)
     except KeyError as error:  # a layer that is called, and whose weights are read beside it
         return whole(network, f"its trace cannot be cut ({error})")
     difference = _difference(network, found, example)
@@ -189,7 +206,8 @@ def _difference(network: nn.Module, found: Split, example: Tensor) -> str:
     """What of the outputs and input gradients differs by more than rounding, or nothing."""
     results = []
     for f in (network, found):
-        x = example.detach().clone().requires_grad_()
+        x = laid_out(example.detach(), f.layout if isinstance(f, Split) else None)
+        x = x.clone().requires_grad_()
         with torch.enable_grad(), running():
             try:
                 outputs = f(x * 1)
@@ -348,7 +366,7 @@ def _cut(
     image: fx.Node,
     example: Tensor,
     with_head: bool,
-    channels_last: bool,
+    layout: torch.memory_format | None,
     fused: bool,
 ) -> Split:
     affine = _affine_in(network, graph, image)
@@ -376,10 +394,10 @@ def _cut(
     n_folded = sum(_fold_batch_norms(part, parts) for part in (stem, trunk))
     if fused:
         _fuse_relus(trunk, parts)
-    if channels_last:
+    if layout is not None:
         for part in parts.values():
             if isinstance(part, nn.Module):
-                _channels_last(part)
+                _lay_out(part, layout)
     found = Split(
         fx.GraphModule(_used(parts, stem), stem),
         fx.GraphModule(_used(parts, trunk), trunk),
@@ -387,11 +405,12 @@ def _cut(
         tuple(dict.fromkeys(_label(node, network) for node in first)),
         n_folded,
         head=head,
+        layout=layout,
     )
     with running(), torch.no_grad():
         ends, alone = found.stem(example), found.stem(example[:1])
     if head.pool is not None and ends[0].ndim != 4:  # pooled as if the images were channels
-        return _cut(network, graph, constants, image, example, False, channels_last, fused)
+        return _cut(network, graph, constants, image, example, False, layout, fused)
     shapes = [(len(example), *u.shape[1:]) for u in alone]  # the engine's stem takes single images
     if shapes != [tuple(u.shape) for u in ends]:
         return whole(network, "its first axis is not that of the images")
@@ -497,12 +516,12 @@ def frozen(module: nn.Module) -> nn.Module:
     return twin
 
 
-def _channels_last(module: nn.Module) -> None:
+def _lay_out(module: nn.Module, layout: torch.memory_format) -> None:
     for part in module.modules():
         for name, value in part._parameters.items():
             if value is not None and value.ndim == 4:
-                last = value.detach().contiguous(memory_format=torch.channels_last)
-                part._parameters[name] = last  # type: ignore[assignment]
+                laid = value.detach().contiguous(memory_format=layout)
+                part._parameters[name] = laid  # type: ignore[assignment]
 
 
 def _fold_batch_norms(graph: fx.Graph, parts: dict[str, Any]) -> int:

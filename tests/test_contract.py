@@ -374,3 +374,43 @@ def test_a_layer_whose_weights_are_read_beside_it_is_left_whole(images):
     expected = igmask.integrated_gradients(network.body, images, n_steps=4)
     torch.testing.assert_close(found.values, expected.values, rtol=1e-4, atol=1e-7)
     assert prepare(network, images).answer.fault == ""
+
+
+class Averaging(nn.Module):
+    """A classifier that averages in windows."""
+
+    def __init__(self, padding, functional=False):
+        super().__init__()
+        self.body, self.pool = classifier(channels=8), nn.AvgPool2d(3, 1, padding)
+        self.first, self.padding, self.functional = nn.Conv2d(3, 8, 3), padding, functional
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        x = F.avg_pool2d(x, 3, 1, self.padding) if self.functional else self.pool(x)
+        return self.body(x)
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_gradients_that_pytorch_has_wrong_are_refused(functional, images, monkeypatch):
+    """Of padded averages in channels-last on a GPU: see `averages_rightly`."""
+    assert contract.averages_rightly(torch.device("cpu"))
+    last = Averaging(1, functional).eval().to(memory_format=torch.channels_last)
+    expected = igmask.integrated_gradients(last, images, n_steps=2)
+    monkeypatch.setattr(contract, "averages_rightly", lambda _: False)
+    last = Averaging(1, functional).eval().to(memory_format=torch.channels_last)
+    for network in (last, lambda x: last(x)):
+        with pytest.raises(InputError, match=r"wrong gradients of padded average .*contiguous_form"):
+            igmask.integrated_gradients(network, images, n_steps=2)
+    for right in (last.to(memory_format=torch.contiguous_format), Averaging(0, functional).eval()):
+        found = igmask.integrated_gradients(right, images, n_steps=2)
+        assert found.values.shape == expected.values.shape
+    padding_only = Averaging(0, functional).eval().to(memory_format=torch.channels_last)
+    igmask.integrated_gradients(padding_only, images, n_steps=2)
+
+
+@pytest.mark.parametrize("rightly", [True, False])
+def test_a_studys_network_is_laid_out_as_gradients_are_right(rightly, monkeypatch):
+    monkeypatch.setattr(contract, "averages_rightly", lambda _: rightly)
+    model = config.model({"source": "resnet18", "size": 64, "weights": "none"})
+    first = next(part for part in models.load(model).modules() if isinstance(part, nn.Conv2d))
+    assert first.weight.is_contiguous(memory_format=torch.channels_last) == rightly

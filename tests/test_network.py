@@ -250,21 +250,21 @@ def test_a_network_is_judged_in_ieee_single_precision_and_not_as_pytorch_is_set(
 
 
 @pytest.mark.parametrize(
-    ("kind", "precision", "last"),
+    ("kind", "precision", "layout"),
     [
-        ("cpu", "fp32", True),
-        ("cpu", "bf16", True),
-        ("cuda", None, False),
-        ("cuda", "fp32", False),
-        ("cuda", "tf32", True),
-        ("cuda", "fp16", True),
+        ("cpu", "fp32", torch.channels_last),
+        ("cpu", "bf16", torch.channels_last),
+        ("cuda", None, None),
+        ("cuda", "fp32", torch.contiguous_format),
+        ("cuda", "tf32", torch.channels_last),
+        ("cuda", "fp16", torch.channels_last),
     ],
 )
-def test_channels_lie_as_the_device_multiplies_fastest(kind, precision, last):
+def test_channels_lie_as_the_device_multiplies_fastest(kind, precision, layout):
     example = SimpleNamespace(device=torch.device(kind), dtype=torch.float32)
-    assert network_module._channels_last(example, precision) == last
+    assert network_module._layout(example, precision) == layout
     example.dtype = torch.float64
-    assert not network_module._channels_last(example, precision)
+    assert network_module._layout(example, precision) is None
 
 
 def test_a_network_that_was_made_ready_is_taken_as_it_is(images):
