@@ -25,6 +25,7 @@ from igmask.kernels import (
     occluded_input,
     path_points,
     pooled_points,
+    shifted_relu,
     spans_of,
 )
 from igmask.kernels.occlude import _occluded_input
@@ -216,6 +217,21 @@ def _eager_pooled_sum(
     return _eager_sum(total, slope, weights, kept)
 
 
+def _relu(kind: Kind) -> Case:
+    n_pairs = kind.n_images * kind.n_steps
+    x, other = (kind.numbers(n_pairs, kind.shape, 1, 64, kind.dtype) for _ in "xy")
+    shift = kind.numbers(1, (*kind.shape[:1], 1, 1), most=1, parts=64).flatten()
+    of_channels = shift.view(-1, 1, 1).to(kind.dtype)
+    return Case(
+        # the sum's two sides and the result; there, since the way back is as much again
+        3 * x.nbytes,
+        lambda: (shifted_relu(x, shift, other=other),),
+        lambda x, other, of_channels: F.relu(x + of_channels + other),
+        (x, other, of_channels),
+        lambda: ((x.double() + shift.double().view(-1, 1, 1) + other.double()).relu(),),
+    )
+
+
 def _parts(kind: Kind) -> Case:
     image, baseline = (kind.numbers(kind.n_masked, kind.shape, most=1, parts=128) for _ in "xb")
     slope = kind.numbers(kind.n_masked, kind.shape, most=4, parts=64)
@@ -276,6 +292,7 @@ KERNELS: dict[str, tuple[Callable[[Kind], Case], tuple[tuple[int, ...], ...]]] =
     "accumulate_": (partial(_sum, "none"), (IMAGE,)),
     "accumulate_ relu": (partial(_sum, "relu"), (VGG, INCEPTION)),
     "accumulate_pooled_": (_pooled_sum, (RESNET,)),
+    "shifted_relu": (_relu, (RESNET,)),
     "attribution_parts": (_parts, (IMAGE, IMAGE_299)),
     "select_bits": (_select, ((5_625,), (10_000,))),
     "occluded_input": (_occluded, (IMAGE,)),

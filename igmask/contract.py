@@ -83,7 +83,8 @@ def averages_rightly(device: torch.device) -> bool:
         for form in (torch.contiguous_format, torch.channels_last):
             x = square.contiguous(memory_format=form).requires_grad_()
             slopes += torch.autograd.grad(F.avg_pool2d(x, 3, 1, 1), x, square)
-    return bool(torch.allclose(*slopes))
+    first, last = slopes
+    return bool(torch.allclose(first, last))
 
 
 def check_averages(network: Callable[[Tensor], Any], images: Tensor) -> None:

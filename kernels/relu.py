@@ -13,7 +13,7 @@ from torch import Tensor
 from igmask.kernels.dispatch import check, has_kernel, jit, memory_format_of, tl
 from igmask.kernels.path import wide
 
-_TILE = 2048  # values of a program: 8 a thread
+_BLOCK = 2048  # values of a program: 8 a thread
 
 
 def shifted_relu(
@@ -51,7 +51,7 @@ class _ShiftedRelu(torch.autograd.Function):
         result = torch.empty_like(x)
         if other is not None:
             other = other.contiguous(memory_format=form)
-        _launch(_forward_kernel, result, x, other, shift, scale)
+        _launch_relu(_relu_kernel, result, x, other, shift, scale)
         ctx.save_for_backward(result)
         ctx.scale, ctx.has_other = scale, other is not None
         return result
@@ -61,11 +61,11 @@ class _ShiftedRelu(torch.autograd.Function):
         (result,) = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=memory_format_of(result))
         slope = torch.empty_like(result)
-        _launch(_backward_kernel, slope, gradient, result, None, ctx.scale)
+        _launch_relu(_relu_back_kernel, slope, gradient, result, None, ctx.scale)
         return slope, slope if ctx.has_other else None, None, None
 
 
-def _launch(
+def _launch_relu(
     kernel: Any,
     out: Tensor,
     x: Tensor,
@@ -83,7 +83,7 @@ def _launch(
     if columns < 32:
         columns = 1 << (n_columns - 1).bit_length()
     columns = max(16, min(columns, 256))
-    rows = _TILE // columns
+    rows = _BLOCK // columns
     with torch.cuda.device_of(x):
         kernel[(-(-n_rows // rows) * -(-n_columns // columns),)](
             out, x, second, shift, scale, n_rows, n_columns, n_channels,
@@ -107,7 +107,7 @@ def _tile(n_rows, n_columns, n_channels, LAST: tl.constexpr, ROWS: tl.constexpr,
 
 
 @jit
-def _forward_kernel(
+def _relu_kernel(
     out, x, other, shift, scale, n_rows, n_columns, n_channels,
     WIDE: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -124,7 +124,7 @@ def _forward_kernel(
 
 
 @jit
-def _backward_kernel(
+def _relu_back_kernel(
     out, gradient, result, shift, scale, n_rows, n_columns, n_channels,
     WIDE: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip

@@ -118,6 +118,36 @@ def run_here(contestant):
         return bench._Run(Setting("resnet20", 1, 4, "cpu", 1), contestant).run(1)
 
 
+def test_on_a_gpu_contestants_answer_from_this_process_and_give_its_memory_back(monkeypatch):
+    emptied = []
+
+    class Run:
+        def __init__(self, _, contestant):
+            if contestant.name == "broken":
+                raise torch.OutOfMemoryError("for its network")
+
+        def run(self, n_images):
+            if n_images > 2:
+                raise ValueError("too many")
+            return n_images
+
+    monkeypatch.setattr(bench, "_Run", Run)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    setting = Setting("resnet20", 2, 4, "cuda", 1)
+    with bench._worker(setting, Contestant("", "igmask")) as ask:
+        assert ask("run", 2) == 2
+        with pytest.raises(bench._Failed, match="ValueError: too many"):
+            ask("run", 3)
+        assert not emptied
+    assert emptied
+    message = "OutOfMemoryError: for its network"
+    with (
+        bench._worker(setting, Contestant("broken", "igmask")) as ask,
+        pytest.raises(bench._Failed, match=message),
+    ):
+        ask("run", 2)
+
+
 def test_on_a_gpu_every_precision_has_its_captum_and_one_works_at_a_time(monkeypatch):
     values, at_work, most = np.ones((1, 3, 6, 6)), [], []
 

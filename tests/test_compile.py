@@ -24,6 +24,7 @@ from igmask.kernels import ACTIVATIONS, Pool, grid
 from igmask.kernels.occlude import _launch_occluded
 from igmask.kernels.path import _launch_accumulate, _launch_points
 from igmask.kernels.pool import _launch_accumulate_pooled, _launch_pooled
+from igmask.kernels.relu import _launch_relu, _relu_back_kernel, _relu_kernel
 from igmask.kernels.select import _launch_select
 from igmask.kernels.squares import _launch_parts
 
@@ -101,6 +102,19 @@ def pooled(shape, pool, dtype=F32, to=F32, *, last=False) -> Iterator[Case]:
     yield Case(f"{what}, {name(to, dtype)}", _launch_accumulate_pooled, arguments, wide)
 
 
+def relu(shape, how, dtype=F32, *, last=False) -> Iterator[Case]:
+    """There and back, behind a bias, a norm or a sum."""
+    x, of_channels = empty(N_PAIRS, shape, dtype, last), empty(shape[0], ())
+    what = f"{shape}, {FORM[last]}, {how}, {name(dtype)}"
+    scale = of_channels if how == "norm" else None
+    there, back = (F32, dtype), (F32, dtype) if how == "norm" else (dtype,)
+    arguments = (_relu_kernel, x, x, x if how == "sum" else None, of_channels, scale)
+    wide = {"loads": there, "stores": (dtype,)} if last else {"stores": (dtype,)}
+    yield Case(what, _launch_relu, arguments, wide)
+    wide = {"loads": back, "stores": (dtype,)} if last else {"stores": (dtype,)}
+    yield Case(f"{what}, back", _launch_relu, (_relu_back_kernel, x, x, x, None, scale), wide)
+
+
 def parts(shape, dtype=F32, *, last=False, multiply=True, keep=False) -> Case:
     x = empty(N_IMAGES, shape, dtype, last)
     what = f"{shape}, {FORM[last]}, {name(dtype)}"
@@ -149,6 +163,9 @@ CASES = [
     *pooled(SQUEEZENET, Pool(3, 0, ceil=True), last=True),
     *pooled(VGG, Pool(2, 0), F32, BF16),
     *pooled(VGG, Pool(2, 0), last=True),
+    *(c for how in ("bias", "norm", "sum") for c in relu(RESNET, how, BF16, last=True)),
+    *(c for how in ("bias", "norm", "sum") for c in relu(RESNET, how)),
+    *relu(INCEPTION, "bias", F16, last=True),
     parts(IMAGE, multiply=False),
     parts(IMAGE, F64, multiply=False),
     parts(IMAGE, last=True),
