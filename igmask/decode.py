@@ -17,7 +17,7 @@ from igmask.errors import InputError
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF files, and one of its values
 
-_FILTERS = {
+INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -111,4 +111,4 @@ def _resize(image: Image.Image, shorter: int, interpolation: str) -> Image.Image
         size = shorter, int(shorter * height / width)
     else:
         size = int(shorter * width / height), shorter
-    return image.resize(size, _FILTERS[interpolation])
+    return image.resize(size, INTERPOLATIONS[interpolation])

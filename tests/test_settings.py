@@ -1,0 +1,43 @@
+"""The names that a configuration may have are those of the code, no more and no fewer, in order."""
+
+import pytest
+
+from igmask import config, decode, evaluate, ig, kernels, network, quadrature
+from igmask.config import schema
+
+
+def choices(*path):
+    """What the schema lists for a key, or for the items of a list."""
+    rules = schema()
+    for key in path:
+        rules = rules["properties"][key]
+    return rules.get("items", rules)["enum"]
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        (("attribution", "of"), ig.FUNCTIONS),
+        (("attribution", "rule"), quadrature.RULES),
+        (("attribution", "precision"), network.PRECISIONS),
+        (("compute", "engine"), network.ENGINES),
+        (("squares", "score"), kernels.SCORES),
+        (("selection", "by"), kernels.SELECTIONS),
+        (("masking", "modes"), evaluate.MODES),
+        (("masking", "fills"), kernels.FILLS),
+        (("masking", "controls"), evaluate.CONTROLS),
+    ],
+    ids=lambda value: ".".join(value) if "." not in str(value) else None,
+)
+def test_the_schema_lists_what_the_code_has(path, names):
+    assert choices(*path) == list(names)
+
+
+def test_baselines_are_listed_once_and_explained():
+    text = schema()["properties"]["attribution"]["properties"]["baseline"]["description"]
+    assert all(name in text for name in config.BASELINES)
+
+
+def test_ways_to_resize_are_those_of_pillow():
+    models = schema()["properties"]["models"]["additionalProperties"]["properties"]
+    assert [way for way in models["interpolation"]["enum"] if way] == list(decode.INTERPOLATIONS)

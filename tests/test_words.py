@@ -1,0 +1,64 @@
+"""The words of the shipped studies' jobs and the settings that their files carry stay as they are.
+
+Snakemake runs a job again when a word of its params changes, were it their order, and `igmask
+verify` takes files of other settings for another study's: everybody's results would be made anew.
+Where that is meant, `IGMASK_WRITE_WORDS=1 pytest tests/test_words.py` writes tests/words/ again.
+"""
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from igmask import verify
+from igmask.config import STAGES
+from igmask.workflow import Workflow, code_version
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGURATIONS = ("config.yaml", "config/cifar10.yaml", "config/imagenet.yaml")
+
+
+def words_of(flow):
+    """What is said of every job and file, in the order in which they are named."""
+    one = {name: SimpleNamespace(model=name) for name in flow.models}
+    shards = [flow.shards[0], flow.shards[-1]]  # the others differ by their name
+    geometries = {model.geometry.name for model in flow.models.values()}
+    jobs = {"index": flow.index_options(SimpleNamespace()), "compute": flow.compute_options()}
+    jobs["engine"] = flow.engine_options()
+    for geometry in sorted(geometries):
+        for shard in shards:
+            wildcards = SimpleNamespace(geometry=geometry, shard=shard)
+            jobs[f"prepare {geometry} {shard}"] = flow.prepare_options(wildcards)
+    for name, wildcards in one.items():
+        for rule in ("preflight", "attribute", "mask", "evaluate", "example"):
+            jobs[f"{rule} {name}"] = getattr(flow, f"{rule}_options")(wildcards)
+        if flow.models[name].train:
+            jobs[f"train {name}"] = flow.train_options(wildcards)
+    shown = {f"{shard}.npy" for shard in shards}
+    files = {
+        str(made.path): {
+            "settings": made.settings,
+            "read": {kind: list(map(str, paths))[:2] for kind, paths in made.read.items()},
+        }
+        for made in verify.files(flow)
+        if "-of-" not in made.path.name or made.path.name in shown
+    }
+    versions = {stage: code_version(stage) for stage in STAGES}
+    return {"version": versions, "job": jobs, "file": files}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_jobs_and_files_of_the_shipped_studies_are_those_written_down(name):
+    flow = Workflow(yaml.safe_load((ROOT / name).read_text("utf-8")), with_files=False)
+    words = {
+        f"{kind} {key}": of for kind, part in words_of(flow).items() for key, of in part.items()
+    }
+    text = "".join(f"{key}\n  {json.dumps(of, ensure_ascii=False)}\n" for key, of in words.items())
+    path = ROOT / "tests/words" / f"{Path(name).stem}.txt"
+    if os.environ.get("IGMASK_WRITE_WORDS"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, "utf-8")
+    assert text == path.read_text("utf-8")
