@@ -12,8 +12,8 @@ from igmask import arrays, baselines, models
 from igmask.config import Model, settings, stamp
 from igmask.devices import take_device
 from igmask.errors import InputError, refuse
-from igmask.ig import Auto, NotFinite, integrated_gradients
-from igmask.kernels import grid, square_parts
+from igmask.ig import Auto, NotFinite, attribute_squares
+from igmask.kernels import grid
 from igmask.network import prepare
 from igmask.progress import progress
 
@@ -95,9 +95,10 @@ def write_scores(
             )
             try:
                 ready = ready or prepare(network, pixels, precision=precision, engine=engine)
-                result = integrated_gradients(
+                result = attribute_squares(
                     ready,
                     pixels,
+                    side=side,
                     baselines=starts_of_paths,
                     target=labels if attribution["target"] == "label" else None,
                     of=attribution["of"],
@@ -111,7 +112,7 @@ def write_scores(
                 name = batch["name"].iloc[error.image]
                 raise NotFinite(error.image, error.alpha, error.step, name) from None
             n_live = min(GROUP, len(records) - start)
-            parts = square_parts(result.values, side=side).cpu()[:n_live]
+            parts = result.values[:n_live].cpu()
             bad = ~parts.isfinite().flatten(1).all(dim=1)
             refuse("attributions of", batch["name"][:n_live], bad.tolist())
             scores.append(parts.numpy())

@@ -7,7 +7,7 @@ completeness. captum.py has the class with Captum's signature.
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,12 +20,15 @@ from igmask.errors import InputError, integer
 from igmask.kernels import (
     accumulate_,
     accumulate_pooled_,
+    attribution_parts,
+    grid,
     memory_format_of,
     on_device,
     path_points,
     pooled_points,
     select,
     spans_of,
+    square_parts,
     square_scores,
 )
 from igmask.network import Network, all_finite, is_training, prepare
@@ -259,12 +262,15 @@ class Auto:
 class Attribution:
     """What Integrated Gradients says about N images.
 
-    values:      (N, C, H, W) φ, summing to output − baseline_output but for the quadrature's error
+    values:      (N, C, H, W) φ, summing to output − baseline_output but for the quadrature's error;
+                 of `attribute_squares` (N, 2, P, Q), the positive and the negative part of each
+                 square
     predicted:   (N,) int64, the class of the largest logit at the image
     target:      (N,) int64, the class whose output was attributed
     output:      (N,) f at the image
     baseline_output: (N,) f at the baseline, averaged over several baselines
     n_steps:     (N,) int64, the steps taken on each path
+    of_squares:  whether values are of squares
     """
 
     values: Tensor
@@ -273,11 +279,14 @@ class Attribution:
     output: Tensor
     baseline_output: Tensor
     n_steps: Tensor
+    of_squares: bool = False
 
     @property
     def completeness(self) -> Tensor:
         """(N,) float64: Σφ − (f(x) − f(b)), zero for an exact integral."""
-        return self.values.double().sum(dim=(1, 2, 3)) - self._change
+        sums = self.values.double().sum(dim=(2, 3))
+        total = sums[:, 0] - sums[:, 1] if self.of_squares else sums.sum(dim=1)
+        return total - self._change
 
     @property
     def relative_completeness(self) -> Tensor:
@@ -320,6 +329,55 @@ def integrated_gradients(
                not differentiable, if a target is out of range, if baselines do not fit, and
                NotFinite for a NaN or infinite gradient
     """
+    study = _study(model, images, baselines, target, of, n_steps, batch_size, precision, engine)
+    with torch.inference_mode(False):
+        if isinstance(n_steps, Auto):
+            return study.until_settled(rule, n_steps)
+        return study.attribute(*checked_rule(rule, n_steps))
+
+
+def attribute_squares(
+    model: Callable[[Tensor], Tensor] | Network,
+    images: Tensor,
+    *,
+    side: int = 3,
+    baselines: Tensor | None = None,
+    target: Any = None,
+    of: str = "probability",
+    rule: str = "right",
+    n_steps: int | Auto = 50,
+    batch_size: int | None = None,
+    precision: str = "fp32",
+    engine: str = "eager",
+) -> Attribution:
+    """Return what `square_parts` makes of the `integrated_gradients` of the same arguments.
+
+    From one baseline and in so many steps φ is never written: each image's gradient goes to its
+    squares at once.
+    """
+    study = _study(model, images, baselines, target, of, n_steps, batch_size, precision, engine)
+    with torch.inference_mode(False):
+        if not isinstance(n_steps, Auto) and study.has_one_baseline:
+            return study.attribute_squares(*checked_rule(rule, n_steps), side)
+        if isinstance(n_steps, Auto):
+            found = study.until_settled(rule, n_steps)
+        else:
+            found = study.attribute(*checked_rule(rule, n_steps))
+    return replace(found, values=square_parts(found.values, side=side), of_squares=True)
+
+
+def _study(
+    model: Callable[[Tensor], Tensor] | Network,
+    images: Tensor,
+    baselines: Tensor | None,
+    target: Any,
+    of: str,
+    n_steps: int | Auto,
+    batch_size: int | None,
+    precision: str,
+    engine: str,
+) -> "_Study":
+    """What is asked of `integrated_gradients`, checked and made ready."""
     if of not in FUNCTIONS:
         raise InputError(f"unknown function {of!r}; choose from {', '.join(FUNCTIONS)}")
     if not isinstance(images, Tensor):
@@ -327,7 +385,7 @@ def integrated_gradients(
     if baselines is None:
         baselines = torch.zeros_like(images).unsqueeze(0)
     if not isinstance(n_steps, Auto):
-        n_steps = integer("n_steps", n_steps, "an integer or igmask.Auto()")
+        integer("n_steps", n_steps, "an integer or igmask.Auto()")
     if isinstance(n_steps, Auto) and n_steps.most < 2 * n_steps.first:
         raise InputError(f"{n_steps} leaves no room for one doubling")
     if images.ndim != 4 or not images.is_floating_point():
@@ -365,10 +423,7 @@ def integrated_gradients(
         )
         if network.answer is not None:
             check_classifier(network.answer, of=of)
-        study = _Study(network, images, baselines, classes, of, batch_size)
-        if isinstance(n_steps, Auto):
-            return study.until_settled(rule, n_steps)
-        return study.attribute(*checked_rule(rule, n_steps))
+        return _Study(network, images, baselines, classes, of, batch_size)
 
 
 def ordinary(x: Tensor) -> Tensor:
@@ -501,6 +556,27 @@ class _Study:
             values, self._predicted, self._classes, self._output, baseline_output, n_steps
         )
 
+    @property
+    def has_one_baseline(self) -> bool:
+        """Whether the φ of an image is that of one path."""
+        return len(self._baselines) == 1
+
+    def attribute_squares(
+        self, positions: Sequence[float], weights: Sequence[float], side: int
+    ) -> Attribution:
+        """Return the attribution of squares from one baseline, as `attribute` returns φ."""
+        images, (baseline,) = self._images, self._baselines
+        if side < 1:
+            raise InputError(f"the side of squares must be at least 1, got {side}")
+        height, width = images.shape[2:]
+        parts = self._output.new_empty((len(images), 2, *grid(height, width, side)))
+        for i, slope in enumerate(self._slopes(baseline, *_with_ends(positions, weights))):
+            x, b = (t[i : i + 1].to(slope) for t in (images, baseline))
+            parts[i] = attribution_parts(x, b, slope, side=side)[0]
+        n_steps = torch.full_like(self._predicted, len(positions))
+        answers = self._predicted, self._classes, self._output, self._at_baseline, n_steps
+        return Attribution(parts, *answers, of_squares=True)
+
     def until_settled(self, rule: str, auto: Auto) -> Attribution:
         """Return the attribution by as many steps as `auto` asks for, image by image."""
         _checked(quadrature.between, rule, auto.first)  # before any work
@@ -538,7 +614,15 @@ class _Study:
     def _along(
         self, baseline: Tensor, positions: Sequence[float], weights: Sequence[float]
     ) -> Tensor:
-        slopes = path_gradients(
+        values = torch.empty_like(self._images)
+        for i, slope in enumerate(self._slopes(baseline, positions, weights)):
+            values[i] = (self._images[i] - baseline[i]) * slope[0]
+        return values
+
+    def _slopes(
+        self, baseline: Tensor, positions: Sequence[float], weights: Sequence[float]
+    ) -> Iterator[Tensor]:
+        return path_gradients(
             self._network,
             self._images,
             baseline,
@@ -547,10 +631,6 @@ class _Study:
             weights=weights,
             batch_size=self._batch_size,
         )
-        values = torch.empty_like(self._images)
-        for i, slope in enumerate(slopes):
-            values[i] = (self._images[i] - baseline[i]) * slope[0]
-        return values
 
     def _pick(self, logits: Tensor, owners: list[int], alphas: list[float]) -> Tensor:
         check_scores(logits, len(owners))

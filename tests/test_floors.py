@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each module imports from modules on lower floors only.
 FLOORS = [
     {"kernels", "errors", "quadrature", "chance"},
-    {"config", "progress", "demo", "zoo", "stem", "machine", "bench_cases"},
+    {"config", "progress", "demo", "zoo", "definition", "stem", "machine", "bench_cases"},
     {"contract"},
     {"network", "devices", "files"},
     {"classes", "arrays", "decode", "ig", "published"},

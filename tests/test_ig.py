@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from igmask import definition
 from igmask.errors import InputError
-from igmask.ig import Auto, NotFinite, integrated_gradients
+from igmask.ig import Auto, NotFinite, attribute_squares, integrated_gradients
+from igmask.kernels import square_parts
 from igmask.quadrature import RULES
 
 
@@ -459,3 +461,55 @@ def test_numpys_integers_are_numbers_of_steps_and_pairs(network):
     images = torch.rand(2, 3, 9, 9, dtype=torch.float64)
     found = integrated_gradients(network, images, n_steps=np.int64(4), batch_size=np.int32(3))
     assert found.values.equal(integrated_gradients(network, images, n_steps=4, batch_size=3).values)
+
+
+# -- the paper's formula, and squares ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("of", ["probability", "logit"])
+@pytest.mark.parametrize("rule", RULES)
+def test_the_engine_computes_what_the_paper_defines(network, of, rule):
+    images, baseline = torch.rand(2, 3, 3, 9, 9, dtype=torch.float64)
+    classes = network(images).argmax(dim=1, keepdim=True)
+
+    def f(x):
+        outputs = network(x)
+        outputs = outputs.softmax(dim=1) if of == "probability" else outputs
+        return outputs.gather(1, classes).squeeze(1)
+
+    expected = definition.integrated_gradients(f, images, baseline, rule=rule, n_steps=7)
+    options = {"baselines": baseline.unsqueeze(0), "of": of, "rule": rule, "n_steps": 7}
+    found = integrated_gradients(network, images, **options).values
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
+
+
+def test_the_definition_of_a_cubic_is_the_rules_own_sum():
+    """Of f = Σ x³ from b = 0: (x − b) · 3x² Σ w α²."""
+    images = torch.rand(2, 3, dtype=torch.float64)
+    found = definition.integrated_gradients(
+        lambda x: (x**3).sum(dim=1), images, torch.zeros_like(images), rule="right", n_steps=4
+    )
+    share = sum((h / 4) ** 2 for h in range(1, 5)) / 4
+    torch.testing.assert_close(found, 3 * share * images**3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("side", [1, 3, 4])
+@pytest.mark.parametrize("n_steps", [5, Auto(first=4, most=16)])
+@pytest.mark.parametrize("n_baselines", [1, 2])
+def test_squares_are_those_of_the_values(network, dtype, side, n_steps, n_baselines):
+    network, images = network.to(dtype), torch.rand(3, 3, 9, 9, dtype=dtype)
+    options = {"baselines": torch.rand(n_baselines, 3, 3, 9, 9, dtype=dtype), "n_steps": n_steps}
+    whole = integrated_gradients(network, images, **options)
+    found = attribute_squares(network, images, side=side, **options)
+    assert found.values.equal(square_parts(whole.values, side=side))
+    torch.testing.assert_close(found.completeness, whole.completeness, rtol=1e-4, atol=1e-7)
+    for name in ("predicted", "target", "output", "baseline_output", "n_steps"):
+        assert getattr(found, name).equal(getattr(whole, name))
+
+
+def test_no_images_have_no_squares_and_sides_are_positive(network):
+    none = torch.rand(0, 3, 9, 9, dtype=torch.float64)
+    assert attribute_squares(network, none).values.shape == (0, 2, 3, 3)
+    with pytest.raises(InputError, match="side of squares must be at least 1, got 0"):
+        attribute_squares(network, torch.rand(1, 3, 9, 9, dtype=torch.float64), side=0)

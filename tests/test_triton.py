@@ -5,13 +5,19 @@ On a GPU (`pytest -m gpu`), or interpreted: `TRITON_INTERPRET=1 pytest tests/tes
 """
 
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from igmask import network, stem
+from igmask import arrays, attribute, config, definition, models, network, stem
+from igmask.attribute import write_scores
+from igmask.evaluate import evaluate
 from igmask.ig import integrated_gradients
 from igmask.kernels import (
     ACTIVATIONS,
@@ -37,6 +43,8 @@ from igmask.kernels.path import _accumulate, _path_points
 from igmask.kernels.pool import _accumulate_pooled, _pooled_points
 from igmask.kernels.select import _by_sort, _select_bits
 from igmask.kernels.squares import _square_parts
+from igmask.masks import write_masks
+from igmask.prepare import prepare, write_index
 
 pytestmark = pytest.mark.gpu
 
@@ -519,3 +527,73 @@ def test_the_guard_sees_a_kernel_that_leaves_its_tensors():
         _parts_kernel[2, 1, 1](
             parts, x, x, x, x, *strides, 8, 6, 2, 2, tl.float32, 1, 4, False, False, 8
         )
+
+
+STUDY_NETWORK = """
+import torch
+from torch import nn
+
+def small():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        begin = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()
+        return nn.Sequential(*begin, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+"""
+
+
+@pytest.mark.parametrize("n_steps", [4, "auto"])
+def test_the_study_goes_through_the_kernels(tmp_path, monkeypatch, n_steps):
+    """Its numbers are those of the definitions; φ is written only where steps are doubled."""
+    (tmp_path / "kernel_net.py").write_text(STUDY_NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for label in ("a", "b"):
+        Path("images", label).mkdir(parents=True)
+        pixels = np.random.default_rng(ord(label)).integers(0, 256, (10, 10, 3), np.uint8)
+        Image.fromarray(pixels).save(Path("images", label, "one.png"))
+    small = {"source": "kernel_net:small", "size": 10}
+    study = config.parse({"dataset": {"source": "demo"}, "models": {"small": small}})
+    model, geometry = study.models["small"], config.Geometry(10, None, "bilinear")
+    write_index({"source": "folder", "root": "images"}, Path("index.parquet"), seed=0)
+    prepare(Path("index.parquet"), Path("images.npy"), geometry=geometry)
+    how = study.attribution | {"n_steps": n_steps, "most_steps": 50}
+    monkeypatch.setattr(attribute, "GROUP", 2)  # a full one would be repeats of the last image
+    asked = []
+    with Watch(asked):
+        write_scores(
+            Path("images.npy"), Path("scores.npy"),
+            model=model, attribution=how, side=3, seed=0, device=DEVICE.type,
+        )  # fmt: skip
+        write_masks([Path("scores.npy")], Path("masks"), percents=[50], by="mass", score="positive")
+        masks = (Path("masks/50.npy"),)
+        evaluate(
+            [Path("images.npy")], Path("records"), model=model, masks=masks, device=DEVICE.type
+        )
+    kinds = {"path_points", "accumulate", "square_parts", "occluded_input"}
+    assert kinds | ({"select_bits"} if n_steps == "auto" else set()) <= set(asked)
+
+    found = arrays.read_array(Path("scores.npy"))
+    network = models.load(model, device=DEVICE)
+    pixels = models.pixels(arrays.read_array(Path("images.npy")).copy(), DEVICE).double()
+    classes = network.double()(pixels).argmax(dim=1, keepdim=True)
+    steps = arrays.read_records(Path("scores.parquet"))[0]["n_steps"]
+    for i in range(len(pixels)):
+        phi = definition.integrated_gradients(
+            lambda x, i=i: network(x).softmax(dim=1).gather(1, classes[i : i + 1]).squeeze(1),
+            pixels[i : i + 1], torch.zeros_like(pixels[i : i + 1]), n_steps=int(steps[i]),
+        )  # fmt: skip
+        expected = _square_parts.definition(phi, phi, phi, 3, False, False)[0]
+        assert (torch.tensor(found[i]) - expected[0].cpu()).norm() < 1e-4 * expected.norm()
+
+
+class Watch(TorchDispatchMode):
+    """Names the operations of igmask that are asked for."""
+
+    def __init__(self, asked):
+        super().__init__()
+        self.asked = asked
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "igmask":
+            self.asked.append(function.name().partition("::")[2])
+        return function(*args, **(kwargs or {}))
