@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from igmask.errors import InputError
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^v"
 
-_COLUMNS = [
-    "model", "mode", "p", "fill", "top1", "ci_low", "ci_high", "area_kept", "random_top1",
-    "random_area_kept",
-]  # fmt: skip
+_COLUMNS = ["model", "mode", "p", "fill", "mask", "top1", "ci_low", "ci_high", "area_kept"]
+_SELECTION = "selection"  # the mask of the curves; others are controls, and dashed
+_DASHES = ("--", "-.", ":")
 
 
 def write_curves(accuracy: Path, *, output: Path) -> None:
@@ -62,7 +61,7 @@ def _write_against_p(masked: pd.DataFrame, original: pd.Series, path: Path) -> N
                     axes.axhline(original[model], color=looks[model][0], linestyle=":")
         figure.supxlabel("p, %")
         keys = [_key(model, *look) for model, look in looks.items()]
-        keys += [*_random_key(masked), _key("original", line=":")]
+        keys += [*_control_keys(masked), _key("original", line=":")]
         figure.legend(handles=keys, loc="outside right upper")
 
 
@@ -86,8 +85,9 @@ def _write_against_area(masked: pd.DataFrame, original: pd.Series, path: Path) -
             if model in original:
                 axes.plot(100, original[model], "*", color="black", markersize=6)
         figure.supxlabel("area left as it was, % of the pixels")
-        keys = [_key(_range(masked[masked["mode"] == mode]), *look) for mode, look in looks.items()]
-        keys += [*_random_key(masked), _key("original", "black", "*", line="")]
+        chosen = masked[masked["mask"] == _SELECTION]
+        keys = [_key(_range(chosen[chosen["mode"] == mode]), *look) for mode, look in looks.items()]
+        keys += [*_control_keys(masked), _key("original", "black", "*", line="")]
         figure.legend(handles=keys, loc="outside right upper")
 
 
@@ -107,23 +107,32 @@ def _curves(path: Path, *, n_rows: int, n_columns: int) -> Iterator[tuple[Figure
 
 
 def _draw_curve(axes: Axes, rows: pd.DataFrame, against: str, colour: str, marker: str) -> None:
-    """Points with 95 % intervals, and the random squares of the same conditions, dashed.
+    """Points with 95 % intervals, and the controls of the same conditions, dashed.
 
-    against: p, or area_kept, and then the random squares stand at their own
+    against: p, or area_kept, and then controls stand at their own
     """
-    rows = rows.sort_values("p")
-    interval = rows[["ci_low", "ci_high"]].sub(rows["top1"], axis=0).abs().T
-    axes.errorbar(rows[against], rows["top1"], interval, color=colour, marker=marker)
-    own = {"p": "p", "area_kept": "random_area_kept"}[against]
-    axes.plot(rows[own], rows["random_top1"], "--", color=colour, linewidth=0.8)
+    dashes = _dashes(rows)
+    for mask, of_mask in rows.sort_values("p", kind="stable").groupby("mask", sort=False):
+        at, top1 = of_mask[against], of_mask["top1"]
+        if mask in dashes:
+            axes.plot(at, top1, dashes[mask], color=colour, linewidth=0.8)
+        else:
+            interval = of_mask[["ci_low", "ci_high"]].sub(top1, axis=0).abs().T
+            axes.errorbar(at, top1, interval, color=colour, marker=marker)
 
 
 def _key(label: str, colour: str = "0.4", marker: str = "", *, line: Any = "-") -> Line2D:
     return Line2D([], [], color=colour, marker=marker, linestyle=line, label=fit_text(label, 28))
 
 
-def _random_key(masked: pd.DataFrame) -> list[Line2D]:
-    return [_key("random squares", line="--")] if masked["random_top1"].notna().any() else []
+def _dashes(rows: pd.DataFrame) -> dict[Any, str]:
+    """The controls, and how each is drawn."""
+    controls = [mask for mask in rows["mask"].unique() if mask != _SELECTION]
+    return dict(zip(controls, cycle(_DASHES), strict=False))
+
+
+def _control_keys(masked: pd.DataFrame) -> list[Line2D]:
+    return [_key(f"{mask} squares", line=line) for mask, line in _dashes(masked).items()]
 
 
 def _range(rows: pd.DataFrame) -> str:

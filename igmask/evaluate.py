@@ -26,11 +26,10 @@ from igmask.config import KEPT, Condition, Model, percent, settings, stamp
 from igmask.devices import take_device
 from igmask.errors import InputError, refuse
 from igmask.kernels import FILLS, fill_colours, fill_values, occluded_input
-from igmask.masks import area, pack, random_like, unpack
+from igmask.masks import CONTROLS, area, pack, unpack
 from igmask.progress import progress, say
 
 MODES = ("keep", "drop")
-CONTROLS = ("random",)
 
 _N_SAMPLED = 8
 
@@ -56,7 +55,7 @@ def evaluate(
     masks: tuple[Path, ...] = (),
     modes: tuple[str, ...] = MODES,
     fills: tuple[str, ...] = ("black",),
-    controls: tuple[str, ...] = CONTROLS,
+    controls: tuple[str, ...] = tuple(CONTROLS),
     seed: int = 0,
     batch_size: int | None = None,
     device: str = "auto",
@@ -208,8 +207,8 @@ def _evaluated(
             record["area_kept"] = 1
         else:
             mask = unpack(condition.masks.read(rows), tuple(made_by["grid"]))
-            if kinds[i] == "random":
-                mask = random_like(
+            if kinds[i] in CONTROLS:
+                mask = CONTROLS[kinds[i]].like(
                     mask,
                     batch["position"].to_numpy(),
                     *shown.shape[1:3],

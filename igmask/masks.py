@@ -4,9 +4,10 @@ NumPy alone, since a job of this step takes less time than importing torch. Its 
 `kernels.select`, to the bit; the kernels are for masks that are used where they are made.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -134,6 +135,22 @@ def random_like(
         missing = n_pixels - (sizes_drawn.cumsum() - sizes_drawn)  # before each of them
         drawn[row, order] = missing > share * sizes_drawn
     return drawn.reshape(mask.shape)
+
+
+class Control(NamedTuple):
+    """Other masks of the same area, to set beside those of a selection.
+
+    like: (mask, positions, height, width, side=, seed=) → masks, as `random_like`
+    is_of: what stands under the tables: "top-1 with …"
+    """
+
+    like: Callable[..., np.ndarray]
+    is_of: str
+
+
+CONTROLS = {
+    "random": Control(random_like, "squares of the same area of each image, drawn at random"),
+}
 
 
 def _sizes(shape: tuple[int, ...], height: int, width: int, side: int) -> np.ndarray:

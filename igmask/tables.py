@@ -18,19 +18,16 @@ from igmask.chance import by_luck, wilson
 from igmask.classes import class_name
 from igmask.config import percent
 from igmask.data import unnamed_classes
+from igmask.masks import CONTROLS
 from igmask.published import CITATION, published_top1
 
 COLUMNS = [
-    "model", "mode", "p", "fill", "n", "top1", "ci_low", "ci_high", "area_kept", "random_top1",
-    "random_ci_low", "random_ci_high", "published_top1", "random_area_kept",
-    "most_frequent_prediction", "most_frequent_share", "entropy", "blank_predicted",
-    "blank_probability",
+    "model", "mode", "p", "fill", "mask", "n", "top1", "ci_low", "ci_high", "area_kept",
+    "published_top1", "most_frequent_prediction", "most_frequent_share", "entropy",
+    "blank_predicted", "blank_probability",
 ]  # fmt: skip
 
-QUANTITIES = (
-    "top-1", "95 % interval", "area kept", "random squares", "random area",
-    "most frequent prediction", "its share", "entropy", "published", "n",
-)  # fmt: skip
+_STUDIED = ("none", "selection")  # the masks that are the study's own, no control's
 
 _LONGEST_NAME = 16  # letters of a class in a column
 
@@ -48,7 +45,8 @@ tbody th[rowspan] { font-weight: 600; vertical-align: top }
 class Results:
     """A study's results.
 
-    accuracy: one row a model and condition, columns `COLUMNS`; all but entropy (bits) in percent
+    accuracy: one row a model, condition and mask (`none`, `selection`, or a control's name),
+              columns `COLUMNS`; all but entropy (bits) in percent
     notes:    what belongs under every table
     """
 
@@ -62,7 +60,9 @@ def collect(record_paths: Iterable[Path]) -> Results:
     notes: dict[str, dict[str, Any]] = {}
     for path in record_paths:
         records, made_by = arrays.read_records(path)
-        rows.append(_row(records, made_by))
+        rows += [
+            _row(mask, of_mask, made_by) for mask, of_mask in records.groupby("mask", sort=False)
+        ]
         if made_by["mode"] == "original":
             said, labels = (records[key].to_numpy() for key in ("predicted", "label"))
             made_by["by_luck"] = by_luck(said, labels, made_by["n_classes"])
@@ -114,8 +114,8 @@ def widen(accuracy: pd.DataFrame) -> pd.DataFrame:
             name = f"{row.model}, {fill}" if several_fills else row.model
             for quantity, text in _cell(row).items():
                 blocks.setdefault((name, quantity), {})[column] = text
-    names = list(dict.fromkeys(name for name, _ in blocks))
-    keys = [(name, quantity) for name in names for quantity in QUANTITIES]
+    names, order = list(dict.fromkeys(name for name, _ in blocks)), _quantities(accuracy)
+    keys = [(name, quantity) for name in names for quantity in order]
     keys = [key for key in keys if key in blocks]
     wide = pd.DataFrame([blocks[key] for key in keys]).fillna("")
     wide.index = pd.MultiIndex.from_tuples(keys, names=["model", ""])
@@ -150,33 +150,30 @@ def _csv(accuracy: pd.DataFrame) -> str:
     return accuracy.round(4).to_csv(index=False)
 
 
-def _row(records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str, Any]:
+def _row(mask: str, records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a condition under one of its masks."""
     original = made_by["mode"] == "original"
-    chosen = records[records["mask"] == ("none" if original else "selection")]
-    n_correct, n = int(chosen["correct"].sum()), len(chosen)
+    n_correct, n = int(records["correct"].sum()), len(records)
     low, high = wilson(n_correct, n)
-    most, share, entropy = _predictions(chosen["predicted"].to_numpy())
+    most, share, entropy = _predictions(records["predicted"].to_numpy())
     row = {
         "model": made_by["name"],
         "mode": made_by["mode"],
         "p": None if original else percent(made_by["p"]),
         "fill": None if original else made_by["fill"],
+        "mask": mask,
         "n": n,
         "top1": 100 * n_correct / n,
         "ci_low": low,
         "ci_high": high,
-        "area_kept": 100 * chosen["area_kept"].mean(),
-        "published_top1": published_top1(made_by, n_images=n + len(made_by["skipped"])),
+        "area_kept": 100 * records["area_kept"].mean(),
         "most_frequent_prediction": class_name(made_by["class_names"], most),
         "most_frequent_share": share,
         "entropy": entropy,
     }
-    control = records[records["mask"] == "random"]
-    if len(control):
-        n_random = int(control["correct"].sum())
-        row["random_top1"] = 100 * n_random / len(control)
-        row["random_ci_low"], row["random_ci_high"] = wilson(n_random, len(control))
-        row["random_area_kept"] = 100 * control["area_kept"].mean()
+    if mask not in _STUDIED:
+        return row
+    row["published_top1"] = published_top1(made_by, n_images=n + len(made_by["skipped"]))
     if blank := made_by.get("blank"):
         row["blank_predicted"] = class_name(made_by["class_names"], blank["class"])
         row["blank_probability"] = 100 * blank["probability"]
@@ -194,31 +191,48 @@ def _predictions(predicted: np.ndarray) -> tuple[int, float, float]:
     return int(classes[counts.argmax()]), 100 * float(shares.max()), entropy
 
 
+def _quantities(accuracy: pd.DataFrame) -> list[str]:
+    """The rows of a model's block, in order."""
+    controls = [mask for mask in accuracy["mask"].unique() if mask not in _STUDIED]
+    return [
+        *("top-1", "95 % interval", "area kept"),
+        *(f"{control} {what}" for control in controls for what in ("squares", "area")),
+        *("most frequent prediction", "its share", "entropy", "published", "n"),
+    ]
+
+
 def _cell(row: Any) -> dict[str, str]:
-    """What stands in a column of a model's block, a row each."""
+    """What a row of `accuracy` puts into a column of a model's block: quantity → text."""
+    if row.mask not in _STUDIED:
+        return {
+            f"{row.mask} squares": f"{row.top1:.1f}",
+            f"{row.mask} area": f"{row.area_kept:.1f}",
+        }
     name = row.most_frequent_prediction
-    texts = (
-        f"{row.top1:.1f}",
-        f"{row.ci_low:.1f}–{row.ci_high:.1f}",
-        f"{row.area_kept:.1f}",
-        None if pd.isna(row.random_top1) else f"{row.random_top1:.1f}",
-        None if pd.isna(row.random_area_kept) else f"{row.random_area_kept:.1f}",
-        name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…",
-        f"{row.most_frequent_share:.1f}",
-        f"{row.entropy:.2f}",
-        None if pd.isna(row.published_top1) else row.published_top1,
-        str(row.n),
-    )
-    cell = dict(zip(QUANTITIES, texts, strict=True))
-    return {quantity: text for quantity, text in cell.items() if text is not None}
+    cell = {
+        "top-1": f"{row.top1:.1f}",
+        "95 % interval": f"{row.ci_low:.1f}–{row.ci_high:.1f}",
+        "area kept": f"{row.area_kept:.1f}",
+        "most frequent prediction": (
+            name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+        ),
+        "its share": f"{row.most_frequent_share:.1f}",
+        "entropy": f"{row.entropy:.2f}",
+        "n": str(row.n),
+    }
+    return cell if pd.isna(row.published_top1) else cell | {"published": row.published_top1}
 
 
 def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[str]:
+    controls = "".join(
+        f"{name} squares: top-1 with {control.is_of}; {name} area: the area kept with those; "
+        for name, control in CONTROLS.items()
+        if name in accuracy["mask"].unique()
+    )
     notes = [
         "top-1: accuracy in %; 95 % interval: Wilson's; area kept: pixels left as they were, in %, "
-        "mean over the images; random squares: top-1 with squares of the same area of each image, "
-        "drawn at random; random area: the area kept with those; its share: of all predictions, in "
-        "%; entropy: of the predicted classes, in bits, 0 if all are the same; n: images"
+        f"mean over the images; {controls}its share: of all predictions, in %; entropy: of the "
+        "predicted classes, in bits, 0 if all are the same; n: images"
     ]
     for name, found in made_by.items():
         if luck := found.get("by_luck"):

@@ -273,7 +273,7 @@ def test_hostile_names_and_bad_files_reach_the_tables_and_no_shell(photographs):
     accuracy = pd.read_csv(photographs / "results/tables/accuracy.csv")
     assert accuracy["mode"].tolist() == ["original", "keep", "keep", "drop", "drop"]
     assert accuracy["n"].unique().tolist() == [4]
-    assert accuracy["random_top1"].isna().all()
+    assert accuracy["mask"].tolist() == ["none"] + ["selection"] * 4
     table = (photographs / "results/tables/table1.md").read_text()
     assert "2 images were skipped: " in table
     assert "text.jpg: not an image" in table

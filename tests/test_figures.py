@@ -289,12 +289,16 @@ def test_an_attribution_of_zeros_is_drawn(tmp_path):
 
 
 ACCURACY = """\
-model,mode,p,fill,n,top1,ci_low,ci_high,area_kept,random_top1,random_area_kept
-a,original,,,100,80,75,85,100,,
-a,keep,90,black,100,60,55,65,60,30,61
-a,keep,50,black,100,40,35,45,20,20,19
-a,drop,90,black,100,20,15,25,40,25,39
-a,drop,50,black,100,50,45,55,80,45,81
+model,mode,p,fill,mask,n,top1,ci_low,ci_high,area_kept
+a,original,,,none,100,80,75,85,100
+a,keep,90,black,selection,100,60,55,65,60
+a,keep,90,black,random,100,30,25,35,61
+a,keep,50,black,selection,100,40,35,45,20
+a,keep,50,black,random,100,20,15,25,19
+a,drop,90,black,selection,100,20,15,25,40
+a,drop,90,black,random,100,25,20,30,39
+a,drop,50,black,selection,100,50,45,55,80
+a,drop,50,black,random,100,45,40,50,81
 """
 
 
@@ -311,7 +315,7 @@ def test_curves_depend_on_the_numbers_only(tmp_path):
     assert all(3 < inches(data)[0] < 8 for data in first.values())
     assert plot(tmp_path / "again", ACCURACY) == first
     for number, (old, new) in enumerate(
-        [("60,55", "63,55"), (",55,65", ",50,65"), ("60,30", "60,33"), ("100,80", "100,88")]
+        [("60,55", "63,55"), (",55,65", ",50,65"), ("100,30", "100,33"), ("100,80", "100,88")]
     ):
         other = plot(tmp_path / str(number), ACCURACY.replace(old, new, 1))
         assert all(other[kind] != first[kind] for kind in first)
@@ -328,6 +332,22 @@ def test_a_curve_has_points_and_intervals():
     assert [bar.tolist() for bar in bars] == [[[20, 35], [20, 45]], [[60, 55], [60, 65]]]
 
 
+def test_every_control_has_a_curve_and_a_key_of_its_own(tmp_path):
+    """Whatever its name is: curves know of none."""
+    shifted = "".join(f"{line}\n" for line in ACCURACY.splitlines() if "random" in line)
+    text = ACCURACY + shifted.replace("random", "shifted").replace("100,30", "100,37")
+    table = pd.read_csv(StringIO(text))
+    axes = Figure().subplots()
+    curves._draw_curve(axes, table[table["mode"] == "keep"], "p", "black", "o")
+    drawn = {line.get_linestyle(): line.get_ydata().tolist() for line in axes.lines[-2:]}
+    assert drawn == {"--": [20, 30], "-.": [20, 37]}
+    masked = table[table["mode"] != "original"]
+    labels = [key.get_label() for key in curves._control_keys(masked)]
+    assert labels == ["random squares", "shifted squares"]
+    pictures, others = plot(tmp_path / "both", text), plot(tmp_path / "one", ACCURACY)
+    assert all(pictures[kind] != others[kind] for kind in pictures)
+
+
 def rows(accuracy: str, **changes: str) -> str:
     """The rows of the table, below its heading, with some words replaced."""
     text = accuracy.split("\n", 1)[1]
@@ -338,7 +358,7 @@ def rows(accuracy: str, **changes: str) -> str:
 
 def test_every_fill_has_panels(tmp_path):
     one, two = plot(tmp_path / "1", ACCURACY), ACCURACY + rows(ACCURACY, black="mean")
-    two = plot(tmp_path / "2", two.replace("a,original,,,100,80,75,85,100,,\n", "", 1))
+    two = plot(tmp_path / "2", two.replace("a,original,,,none,100,80,75,85,100\n", "", 1))
     assert inches(two["accuracy-p"])[1] > 1.5 * inches(one["accuracy-p"])[1]
     assert inches(two["accuracy-area"])[0] > 1.5 * inches(one["accuracy-area"])[0]
 
@@ -353,9 +373,9 @@ def test_many_models_with_names_like_numbers_or_nothing(tmp_path):
 
 
 def test_one_mode_one_p_no_control_no_original(tmp_path):
-    head, _, keep, *_ = ACCURACY.splitlines()
-    pictures = plot(tmp_path / "one", f"{head}\n{keep.removesuffix('30,61')},\n")
-    with_control = plot(tmp_path / "control", f"{head}\n{keep}\n")
+    head, _, keep, control, *_ = ACCURACY.splitlines()
+    pictures = plot(tmp_path / "one", f"{head}\n{keep}\n")
+    with_control = plot(tmp_path / "control", f"{head}\n{keep}\n{control}\n")
     assert all(pictures[kind] != with_control[kind] for kind in pictures)
 
 
@@ -366,7 +386,7 @@ def test_one_mode_one_p_no_control_no_original(tmp_path):
         ("\n".join(ACCURACY.splitlines()[:2]), "no masked images"),
         ("", "not an accuracy.csv"),
         ("x,y\n1,2\n", "not an accuracy.csv"),
-        (ACCURACY.replace("random_area_kept", "other"), "random_area_kept"),
+        (ACCURACY.replace("area_kept", "other"), "area_kept"),
     ],
 )
 def test_a_table_without_curves_is_refused(tmp_path, text, message):

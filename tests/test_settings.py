@@ -2,7 +2,7 @@
 
 import pytest
 
-from igmask import config, decode, evaluate, ig, kernels, network, quadrature
+from igmask import config, decode, evaluate, ig, kernels, masks, network, quadrature
 from igmask.config import schema
 
 
@@ -25,7 +25,7 @@ def choices(*path):
         (("selection", "by"), kernels.SELECTIONS),
         (("masking", "modes"), evaluate.MODES),
         (("masking", "fills"), kernels.FILLS),
-        (("masking", "controls"), evaluate.CONTROLS),
+        (("masking", "controls"), masks.CONTROLS),
     ],
     ids=lambda value: ".".join(value) if "." not in str(value) else None,
 )

@@ -78,28 +78,51 @@ def study(tmp_path):
     return paths
 
 
-def test_the_long_form_has_a_row_a_condition(study, tmp_path):
+def test_the_long_form_has_a_row_a_condition_and_mask(study, tmp_path):
     write_tables(study, output=tmp_path)
     found = pd.read_csv(tmp_path / "accuracy.csv")
-    expected = ["model", "mode", "p", "fill", "n", "top1", "ci_low", "ci_high", "area_kept"]
-    assert found.columns[:10].tolist() == [*expected, "random_top1"]
+    expected = ["model", "mode", "p", "fill", "mask", "n", "top1", "ci_low", "ci_high", "area_kept"]
+    assert found.columns[:10].tolist() == expected
+    control = found[found["mask"] == "random"]
+    assert control["published_top1"].isna().all()
+    assert control["blank_predicted"].isna().all()
+    row = control[(control["model"] == "zeta") & (control["mode"] == "drop") & (control["p"] == 50)]
+    assert row[["n", "top1", "area_kept"]].values.tolist() == [[10, 40, 25.1]]
+    low, high = binomtest(4, 10).proportion_ci(0.95, method="wilson")
+    np.testing.assert_allclose(row[["ci_low", "ci_high"]], [[100 * low, 100 * high]], atol=1e-4)
+    found = found[found["mask"] != "random"]
     assert found["model"].tolist() == ["zeta"] * 9 + ["alpha_%&"] * 9
     assert found["mode"].tolist()[:9] == ["original"] + ["keep"] * 4 + ["drop"] * 4
     assert found["p"].tolist()[1:9] == [90, 50, 30, 12.5] * 2
     row = found[(found["model"] == "zeta") & (found["mode"] == "keep") & (found["p"] == 50)]
-    assert row[["n", "top1", "area_kept", "random_top1"]].values.tolist() == [[10, 50, 25, 10]]
+    assert row[["n", "top1", "area_kept"]].values.tolist() == [[10, 50, 25]]
     low, high = binomtest(5, 10).proportion_ci(0.95, method="wilson")
     np.testing.assert_allclose(row[["ci_low", "ci_high"]], [[100 * low, 100 * high]], atol=1e-4)
     original = found[found["mode"] == "original"]
     assert original["area_kept"].tolist() == [100, 100]
-    assert original[["p", "fill", "random_top1"]].isna().all().all()
+    assert original[["p", "fill"]].isna().all().all()
+    assert original["mask"].tolist() == ["none", "none"]
+
+
+def test_tables_go_through_whatever_controls_there_are(study, tmp_path):
+    for path in study:
+        records, settings = arrays.read_records(path)
+        own = records[records["mask"] == "random"].assign(mask="own", correct=True, area_kept=0.5)
+        arrays.write_records(path, pd.concat([records, own]), settings)
+    write_tables(study, output=tmp_path)
+    table = pd.read_csv(tmp_path / "table1.csv", dtype=str, index_col=[0, 1])
+    assert table.loc[("zeta", "random squares"), "keep 50 %"] == "10.0"
+    assert table.loc[("zeta", "own squares"), "keep 50 %"] == "100.0"
+    assert table.loc[("zeta", "own area"), "keep 50 %"] == "50.0"
+    text = (tmp_path / "table1.md").read_text()
+    assert "random squares: top-1 with squares of the same area of each image, drawn" in text
 
 
 def test_p_is_written_without_needless_decimals(study, tmp_path):
     write_tables(study, output=tmp_path)
     lines = (tmp_path / "accuracy.csv").read_text().splitlines()
-    assert lines[2].startswith("zeta,keep,90,black,10,90.0,")
-    assert lines[5].startswith("zeta,keep,12.5,black,")
+    assert lines[2].startswith("zeta,keep,90,black,selection,10,90.0,")
+    assert lines[8].startswith("zeta,keep,12.5,black,")
 
 
 def test_wide_tables_have_a_column_a_condition(study, tmp_path):
@@ -141,6 +164,7 @@ def test_tables_say_what_is_predicted_most_and_how_varied_predictions_are(tmp_pa
     drop = write(tmp_path, "a", "drop", 50.0, correct=(0, 0), n=20, wrong=(12, 1))
     write_tables([original, keep, drop], output=tmp_path)
     found = pd.read_csv(tmp_path / "accuracy.csv")
+    found = found[found["mask"] != "random"].reset_index(drop=True)
     assert found["most_frequent_prediction"].tolist() == ["cat", CLASS_NAMES[2], "dog"]
     assert found["most_frequent_share"].tolist() == [25, 100, 50]
     np.testing.assert_allclose(found["entropy"], [2, 0, 1], atol=1e-4)
@@ -162,6 +186,7 @@ def test_what_is_predicted_of_an_image_all_masked_is_a_footnote(tmp_path):
     paths += [write(tmp_path, "a", m, 50.0, fill=f) for f in FILLS for m in ("keep", "drop")]
     write_tables(paths, output=tmp_path)
     found = pd.read_csv(tmp_path / "accuracy.csv").set_index("fill")
+    found = found[found["mask"] != "random"]
     assert found.loc["black", "blank_predicted"].tolist() == [CLASS_NAMES[2]] * 2
     assert found.loc["black", "blank_probability"].tolist() == [62.5] * 2
     assert found.loc["image-mean", "blank_probability"].isna().all()
