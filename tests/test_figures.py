@@ -374,6 +374,13 @@ def test_a_table_without_curves_is_refused(tmp_path, text, message):
         plot(tmp_path / "bad", text)
 
 
+def test_a_figure_is_drawn_once(tmp_path, monkeypatch):
+    draw, drawn = Figure.draw, []
+    monkeypatch.setattr(Figure, "draw", lambda *of: drawn.append(of) or draw(*of))
+    draw_explanation(tmp_path / "e.png", [("", np.ones((4, 4, 3)), "")], title="")
+    assert len(drawn) == 1
+
+
 def test_drawing_leaves_no_trace(tmp_path):
     import matplotlib
 
