@@ -187,11 +187,12 @@ def test_class_names(tmp_path, classes):
     assert named["attributions"] != plain["attributions"]
 
 
-@pytest.mark.parametrize("target", ["predicted", "label"])
-def test_attributions_say_which_class_they_are_for(tmp_path, target):
+@pytest.mark.parametrize(("target", "said"), [("predicted", "predicted"), ("label", "true")])
+def test_attributions_say_which_class_they_are_for(tmp_path, target, said):
     files = study(tmp_path, target=target, modes=())
     attribution, *_ = examples._attribution_columns(examples._read_examples(files, 2))
-    assert attribution.captions == [f"for {target}\ndog"] * 2
+    assert attribution.title == f"attribution\nfor {said} class"
+    assert attribution.captions == ["dog"] * 2
 
 
 def test_conditions_stand_in_the_order_of_p(tmp_path):
