@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from igmask.errors import InputError
-from igmask.stem import running
+from igmask.tracing import running
 
 # The most that two answers may differ, relative to the largest output. The same batch twice is the
 # same work. Batches of other sizes have other orders of summation: a network that computes in 16
