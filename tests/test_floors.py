@@ -88,6 +88,8 @@ def test_kernels_know_tensors_only(path):
         ("igmask.prepare", "torch"),
         ("igmask.tables", "torch"),
         ("igmask.cli", "pandas"),
+        ("igmask.cli", "jsonschema"),
+        ("igmask.cli", "yaml"),
         ("igmask.train", "igmask.kernels"),
         ("igmask.preflight", "igmask.kernels"),
         ("igmask.attribute", "torchvision"),
