@@ -13,6 +13,7 @@ The modules, lower ones first; each imports from those above it only:
     kernels/      tensors: path, squares, selection, masks, filling
     errors, config, progress     the user's side: bad input, settings, bars
     chance        is a network right more often than by luck
+    tracing       threads that run networks wait for one that traces
     quadrature, definition, stem, contract, network, ig    the formula, and the engine
     devices       a GPU of its own for each job
     files, classes    a dataset's files, and what its classes are to a network

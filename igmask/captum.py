@@ -25,7 +25,7 @@ from igmask.ig import (
     path_gradients,
 )
 from igmask.network import Network, check_model, input_gradients, prepare
-from igmask.stem import running
+from igmask.tracing import running
 
 _BATCH_SIZE = 64  # of functions and of several inputs, whose memory is not known
 

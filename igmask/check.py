@@ -23,16 +23,15 @@ import torch
 from torch import nn
 
 from igmask import config, models, sample
-from igmask.attribute import check_classes, check_labels
 from igmask.baselines import read_baseline
 from igmask.chance import by_luck
+from igmask.classes import check_classes, check_labels
 from igmask.config import Dataset, Geometry, Model, Study
 from igmask.data import index, numbered_classes, opener, unnamed_classes
 from igmask.devices import pick_device
 from igmask.errors import InputError
 from igmask.kernels import grid
 from igmask.machine import n_cores
-from igmask.network import device_of
 from igmask.trial import AUTO_STEPS, Pace, are_to_come, pace, ready, selection_s, threads
 from igmask.workflow import Workflow
 
@@ -263,7 +262,7 @@ def predictions(
     if note := models.random_weights(loaded, model):
         yield Finding(name, note, "warning")
     elif model.geometry in images.tried:
-        device = device_of(loaded) or "cpu"
+        device = models.device_of(loaded) or "cpu"
         predicted = sample.predicted(loaded, images.tried[model.geometry], device)
         labels = images.labels[model.geometry][: len(predicted)]
         if luck := by_luck(predicted, labels, n_classes):

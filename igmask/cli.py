@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from click.core import ParameterSource
 
 from igmask import config
@@ -107,11 +106,12 @@ def _read_settings(text: str) -> dict[str, Any]:
     try:  # JSON first: YAML takes its 1e-05 for a word
         settings = json.loads(source)
     except json.JSONDecodeError:
-        settings = None
-    try:
-        settings = settings or yaml.safe_load(source)
-    except yaml.YAMLError as error:
-        raise InputError(f"{text}: {error}") from None
+        import yaml  # the workflow's jobs are given JSON
+
+        try:
+            settings = yaml.safe_load(source)
+        except yaml.YAMLError as error:
+            raise InputError(f"{text}: {error}") from None
     if not isinstance(settings, dict):
         raise InputError(f"expected keys and values, got {text!r}")
     return settings

@@ -17,8 +17,6 @@ from pathlib import Path
 from textwrap import indent, shorten
 from typing import Any, NamedTuple
 
-import jsonschema
-
 from igmask import quadrature
 from igmask.errors import InputError
 
@@ -314,27 +312,30 @@ def _is_number(_checker: Any, value: Any) -> bool:
     return isfinite(value) if isinstance(value, float) else _is_integer(_checker, value)
 
 
-# JSON schema takes 50.0 for an integer, and .nan and .inf for numbers.
-_Validator = jsonschema.validators.extend(
-    jsonschema.Draft202012Validator,
-    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
-        {"integer": _is_integer, "number": _is_number}
-    ),
-)
+@cache
+def _validator() -> Any:
+    """The class that checks settings against rules."""
+    import jsonschema  # takes as long as NumPy, and a third of the jobs read no settings
+
+    draft = jsonschema.Draft202012Validator
+    # JSON schema takes 50.0 for an integer, and .nan and .inf for numbers.
+    strict = {"integer": _is_integer, "number": _is_number}
+    checker = draft.TYPE_CHECKER.redefine_many(strict)
+    return jsonschema.validators.extend(draft, type_checker=checker)
 
 
 def _valid(given: Mapping[str, Any], rules: dict[str, Any], what: str) -> dict[str, Any]:
     """The settings with defaults filled in, or an InputError with a line for each wrong key."""
     plain = json.loads(json.dumps(given, default=str))  # as JSON: text keys, lists for tuples
-    errors = _Validator(rules).iter_errors(plain)
+    errors = _validator()(rules).iter_errors(plain)
     lines = [line for error in errors for line in _explain(error)]
     if lines:
         raise InputError(f"{what} not valid:\n" + "\n".join(sorted(f"  {x}" for x in lines)))
     return _with_defaults(plain, rules)
 
 
-def _explain(error: jsonschema.ValidationError) -> list[str]:
-    """What is wrong, what came and what is allowed, a line a key."""
+def _explain(error: Any) -> list[str]:
+    """What is wrong, what came and what is allowed, a line a key; of jsonschema's errors."""
     where = ".".join(str(key) for key in error.absolute_path)
     value, rules = error.instance, error.schema
     if error.validator == "additionalProperties":
@@ -356,7 +357,7 @@ def _explain(error: jsonschema.ValidationError) -> list[str]:
     return [f"{where}: {_problem(error)}; it must be {_allowed(rules)}{_remedy(value, rules)}"]
 
 
-def _problem(error: jsonschema.ValidationError) -> str:
+def _problem(error: Any) -> str:
     value, shown = error.instance, _shown(error.instance)
     match error.validator:
         case "type":
@@ -424,7 +425,7 @@ def _remedy(value: Any, rules: dict[str, Any]) -> str:
             number = float(value)
             forms.append(int(number) if number.is_integer() else number)
     for form in [*forms, *([form] for form in forms)]:
-        if _Validator(rules).is_valid(form):
+        if _validator()(rules).is_valid(form):
             return f"; write {form}"
     return ""
 

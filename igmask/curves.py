@@ -95,7 +95,7 @@ def _write_against_area(masked: pd.DataFrame, original: pd.Series, path: Path) -
 def _curves(path: Path, *, n_rows: int, n_columns: int) -> Iterator[tuple[Figure, np.ndarray]]:
     """Yield a figure and its panels, whose axes are both in percent."""
     width, height = 2.3 * n_columns + 1.8, 2.1 * n_rows + 0.4
-    with drawing(path, width=width, height=height, layout="constrained") as figure:
+    with drawing(path, width=width, height=height) as figure:
         panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
         panels[0, 0].set(xlim=(0, 103), ylim=(0, 100), xticks=range(0, 101, 20))
         figure.supylabel("top-1 accuracy, %")

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
 import matplotlib.style
@@ -19,6 +19,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from igmask import arrays
 from igmask.errors import InputError
@@ -40,7 +41,7 @@ _STYLE = {
     "xtick.labelcolor": "0.2",
     "ytick.labelcolor": "0.2",
     "legend.frameon": False,
-    "savefig.dpi": 200,
+    "figure.dpi": 200,
     "text.parse_math": False,  # a class may be called $5 bill
     "svg.hashsalt": "igmask",
 }
@@ -95,12 +96,12 @@ def check_output(path: Path) -> None:
 
 
 @contextmanager
-def drawing(
-    path: Path, *, width: float, height: float, layout: Literal["compressed", "constrained"]
-) -> Iterator[Figure]:
+def drawing(path: Path, *, width: float, height: float, compress: bool = False) -> Iterator[Figure]:
     """Yield an empty figure, its size in inches, and write it if the block succeeds.
 
     Its format is that of the name; see `check_output`.
+
+    compress: panels of a fixed shape stand close together
     """
     with (
         matplotlib.style.context(["default", _STYLE]),
@@ -109,8 +110,11 @@ def drawing(
     ):
         # A letter that no font has is a box in the picture, which says it once.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        layout = ConstrainedLayoutEngine(compress=compress)
         figure = Figure(figsize=(width, height), layout=layout)
         yield figure
+        layout.execute(figure)
+        figure.set_layout_engine()  # none, with which savefig would draw everything twice
         kind = path.suffix.lower()
         figure.savefig(temporary, format=kind.lstrip("."), metadata=_UNSAID[kind] or None)
 
@@ -123,7 +127,7 @@ def write_table(
     n_lines = max(column.title.count("\n") for column in columns)  # beyond the first
     width = n_columns * (inches + 0.1) + 0.4
     height = n_rows * (inches + 0.4) + 0.9 + 0.25 * n_lines
-    with drawing(path, width=width, height=height, layout="compressed") as figure:
+    with drawing(path, width=width, height=height, compress=True) as figure:
         figure.suptitle(fit_text(title, n_letters * n_columns))
         panels = figure.subplots(n_rows, n_columns, squeeze=False)
         for axes, name in zip(panels[:, 0], row_names, strict=True):
@@ -149,7 +153,7 @@ def draw_bars(
     """Write horizontal bars, one of each group for each label, with a line at 1; None has none."""
     groups = {name: values for name, values in groups.items() if set(values) - {None}}
     height = 0.8 / max(len(groups), 1)
-    with drawing(output, width=6, height=0.45 * len(labels) + 1, layout="constrained") as figure:
+    with drawing(output, width=6, height=0.45 * len(labels) + 1) as figure:
         axes = figure.subplots()
         places = np.arange(len(labels))[::-1]
         for i, (name, values) in enumerate(groups.items()):

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from igmask import arrays, models
-from igmask.attribute import check_classes, check_labels, full_batch
+from igmask.attribute import full_batch
+from igmask.classes import check_classes, check_labels
 from igmask.config import KEPT, Condition, Model, percent, settings, stamp
 from igmask.devices import take_device
 from igmask.errors import InputError, refuse

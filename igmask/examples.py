@@ -16,6 +16,8 @@ from igmask.drawing import HEAT, Column, scaled, write_table
 from igmask.errors import InputError
 from igmask.masks import fill_values, to_pixels, unpack
 
+_HEADINGS = {"predicted": "for predicted class", "label": "for true class"}
+
 
 class File(NamedTuple):
     """Records and their settings."""
@@ -31,13 +33,14 @@ class Examples:
 
     images:      (n, H, W, 3) in [0, 1]
     attribution: (n, H, W), each pixel with the sum of its square, towards the class in `targets`
-    targets:     in two lines, `predicted` or `label`, and which class that is
+    target:      `predicted` or `label`, which of the two that class is
     masks:       p → (n, H, W) bool
     evaluated:   a file a condition, its records those of all images
     """
 
     names: pd.Series
     labels: list[str]
+    target: str
     targets: list[str]
     images: np.ndarray
     attribution: np.ndarray
@@ -88,12 +91,12 @@ def _read_examples(files: list[Path], n_images: int) -> Examples:
     tiled = partial(to_pixels, height=images.shape[1], width=images.shape[2], side=side)
     parts = tiled(take(of_scores))
     targets = of_scores.records["target"]
-    kind = of_scores.settings["attribution"]["target"]
     masks = [arrays.Shards([path]) for path in found.get("mask", [])]
     return Examples(
         names=index["name"].iloc[rows],
         labels=[class_name(classes, label) for label in index["label"].iloc[rows]],
-        targets=[f"{kind}\n{class_name(classes, target)}" for target in targets.iloc[rows]],
+        target=of_scores.settings["attribution"]["target"],
+        targets=[class_name(classes, target) for target in targets.iloc[rows]],
         images=images,
         attribution=parts[:, 0] - parts[:, 1],
         masks={
@@ -163,7 +166,7 @@ def _condition_column(examples: Examples, file: File) -> Column:
 def _attribution_columns(examples: Examples) -> Iterator[Column]:
     """The attribution by itself, over the image in grey, and the squares it selects at one p."""
     values = examples.attribution
-    yield Column("attribution", list(values), [f"for {target}" for target in examples.targets])
+    yield Column(f"attribution\n{_HEADINGS[examples.target]}", list(values), examples.targets)
     relative = np.stack([scaled(one) for one in values])
     cover = np.sqrt(np.abs(relative))[..., np.newaxis]
     grey = examples.images.mean(axis=-1, keepdims=True)

@@ -11,8 +11,14 @@ import torch
 from torch import Tensor
 
 from igmask import baselines, config, models
-from igmask.attribute import check_classes
-from igmask.classes import class_name, class_names, class_numbers, class_of, identifiers
+from igmask.classes import (
+    check_classes,
+    class_name,
+    class_names,
+    class_numbers,
+    class_of,
+    identifiers,
+)
 from igmask.config import BASELINES, Model, percent
 from igmask.decode import fit, read_rgb
 from igmask.devices import pick_device

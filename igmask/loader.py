@@ -15,7 +15,7 @@ from igmask import arrays
 from igmask.config import stamp
 from igmask.errors import InputError
 from igmask.ig import Auto, NotFinite, classes_of, integrated_gradients
-from igmask.network import device_of
+from igmask.models import device_of
 from igmask.progress import progress
 
 # Under which a batch that is a dictionary has them; the first are those of transformers.

@@ -24,7 +24,6 @@ from torch import Tensor, fx, nn
 from igmask import arrays, contract
 from igmask.config import Model, of_bytes, with_plain_input
 from igmask.errors import InputError
-from igmask.network import device_of
 
 
 class Normalize(nn.Module):
@@ -289,6 +288,11 @@ def random_weights(network: nn.Module, model: Model) -> str | None:
         f"has random weights, which neither `weights` nor its callable gives: {_some(drawn)} "
         "(weights: none says that it is meant)"
     )
+
+
+def device_of(network: nn.Module) -> torch.device | None:
+    """Return where a network's weights are, or its buffers, as TorchScript may have no weights."""
+    return next((tensor.device for tensor in (*network.parameters(), *network.buffers())), None)
 
 
 def class_names(model: Model) -> list[str]:

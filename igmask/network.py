@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from igmask import contract, stem
 from igmask.errors import InputError
 from igmask.kernels import has_kernel
+from igmask.tracing import running
 
 # fp32: IEEE single precision; tf32: the same with 10 bits of mantissa in products, on a GPU; bf16,
 # fp16: what is behind the stem in 16 bits, its sums in 32.
@@ -168,7 +169,7 @@ class Network:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        with stem.running(), _products(self.precision):
+        with running(), _products(self.precision):
             yield
 
 
@@ -379,11 +380,6 @@ def is_training(model: Any) -> bool:
     parts = list(model.modules()) if isinstance(model, nn.Module) else []
     flags = [getattr(part, "training", False) for part in parts]
     return bool(flags) and all(flags) and not any(isinstance(p, fx.GraphModule) for p in parts)
-
-
-def device_of(model: nn.Module) -> torch.device | None:
-    """Return where a model's weights are, or its buffers, as TorchScript may have no weights."""
-    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
 
 
 def all_finite(tensors: tuple[Tensor, ...]) -> bool:

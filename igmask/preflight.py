@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from igmask import arrays, config, models, sample
-from igmask.attribute import check_classes, check_labels
 from igmask.baselines import read_baseline
 from igmask.chance import by_luck
+from igmask.classes import check_classes, check_labels
 from igmask.config import BASELINES, Model, stamp
 from igmask.data import opener, unnamed_classes
 from igmask.errors import InputError

@@ -11,9 +11,7 @@ import copy
 import logging
 import operator
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from igmask.kernels import Pool, activate, shifted_relu
+from igmask.tracing import running, tracing
 
 log = logging.getLogger(__name__)
 
@@ -637,33 +636,3 @@ def _leave_bias_out(node: fx.Node, parts: dict[str, Any]) -> None:
         without._parameters["bias"] = None
         node.target = f"unbiased_{node.name}"
         parts[node.target] = without
-
-
-# -- threads -----------------------------------------------------------------------------------
-
-# While torch.fx traces, it changes what calling any module means, in every thread.
-_gate = threading.Condition()
-_runs: Counter[int] = Counter()
-
-
-@contextmanager
-def running() -> Iterator[None]:
-    """Run networks here; waits while another thread traces one."""
-    me = threading.get_ident()
-    with _gate:
-        _runs[me] += 1
-    try:
-        yield
-    finally:
-        with _gate:
-            _runs[me] -= 1
-            _gate.notify_all()
-
-
-@contextmanager
-def tracing() -> Iterator[None]:
-    """Trace here; waits until no other thread runs a network of ours, and holds them off."""
-    me = threading.get_ident()
-    with _gate:
-        _gate.wait_for(lambda: not any(n for thread, n in _runs.items() if thread != me))
-        yield

@@ -187,11 +187,12 @@ def test_class_names(tmp_path, classes):
     assert named["attributions"] != plain["attributions"]
 
 
-@pytest.mark.parametrize("target", ["predicted", "label"])
-def test_attributions_say_which_class_they_are_for(tmp_path, target):
+@pytest.mark.parametrize(("target", "said"), [("predicted", "predicted"), ("label", "true")])
+def test_attributions_say_which_class_they_are_for(tmp_path, target, said):
     files = study(tmp_path, target=target, modes=())
     attribution, *_ = examples._attribution_columns(examples._read_examples(files, 2))
-    assert attribution.captions == [f"for {target}\ndog"] * 2
+    assert attribution.title == f"attribution\nfor {said} class"
+    assert attribution.captions == ["dog"] * 2
 
 
 def test_conditions_stand_in_the_order_of_p(tmp_path):
@@ -392,6 +393,13 @@ def test_one_mode_one_p_no_control_no_original(tmp_path):
 def test_a_table_without_curves_is_refused(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         plot(tmp_path / "bad", text)
+
+
+def test_a_figure_is_drawn_once(tmp_path, monkeypatch):
+    draw, drawn = Figure.draw, []
+    monkeypatch.setattr(Figure, "draw", lambda *of: drawn.append(of) or draw(*of))
+    draw_explanation(tmp_path / "e.png", [("", np.ones((4, 4, 3)), "")], title="")
+    assert len(drawn) == 1
 
 
 def test_drawing_leaves_no_trace(tmp_path):
