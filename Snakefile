@@ -10,11 +10,12 @@ import os
 import re
 import shlex
 import sys
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from igmask.config import warnings
+from igmask.config import of_yaml, warnings
 from igmask.errors import InputError
 from igmask.workflow import Workflow, code_version
 
@@ -30,6 +31,9 @@ if not workflow.overwrite_configfiles:
 
 
 try:
+    for file in map(Path, workflow.overwrite_configfiles or workflow.configfiles):
+        if file.is_file():  # where jobs share no files they are given what was read here
+            of_yaml(file.read_text("utf-8"), str(file))  # Snakemake lets the last of two keys win
     flow = Workflow(config)
 except InputError as error:
     raise WorkflowError(str(error)) from None

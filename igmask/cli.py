@@ -106,12 +106,7 @@ def _read_settings(text: str) -> dict[str, Any]:
     try:  # JSON first: YAML takes its 1e-05 for a word
         settings = json.loads(source)
     except json.JSONDecodeError:
-        import yaml  # the workflow's jobs are given JSON
-
-        try:
-            settings = yaml.safe_load(source)
-        except yaml.YAMLError as error:
-            raise InputError(f"{text}: {error}") from None
+        settings = config.of_yaml(source, text)
     if not isinstance(settings, dict):
         raise InputError(f"expected keys and values, got {text!r}")
     return settings
@@ -268,8 +263,10 @@ def check(configfile: Path | None, trial: bool) -> None:
     for finding in check(_read_settings(str(file)), trial=trial):
         click.echo(str(finding))
         levels.append(finding.level)
-    n_errors = levels.count("error")
-    click.echo(f"\n{n_errors} to mend: {file}" if n_errors else f"\nall is well: {file}")
+    n_errors, n_warnings = levels.count("error"), levels.count("warning")
+    to_heed = f"{n_warnings} warning{'s' * (n_warnings > 1)} to heed: {file}"
+    well = to_heed if n_warnings else f"all is well: {file}"
+    click.echo(f"\n{n_errors} to mend: {file}" if n_errors else f"\n{well}")
     sys.exit(1 if n_errors else 0)
 
 

@@ -197,6 +197,29 @@ def parse(config: Mapping[str, Any], *, with_files: bool = True) -> Study:
     return study
 
 
+def of_yaml(text: str, name: str) -> Any:
+    """Return what a YAML text says; raise InputError, naming it, for bad YAML or a key there twice.
+
+    PyYAML lets the last of two keys win, without a word (YAML 1.2.2, 3.2.1.1: keys are unique).
+    """
+    import yaml  # the workflow's jobs are given JSON
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen = set()
+            for key, _ in node.value:  # as written: what is merged in (<<) may be said again
+                if (key.tag, str(key.value)) in seen:
+                    line = key.start_mark.line + 1
+                    raise InputError(f"{name}, line {line}: {key.value} is there twice")
+                seen.add((key.tag, str(key.value)))
+            return super().construct_mapping(node, deep=deep)
+
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
 def missing_files(study: Study) -> dict[str, str]:
     """Return {key: problem} of the files and folders that a study names and that are not there."""
     files = {

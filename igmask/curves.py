@@ -83,7 +83,7 @@ def _write_against_area(masked: pd.DataFrame, original: pd.Series, path: Path) -
             for mode, rows in here.groupby("mode", sort=False):
                 _draw_curve(axes, rows, "area_kept", *looks[mode])
             if model in original:
-                axes.plot(100, original[model], "*", color="black", markersize=6)
+                axes.plot(100, original[model], "*", color="black", markersize=6, clip_on=False)
         figure.supxlabel("area left as it was, % of the pixels")
         chosen = masked[masked["mask"] == _SELECTION]
         keys = [_key(_range(chosen[chosen["mode"] == mode]), *look) for mode, look in looks.items()]

@@ -331,6 +331,14 @@ def test_the_demo_is_well(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_warnings_are_not_all_well(study, tmp_path):
+    study["selection"] = {"p": [0.5]}
+    Path("config.yaml").write_text(yaml.safe_dump(study), "utf-8")
+    done = CliRunner().invoke(cli.app, ["check", "--no-trial"])
+    assert done.exit_code == 0, done.output
+    assert done.output.rstrip().endswith("1 warning to heed: config.yaml")
+
+
 def test_the_command_exits_with_one_and_takes_the_configuration_at_hand(study, tmp_path):
     study["models"]["a"]["arguments"] = {"classes": 2}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(study))

@@ -312,3 +312,24 @@ def test_geometry_names_tell_geometries_apart():
 @pytest.mark.parametrize(("p", "text"), [(50, "50"), (50.0, "50"), (12.5, "12.5"), (0.01, "0.01")])
 def test_percent_as_text(p, text):
     assert config.percent(p) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("seed: 1\nseed: 2\n", "line 2: seed is there twice"),
+        ("models:\n  a: {source: x}\n  b: {source: y}\n  'a': {source: z}\n", "line 4: a is there"),
+        ("selection: {p: [50],\n  p: [30]}\n", "line 2: p is there twice"),
+        ("a: [1\nb: 2", "flow sequence"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(text, problem):
+    with pytest.raises(InputError, match=f"(?s)mine.yaml.*{problem}"):
+        config.of_yaml(text, "mine.yaml")
+
+
+def test_what_is_merged_in_may_be_said_again():
+    text = "base: &base {size: 32, mean: [0, 0, 0]}\nown: {<<: *base, size: 64}\n'1': a\n1: b\n"
+    found = config.of_yaml(text, "mine.yaml")
+    assert found["own"] == {"size": 64, "mean": [0, 0, 0]}
+    assert (found["1"], found[1]) == ("a", "b")

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from running import snakemake
 
 from igmask import config, workflow
 from igmask.errors import InputError
@@ -169,3 +170,14 @@ def test_automatic_steps_bring_their_tests_along(flow):
     compiled = Workflow(STUDY | {"compute": {"engine": "compile"}})
     assert compiled.attribute_options(of()) == attribute
     assert compiled.engine_options() == "--engine compile"
+
+
+def test_a_key_that_is_there_twice_stops_snakemake(tmp_path):
+    (tmp_path / "config.yaml").write_text(f"{yaml.safe_dump(STUDY)}seed: 1\nseed: 2\n")
+    done = snakemake(tmp_path, "--dry-run")
+    assert done.returncode
+    assert "seed is there twice" in done.stdout + done.stderr
+    (tmp_path / "mine.yaml").write_text(f"{yaml.safe_dump(STUDY)}figures: {{}}\nfigures: {{}}\n")
+    (tmp_path / "config.yaml").unlink()
+    done = snakemake(tmp_path, "--dry-run", "--configfile", "mine.yaml")
+    assert "mine.yaml, line " in done.stdout + done.stderr
