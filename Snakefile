@@ -32,8 +32,12 @@ if not workflow.overwrite_configfiles:
 
 try:
     for file in map(Path, workflow.overwrite_configfiles or workflow.configfiles):
-        if file.is_file():  # where jobs share no files they are given what was read here
-            of_yaml(file.read_text("utf-8"), str(file))  # Snakemake lets the last of two keys win
+        if (
+            file.is_file()
+        ):  # where jobs share no files they are given what was read here
+            of_yaml(
+                file.read_text("utf-8"), str(file)
+            )  # Snakemake lets the last of two keys win
     flow = Workflow(config)
 except InputError as error:
     raise WorkflowError(str(error)) from None
