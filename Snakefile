@@ -15,7 +15,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from igmask.config import of_yaml, warnings
+from igmask.config import refuse_doubled_keys, warnings
 from igmask.errors import InputError
 from igmask.workflow import Workflow, code_version
 
@@ -31,13 +31,8 @@ if not workflow.overwrite_configfiles:
 
 
 try:
-    for file in map(Path, workflow.overwrite_configfiles or workflow.configfiles):
-        if (
-            file.is_file()
-        ):  # where jobs share no files they are given what was read here
-            of_yaml(
-                file.read_text("utf-8"), str(file)
-            )  # Snakemake lets the last of two keys win
+    for file in workflow.overwrite_configfiles or workflow.configfiles:
+        refuse_doubled_keys(Path(file))  # of which Snakemake lets the last win
     flow = Workflow(config)
 except InputError as error:
     raise WorkflowError(str(error)) from None

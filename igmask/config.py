@@ -220,6 +220,15 @@ def of_yaml(text: str, name: str) -> Any:
         raise InputError(f"{name}: {error}") from None
 
 
+def refuse_doubled_keys(file: Path) -> None:
+    """Raise InputError if a configuration, which is read elsewhere, has a key twice.
+
+    It may not be there, where jobs share no files and are given what was read.
+    """
+    if file.is_file():
+        of_yaml(file.read_text("utf-8"), str(file))
+
+
 def missing_files(study: Study) -> dict[str, str]:
     """Return {key: problem} of the files and folders that a study names and that are not there."""
     files = {
