@@ -28,7 +28,7 @@ from igmask import definition, machine, zoo
 from igmask.devices import take_device
 from igmask.errors import InputError, matching
 from igmask.ig import integrated_gradients, overlap
-from igmask.network import Network, all_finite, multiply_in, prepare
+from igmask.network import Network, all_finite, keep_freed_memory, multiply_in, prepare
 from igmask.progress import Meter, say
 from igmask.stem import Split, whole
 
@@ -361,6 +361,7 @@ def _worker(setting: Setting, contestant: Contestant) -> Iterator[Callable[..., 
             runs.clear()
         gc.collect()
         torch.cuda.empty_cache()
+        torch.compiler.reset()  # which counts what it has compiled
         return
     here, there = _processes.Pipe()
     process = _processes.Process(target=_serve, args=(there, setting, contestant), daemon=True)
@@ -419,7 +420,7 @@ class _Run:
             self._network = self._network.to(memory_format=torch.channels_last)
             self._images = self._images.contiguous(memory_format=torch.channels_last)
         if contestant.like in ("captum kept", "captum tuned"):
-            prepare(self._network, self._images)  # for its malloc
+            keep_freed_memory()  # which changes nothing on a GPU
         if contestant.like.startswith("captum"):  # igmask sees to its precision itself
             self._convert(_HALVES.get(contestant.precision, torch.float32))
             if setting.on_gpu:
@@ -569,7 +570,7 @@ class _Run:
                 "precision": self._contestant.precision,
                 "engine": self._contestant.engine,
             }
-            split = prepare(self._network, images, precision=self._contestant.precision).split
+            split = prepare(self._network, images, **how).split
             alone = whole(_Whole(split), "bare")
             self._bare = Network(alone.trunk, images, **how, split=alone)
         size = self._batch_size or 8

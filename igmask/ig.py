@@ -353,8 +353,14 @@ def attribute_squares(
     """Return what `square_parts` makes of the `integrated_gradients` of the same arguments.
 
     From one baseline and in so many steps φ is never written: each image's gradient goes to its
-    squares at once.
+    squares at once. Images in 16 bits have their parts from φ in single precision. Steps by `Auto`
+    are judged by squares of this side.
     """
+    side = integer("the side of squares", side)
+    if side < 1:
+        raise InputError(f"the side of squares must be at least 1, got {side}")
+    if isinstance(n_steps, Auto):
+        n_steps = replace(n_steps, side=side)
     study = _study(model, images, baselines, target, of, n_steps, batch_size, precision, engine)
     with torch.inference_mode(False):
         if not isinstance(n_steps, Auto) and study.has_one_baseline:
@@ -406,10 +412,12 @@ def _study(
             f"{tuple(images.shape)} of {images.dtype}; they need one more axis in front"
         )
     if isinstance(model, Network):
-        if (model.precision, model.engine) != (precision, engine):
+        asked = (*images.shape[1:],), images.dtype, images.device, precision, engine
+        ready = *model.takes, model.precision, model.engine
+        if asked != ready or model.answer is None:
             raise InputError(
-                f"the network was prepared for precision {model.precision} and engine "
-                f"{model.engine}, not for {precision} and {engine}"
+                "the network was made ready for other images, precision or engine: for "
+                f"{', '.join(map(str, ready))}, not for {', '.join(map(str, asked))}"
             )
     elif is_training(model):
         raise InputError("the model is in training mode; call model.eval() first")
@@ -566,8 +574,6 @@ class _Study:
     ) -> Attribution:
         """Return the attribution of squares from one baseline, as `attribute` returns φ."""
         images, (baseline,) = self._images, self._baselines
-        if side < 1:
-            raise InputError(f"the side of squares must be at least 1, got {side}")
         height, width = images.shape[2:]
         parts = self._output.new_empty((len(images), 2, *grid(height, width, side)))
         for i, slope in enumerate(self._slopes(baseline, *_with_ends(positions, weights))):

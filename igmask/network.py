@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, lru_cache
+from itertools import count
+from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,6 +32,7 @@ from igmask.tracing import running
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 ENGINES = ("eager", "compile", "cudagraph")
 
+_numbers = count()
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CPU_BYTES = 2**30  # for a batch: larger ones gain nothing
 _MOST = {"cpu": 64, "cuda": 256}  # points in a batch; more gain nothing
@@ -40,6 +43,7 @@ class Network:
     """A network behind one door; see `prepare`.
 
     answer: what it said of the first images, None if it was not asked
+    takes:  shape without the first axis, dtype and device of the images it was made ready for
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Network:
         answer: contract.Answer | None = None,
     ) -> None:
         self.answer = answer
+        self.takes = (*example.shape[1:],), example.dtype, example.device
         self.split = split or stem.split(
             model,
             example,
@@ -79,7 +84,10 @@ class Network:
 
         if engine == "cudagraph":
             return _Graphed(trunk)
-        return torch.compile(trunk, dynamic=False)
+        # torch.compile gives up on code that it has compiled eight times: each network has its own.
+        code = trunk.__code__.replace(co_name=f"trunk_{next(_numbers)}")
+        own = FunctionType(code, trunk.__globals__, closure=trunk.__closure__)
+        return torch.compile(own, dynamic=False)
 
     def stem(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return where images (N, C, H, W) are behind the stem, detached: (N, ...) each."""
@@ -169,7 +177,8 @@ class Network:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        with running(), _products(self.precision):
+        # In this order, as in `prepare`: who waits for the setting keeps nobody from tracing.
+        with _products(self.precision), running():
             yield
 
 
@@ -217,6 +226,7 @@ def prepare(
     example:   (n, ...) images
     precision: of `PRECISIONS`; None leaves the model and PyTorch's settings as they are
     engine:    of `ENGINES`: how what is behind the stem runs
+    returns    what does not notice a later change of the model
     raises     InputError for a precision or engine unknown or not to be had on the device, for a
                model on another device, one with layers in training mode, or one that does not
                answer the first images as `contract.ask` says
@@ -227,12 +237,12 @@ def prepare(
         if name in ("tf32", "cudagraph") and example.device.type != "cuda":
             raise InputError(f"{kind} {name} needs a GPU, and the images are on the CPU")
     if example.device.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     if not isinstance(model, nn.Module) and precision in _DTYPES:
         raise InputError(f"precision {precision} needs a torch.nn.Module, not a function")
     # What answers are compared here, and what is found to be one, is not a matter of precision:
     # by TF32, PyTorch's default for convolutions, the gradients of deep networks differ by tenths.
-    with _products("fp32"):
+    with torch.inference_mode(False), _products("fp32"):
         return _prepare(model, example, precision, engine)
 
 
@@ -271,7 +281,7 @@ def _prepare(
 
 
 @cache
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let malloc use freed memory again instead of giving it back to the system.
 
     Fresh pages for the activations of every batch cost a fifth of the time of VGG-16.

@@ -99,6 +99,9 @@ def split(
         # Some kernels are right in one layout only: see `contract.averages_rightly`.
         log.debug("%s, channels last: %s", type(network).__name__, found.why_not)
         found = _split(network, example[:2], with_head, torch.contiguous_format, fused)
+    if fused and found.why_not.startswith((_DIFFERS, _UNCUT)):
+        log.debug("%s, fused: %s", type(network).__name__, found.why_not)
+        return split(network, example, with_head=with_head, layout=layout)
     if found.why_not:
         log.debug("%s has no affine stem: %s", type(network).__name__, found.why_not)
     return found
@@ -150,15 +153,16 @@ def _split(
         return whole(network, "it has several inputs")
     try:
         found = _cut(network, graph, constants, inputs[0], example, with_head, layout, fused)
-    except KeyError as error:  # a layer that is called, and whose weights are read beside it
-        return whole(network, f"its trace cannot be cut ({error})")
+    # A layer that is called, and whose weights are read beside it; what a kernel does not take.
+    except (KeyError, ValueError) as error:
+        return whole(network, f"{_UNCUT} ({error})")
     difference = _difference(network, found, example)
     if difference:
         return whole(network, f"{_DIFFERS}: {difference}")
     return found
 
 
-_DIFFERS = "its trace computes something else"
+_DIFFERS, _UNCUT = "its trace computes something else", "its trace cannot be cut"
 
 
 class _Tracer(fx.Tracer):
@@ -535,7 +539,7 @@ def _fold_batch_norms(graph: fx.Graph, parts: dict[str, Any]) -> int:
             continue
         layer = parts[str(before.target)]
         if _FOLDS.get(type(layer)) is type(norm) and norm.running_mean is not None:
-            name = f"folded_{node.name}"
+            name = _free_name(f"folded_{node.name}", parts)
             parts[name] = frozen(fuse_conv_bn_eval(layer, norm))
             before.target = name
             node.replace_all_uses_with(before)
@@ -578,14 +582,15 @@ def _fuse_relus(graph: fx.Graph, parts: dict[str, Any]) -> None:
             operands = sorted(before.all_input_nodes, key=lambda n: _bias(n, parts) is None)
             biases = [b for b in (_bias(n, parts) for n in operands) if b is not None]
             if len({len(bias) for bias in biases}) == 1:
-                relu = _FusedRelu(torch.stack(biases).sum(dim=0))
+                relu = _FusedRelu(torch.stack([_wide(bias) for bias in biases]).sum(dim=0))
         elif (bias := _bias(before, parts)) is not None:
             relu = _FusedRelu(bias)
         if relu is None:
             continue
-        for operand in operands:
-            _leave_bias_out(operand, parts)
-        name = f"fused_{node.name}"
+        if type(layer) is not nn.BatchNorm2d:  # whose shift knows of no bias before it
+            for operand in operands:
+                _leave_bias_out(operand, parts)
+        name = _free_name(f"fused_{node.name}", parts)
         parts[name] = relu
         with graph.inserting_before(node):
             fused = graph.call_module(name, tuple(operands))
@@ -593,6 +598,13 @@ def _fuse_relus(graph: fx.Graph, parts: dict[str, Any]) -> None:
         graph.erase_node(node)
         if before not in operands:
             graph.erase_node(before)
+
+
+def _free_name(name: str, parts: dict[str, Any]) -> str:
+    """The name, or one like it that no layer of the network has."""
+    while name in parts:
+        name += "_"
+    return name
 
 
 def _part(node: fx.Node, parts: dict[str, Any]) -> nn.Module | None:
@@ -604,11 +616,16 @@ def _shift_and_scale(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
     assert variance is not None
-    scale = (variance + norm.eps).rsqrt()
+    scale = (_wide(variance) + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight.detach()
-    shift = -mean * scale
+    shift = -_wide(mean) * scale
     return (shift if norm.bias is None else shift + norm.bias.detach()), scale
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In single precision at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _is_sum(node: fx.Node) -> bool:
@@ -616,6 +633,8 @@ def _is_sum(node: fx.Node) -> bool:
     name = str(node.target)
     if node.op == "call_function":
         name = getattr(node.target, "__name__", "")
+        if getattr(node.target, "__module__", "") not in _HOMES:
+            return False
     two = node.all_input_nodes == list(node.args) and len(node.args) == 2 and not node.kwargs
     in_place = name in ("iadd", "add_")
     return two and (name == "add" or (in_place and len(node.all_input_nodes[0].users) == 1))
@@ -634,5 +653,5 @@ def _leave_bias_out(node: fx.Node, parts: dict[str, Any]) -> None:
     if _bias(node, parts) is not None:
         without = frozen(parts[str(node.target)])
         without._parameters["bias"] = None
-        node.target = f"unbiased_{node.name}"
+        node.target = _free_name(f"unbiased_{node.name}", parts)
         parts[node.target] = without

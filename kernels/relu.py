@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from igmask.kernels.dispatch import check, has_kernel, jit, memory_format_of, tl
 from igmask.kernels.path import wide
@@ -57,6 +58,7 @@ class _ShiftedRelu(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (result,) = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=memory_format_of(result))
@@ -132,6 +134,6 @@ def _relu_back_kernel(
     slope = tl.load(gradient + at, mask=live, other=0).to(WIDE)
     if scale is not None:
         slope *= tl.load(scale + channel, mask=channel < n_channels, other=0).to(WIDE)
-    passed = tl.load(result + at, mask=live, other=0).to(WIDE) > 0
-    slope = tl.where(passed, slope, 0.0)
+    stopped = tl.load(result + at, mask=live, other=0).to(WIDE) <= 0  # NaN is not, as in PyTorch
+    slope = tl.where(stopped, 0.0, slope)
     tl.store(out + at, slope.to(out.dtype.element_ty), mask=live)

@@ -1,5 +1,7 @@
 """Integrated Gradients against closed forms, and against itself in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -500,7 +502,8 @@ def test_the_definition_of_a_cubic_is_the_rules_own_sum():
 def test_squares_are_those_of_the_values(network, dtype, side, n_steps, n_baselines):
     network, images = network.to(dtype), torch.rand(3, 3, 9, 9, dtype=dtype)
     options = {"baselines": torch.rand(n_baselines, 3, 3, 9, 9, dtype=dtype), "n_steps": n_steps}
-    whole = integrated_gradients(network, images, **options)
+    judged = {} if n_steps == 5 else {"n_steps": replace(n_steps, side=side)}
+    whole = integrated_gradients(network, images, **options | judged)
     found = attribute_squares(network, images, side=side, **options)
     assert found.values.equal(square_parts(whole.values, side=side))
     torch.testing.assert_close(found.completeness, whole.completeness, rtol=1e-4, atol=1e-7)
@@ -511,5 +514,9 @@ def test_squares_are_those_of_the_values(network, dtype, side, n_steps, n_baseli
 def test_no_images_have_no_squares_and_sides_are_positive(network):
     none = torch.rand(0, 3, 9, 9, dtype=torch.float64)
     assert attribute_squares(network, none).values.shape == (0, 2, 3, 3)
-    with pytest.raises(InputError, match="side of squares must be at least 1, got 0"):
-        attribute_squares(network, torch.rand(1, 3, 9, 9, dtype=torch.float64), side=0)
+    images = torch.rand(2, 3, 9, 9, dtype=torch.float64)
+    for options in ({}, {"n_steps": Auto()}, {"baselines": torch.stack([images, images])}):
+        with pytest.raises(InputError, match="side of squares must be at least 1, got 0"):
+            attribute_squares(network, images, side=0, **options)
+        with pytest.raises(InputError, match=r"the side of squares must be an integer, got 3\.0"):
+            attribute_squares(network, images, side=3.0, **options)

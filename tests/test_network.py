@@ -272,8 +272,58 @@ def test_a_network_that_was_made_ready_is_taken_as_it_is(images):
     ready = prepare(model, images, precision="fp32")
     expected = integrated_gradients(model, images, n_steps=3)
     assert integrated_gradients(ready, images, n_steps=3).values.equal(expected.values)
-    with pytest.raises(InputError, match="prepared for precision fp32 and engine eager, not for"):
-        integrated_gradients(ready, images, precision="bf16")
+    others = [(images, {"precision": "bf16"}), (images, {"engine": "compile"})]
+    others += [(images.float(), {}), (images[:, :1], {}), (images[..., 1:], {})]
+    for other, options in others:
+        with pytest.raises(InputError, match="made ready for other images, precision or engine"):
+            integrated_gradients(ready, other, **options)
+    unasked = prepare(classifier(), images[:0], precision="fp32")
+    with pytest.raises(InputError, match="made ready for other images"):
+        integrated_gradients(unasked, images)
+
+
+def test_a_network_may_be_made_ready_in_inference_mode(images):
+    model = classifier()
+    with torch.inference_mode():
+        prepare(model, images, precision="fp32")
+    assert not prepare(model, images, precision="fp32").split.why_not
+
+
+def test_a_thread_that_prepares_and_one_in_tf32_do_not_wait_for_each_other(images, monkeypatch):
+    """As on a GPU, where the setting of products is the process's."""
+    model = classifier()
+    tf32 = Network(model, images, precision="tf32")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    begun = threading.Event()
+
+    def ask(*arguments, work=network_module.contract.ask):
+        begun.set()
+        time.sleep(0.3)
+        return work(*arguments)
+
+    monkeypatch.setattr(network_module.contract, "ask", ask)
+    preparing = threading.Thread(
+        target=lambda: prepare(classifier(seed=1), images, precision="fp32"), daemon=True
+    )
+    running = threading.Thread(target=lambda: begun.wait() and tf32.stem(images), daemon=True)
+    for thread in (preparing, running):
+        thread.start()
+    for thread in (preparing, running):
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_every_network_of_a_process_is_compiled(images, monkeypatch):
+    """torch.compile gives up on code that it has compiled eight times."""
+    real, stats = torch.compile, torch._dynamo.utils.counters["stats"]
+    monkeypatch.setattr(torch, "compile", lambda f, **how: real(f, backend="eager", **how))
+    before = stats["unique_graphs"]
+    for seed in range(10):
+        network = classifier(seed=seed, dtype=torch.float32)
+        integrated_gradients(network, images.float(), n_steps=2, engine="compile", batch_size=4)
+    assert stats["unique_graphs"] - before >= 10
 
 
 def test_a_model_on_another_device_is_refused(images):

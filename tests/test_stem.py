@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from igmask import stem
 from igmask.ig import integrated_gradients, path_gradients
 from igmask.network import Network
 from igmask.stem import Head, split
@@ -748,6 +749,58 @@ def test_relus_take_along_what_comes_before_them(block, n_fused, precision):
     ]
     tolerance = 0.2 if precision == "bf16" else 1e-12
     assert (slopes[1] - slopes[0]).norm() < tolerance * slopes[0].norm()
+
+
+class Keyword(nn.Module):
+    """A norm that is given its input by name, behind a convolution with a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return F.relu(self.norm(input=self.conv(x)))
+
+
+class Single(nn.Module):
+    """Convolutions of one image at a time, without an axis for the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        return torch.stack([F.relu(self.conv(x[0])), F.relu(self.conv(x[1]))])
+
+
+class Named(nn.Module):
+    """Layers whose names those of new ones must not take."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.fused_relu = nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Tanh()
+        self.unbiased_conv = nn.Sigmoid()
+
+    def forward(self, x):
+        return self.unbiased_conv(self.fused_relu(self.relu(self.conv(x))))
+
+
+@pytest.mark.parametrize("rest", [Keyword, Single, Named])
+def test_what_cannot_be_fused_keeps_its_stem_and_its_numbers(rest):
+    network = ready(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), rest(), Classes(4)))
+    images = torch.rand(2, 3, 9, 9, dtype=torch.float64)
+    found = split(network, images, fused=True)
+    assert not found.why_not
+    torch.testing.assert_close(found(images), network(images), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_of_networks_in_16_bits_are_taken_along_in_32(dtype):
+    norm = nn.BatchNorm2d(4).eval()
+    norm.running_mean.fill_(6.1)
+    shift, scale = stem._shift_and_scale(norm.to(dtype))
+    assert shift.dtype == scale.dtype == torch.float32
+    assert float(shift[0] / scale[0] + norm.running_mean[0]) == pytest.approx(0, abs=1e-5)
 
 
 class Classes(nn.Module):

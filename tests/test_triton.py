@@ -223,7 +223,10 @@ def test_pooling_in_half_precision(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES, torch.float64])
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("shape", [(2, 5, 7, 3), (1, 64, 5, 9), (3, 1, 1, 1), (2, 3, 40, 8)])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 5, 7, 3), (1, 64, 5, 9), (3, 1, 1, 1), (2, 3, 40, 8), (2, 96, 3, 2), (1, 520, 2, 1)],
+)
 @pytest.mark.parametrize("how", ["bias", "norm", "sum"])
 def test_relu_with_what_comes_before_it(how, shape, form, dtype):
     x, other = (t.requires_grad_() for t in ends(*shape, form=form, dtype=dtype))
@@ -254,6 +257,15 @@ def test_relu_with_what_comes_before_it(how, shape, form, dtype):
 def test_relu_passes_nan_on_and_refuses_what_does_not_fit():
     x, shift = torch.full((1, 2, 1, 1), torch.nan, device=DEVICE), torch.zeros(2, device=DEVICE)
     assert shifted_relu(x, shift).isnan().all()
+    x.requires_grad_()
+    (slope,) = torch.autograd.grad(shifted_relu(x, shift).sum(), x)
+    assert slope.eq(1).all()  # as PyTorch has it
+    weight = torch.ones_like(x, requires_grad=True)
+    found = (shifted_relu(x, shift) * weight).sum()
+    (again,) = torch.autograd.grad(found, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        again.sum().backward()
+    x = x.detach()
     with pytest.raises(ValueError, match="a shift a channel"):
         shifted_relu(x, shift[:1])
     with pytest.raises(ValueError, match="shifted_relu"):
@@ -597,3 +609,13 @@ class Watch(TorchDispatchMode):
         if function.namespace == "igmask":
             self.asked.append(function.name().partition("::")[2])
         return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("engine", "n_fused"), [("eager", 1), ("compile", 0)])
+def test_networks_have_fused_relus_but_for_compile(engine, n_fused):
+    layers = nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten()
+    model = nn.Sequential(*layers, nn.Linear(36, 2)).eval().to(DEVICE)
+    images = torch.rand(2, 3, 7, 7, device=DEVICE)
+    ready = network.prepare(model, images, precision="fp32", engine=engine)
+    found = [part for part in ready.split.trunk.modules() if isinstance(part, stem._FusedRelu)]
+    assert len(found) == n_fused

@@ -64,7 +64,7 @@ def rows() -> Iterator[list[Row]]:
 def room(monkeypatch):
     """Memory for the next network: the largest takes 12 GB, and eighty run in one process."""
     # What one has freed, the next cannot use piece by piece.
-    monkeypatch.setattr("igmask.network._keep_freed_memory", lambda: None)
+    monkeypatch.setattr("igmask.network.keep_freed_memory", lambda: None)
     yield
     gc.collect()  # the networks, which torch.fx leaves in cycles
     gc.collect()  # what was made ready of them
