@@ -79,7 +79,7 @@ def to_markdown(result: dict[str, Any]) -> str:
         "",
         made_on(machine),
         f"{setting['n_images']} images, m = {setting['n_steps']}, random weights; "
-        "medians of runs that took turns, in ms an (image, step) pair.",
+        f"medians of runs{'' if on_gpu else ' that took turns'}, in ms an (image, step) pair.",
         "",
         *(f"    {command}" for command in dict.fromkeys(row["command"] for row in result["rows"])),
         "",
@@ -99,9 +99,11 @@ def to_markdown(result: dict[str, Any]) -> str:
         "igmask returns that too. *No delta*: without it. *Memory kept*: and malloc told to keep "
         "freed memory, as in any process that has used igmask. *At its best*: the fastest of these "
         "and of *tuned*, the network also in channels-last and its weights frozen, as igmask has "
-        "it itself. Each has the batch size that is best for it. First calls, igmask's trace "
-        "among them, are not timed. *Bare passes*: as many forward passes and input gradients of "
-        "the whole network in its best form, and no attribution. Error and IoU: against float64, "
+        "it itself (but not in fp32 on a GPU). What a row lacks was not run. igmask gets a network "
+        "made ready, as a study hands it over, and each the batch size that is best for it. First "
+        "calls, igmask's trace among them, are not timed. *Bare passes*: as many forward passes "
+        "and input gradients of the whole network in its best form, and no attribution. Error and "
+        "IoU: against float64, "
         "first image; completeness: mean of |Σφ − Δf| / |Δf|. Peak: memory of one image beyond the "
         "network's, both in batches of 8.",
         *(["", _ON_A_GPU] if on_gpu else []),
