@@ -81,7 +81,8 @@ def changed(**groups):
 
 def test_tables_and_figures_are_there(results):
     accuracy = pd.read_csv(results / "results/tables/accuracy.csv")
-    assert accuracy["model"].tolist() == ["one"] * 3 + ["two"] * 3
+    assert accuracy["model"].tolist() == ["one"] * 5 + ["two"] * 5
+    assert accuracy["mask"].tolist() == ["none", *["selection", "random"] * 2] * 2
     assert accuracy["n"].unique().tolist() == [20]
     assert accuracy["top1"].between(0, 100).all()
     assert accuracy.loc[accuracy["mode"] == "keep", "area_kept"].between(1, 99).all()
