@@ -225,3 +225,9 @@ def test_the_mean_may_be_plain_numbers(image):
 def test_channels_last_of_another_number_are_named(network, channels):
     with pytest.raises(InputError, match=f"seems to have {channels} channels last"):
         igmask.mask_image(np.zeros((16, 16, channels), np.float32), network)
+
+
+def test_a_p_below_1_is_a_warning(network):
+    image = torch.rand(3, 9, 9, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="p = 0.5 means 0.5 %; 50 is 50 %"):
+        igmask.mask_image(image, network, 0.5, n_steps=2)
