@@ -211,11 +211,11 @@ def _percentages(p: Any) -> list[float]:
     numbers = [one for one in ps if isinstance(one, Real) and not isinstance(one, bool)]
     if not ps or len(numbers) < len(ps) or not all(map(isfinite, numbers)):
         raise InputError(f"p must be a number in (0, 100], or a list of them, got {p!r}")
-    for one in (one for one in numbers if 0 < one < 1):
-        warnings.warn(
-            f"p = {one:g} means {one:g} %; {100 * one:g} is {100 * one:g} %", stacklevel=3
-        )
-    return [float(one) for one in numbers]
+    percents = [float(one) for one in numbers]
+    for small in filter(lambda percent: 0 < percent < 1, percents):
+        told = f"p = {small:g} means {small:g} %; {100 * small:g} is {100 * small:g} %"
+        warnings.warn(told, stacklevel=3)
+    return percents
 
 
 def _colour(mean: Any, images: Tensor) -> Tensor | None:
