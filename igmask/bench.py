@@ -348,16 +348,7 @@ def _worker(setting: Setting, contestant: Contestant) -> Iterator[Callable[..., 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Captum's, on batch sizes
             runs = [_attempt(_Run, setting, contestant)]
-
-            def ask_here(question: str, *arguments: Any) -> Any:
-                run = runs[0]
-                failed = isinstance(run, _Failed)
-                answer = run if failed else _attempt(getattr(run, question), *arguments)
-                if isinstance(answer, _Failed):
-                    raise answer
-                return answer
-
-            yield ask_here
+            yield lambda *question: _raised(_answer(runs[0], *question))
             runs.clear()
         gc.collect()
         torch.cuda.empty_cache()
@@ -374,9 +365,7 @@ def _worker(setting: Setting, contestant: Contestant) -> Iterator[Callable[..., 
             answer = here.recv()
         except (EOFError, BrokenPipeError):
             raise _Failed("its process died") from None
-        if isinstance(answer, _Failed):
-            raise answer
-        return answer
+        return _raised(answer)
 
     try:
         yield ask
@@ -392,9 +381,18 @@ def _serve(pipe: Any, setting: Setting, contestant: Contestant) -> None:
     run = _attempt(_Run, setting, contestant)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
-            question, *arguments = pipe.recv()
-            failed = isinstance(run, _Failed)
-            pipe.send(run if failed else _attempt(getattr(run, question), *arguments))
+            pipe.send(_answer(run, *pipe.recv()))
+
+
+def _answer(run: Any, question: str, *arguments: Any) -> Any:
+    """What a contestant's `_Run` answers, or why it failed, at this or when it was made."""
+    return run if isinstance(run, _Failed) else _attempt(getattr(run, question), *arguments)
+
+
+def _raised(answer: Any) -> Any:
+    if isinstance(answer, _Failed):
+        raise answer
+    return answer
 
 
 def _attempt(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -566,12 +564,9 @@ class _Run:
     def _pass(self, images: Tensor, targets: Tensor, n_steps: int) -> tuple[int]:
         """As many passes, in the engine's batches, of the whole network in its best form."""
         if self._bare is None:
-            how: dict[str, Any] = {
-                "precision": self._contestant.precision,
-                "engine": self._contestant.engine,
-            }
-            split = prepare(self._network, images, **how).split
-            alone = whole(_Whole(split), "bare")
+            ready = self._made_ready()
+            how: dict[str, Any] = {"precision": ready.precision, "engine": ready.engine}
+            alone = whole(_Whole(ready.split), "bare")
             self._bare = Network(alone.trunk, images, **how, split=alone)
         size = self._batch_size or 8
         n_pairs = len(images) * n_steps

@@ -103,8 +103,7 @@ def pace(
         )
         options = {key: attribution[key] for key in ("of", "rule", "precision")}
         target = labels[rows] if attribution["target"] == "label" else None
-        how = {"precision": attribution["precision"], "engine": engine}
-        made = prepare(network, images[:2], **how)
+        made = prepare(network, images[:2], precision=attribution["precision"], engine=engine)
         return seconds(
             lambda: integrated_gradients(
                 made,
