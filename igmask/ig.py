@@ -331,9 +331,7 @@ def integrated_gradients(
     """
     study = _study(model, images, baselines, target, of, n_steps, batch_size, precision, engine)
     with torch.inference_mode(False):
-        if isinstance(n_steps, Auto):
-            return study.until_settled(rule, n_steps)
-        return study.attribute(*checked_rule(rule, n_steps))
+        return study.follow(rule, n_steps)
 
 
 def attribute_squares(
@@ -365,10 +363,7 @@ def attribute_squares(
     with torch.inference_mode(False):
         if not isinstance(n_steps, Auto) and study.has_one_baseline:
             return study.attribute_squares(*checked_rule(rule, n_steps), side)
-        if isinstance(n_steps, Auto):
-            found = study.until_settled(rule, n_steps)
-        else:
-            found = study.attribute(*checked_rule(rule, n_steps))
+        found = study.follow(rule, n_steps)
     return replace(found, values=square_parts(found.values, side=side), of_squares=True)
 
 
@@ -550,6 +545,12 @@ class _Study:
         single = torch.promote_types(images.dtype, torch.float32)
         self._output = torch.zeros(shape, dtype=single, device=device)
         self._at_baseline = torch.zeros_like(self._output)  # of the baseline under way
+
+    def follow(self, rule: str, n_steps: int | Auto) -> Attribution:
+        """Return the attribution by a rule and so many steps, or as many as are needed."""
+        if isinstance(n_steps, Auto):
+            return self.until_settled(rule, n_steps)
+        return self.attribute(*checked_rule(rule, n_steps))
 
     def attribute(self, positions: Sequence[float], weights: Sequence[float]) -> Attribution:
         """Return the attribution by a quadrature rule; f(x) and f(b) ride in the same batches."""
