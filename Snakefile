@@ -15,9 +15,9 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from igmask.config import refuse_doubled_keys, warnings
+from igmask.study.config import refuse_doubled_keys, warnings
 from igmask.errors import InputError
-from igmask.workflow import Workflow, code_version
+from igmask.plan import Workflow, code_version
 
 # The jobs find the igmask that this Snakemake runs with, its environment activated or not.
 shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")
@@ -40,7 +40,7 @@ except InputError as error:
 # Snakemake knows what made a file by its own notes. Where it has none, results may have been copied
 # here, and it would take them for its own whatever made them.
 if not os.path.isdir(".snakemake/metadata") or not os.listdir(".snakemake/metadata"):
-    from igmask.verify import foreign
+    from igmask.tools.verify import foreign
 
     if strangers := foreign(flow):
         listed = "\n".join(f"  {line}" for line in strangers[:5])
@@ -212,7 +212,7 @@ rule mask:
 
 
 # All conditions of a model in one process, since importing PyTorch takes longer than a small one does.
-# It evaluates those only that it has not kept from an earlier run: see igmask/evaluate.py.
+# It evaluates those only that it has not kept from an earlier run: see igmask/steps/evaluate.py.
 rule evaluate:
     input:
         images=flow.images,

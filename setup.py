@@ -2,8 +2,10 @@
 
 from setuptools import setup
 
+ROOMS = ("study", "inputs", "engine", "steps", "report", "tools", "bench")
+
 setup(
-    packages=["igmask", "igmask.kernels"],
+    packages=["igmask", "igmask.kernels", *(f"igmask.{room}" for room in ROOMS)],
     package_dir={"igmask": "igmask", "igmask.kernels": "kernels"},
-    package_data={"igmask": ["*.json"]},
+    package_data={"igmask.study": ["*.json"]},
 )

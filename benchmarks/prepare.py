@@ -20,10 +20,13 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
-from igmask import arrays, demo, machine
-from igmask.config import Geometry
-from igmask.pages import made_on, table
-from igmask.prepare import prepare, write_index
+from igmask import arrays, devices
+from igmask.bench import machine
+from igmask.bench.pages import made_on, table
+from igmask.inputs import demo
+from igmask.steps.index import index as write_index
+from igmask.steps.prepare import prepare
+from igmask.study.config import Geometry
 
 N_IMAGES, N_ROUNDS, BATCH = 400, 3, 64
 GEOMETRY = Geometry(224, 256, "bilinear")
@@ -109,7 +112,7 @@ def main(page: Path) -> None:
     lines = [
         "# Preparation, and PyTorch's DataLoader",
         "",
-        made_on(machine.describe("cpu", machine.n_cores(), PACKAGES)),
+        made_on(machine.describe("cpu", devices.n_cores(), PACKAGES)),
         "",
         f"    python benchmarks/prepare.py {page}",
         "",

@@ -16,10 +16,10 @@ import yaml
 from prepare import draw
 
 from igmask.arrays import write_text
-from igmask.check import check
-from igmask.devices import pick_device
-from igmask.machine import describe, n_cores
-from igmask.pages import made_on
+from igmask.bench.machine import describe
+from igmask.bench.pages import made_on
+from igmask.devices import n_cores, pick_device
+from igmask.tools.check import check
 
 N_IMAGES, N_CLASSES, N_DRAWN = 50_000, 1000, 40
 PACKAGES = ("igmask", "torch", "torchvision", "triton", "numpy", "pillow")

@@ -25,14 +25,21 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from igmask import ig, network
 from igmask.arrays import write_text
-from igmask.bench import FOUR, MODELS, Setting, build
-from igmask.devices import take_device
-from igmask.ig import integrated_gradients
-from igmask.machine import describe, n_cores
-from igmask.network import ENGINES, PRECISIONS, Network, input_gradients, multiply_in, prepare
-from igmask.pages import figures_of, made_on, of, table
+from igmask.bench.attributions import FOUR, MODELS, Setting, build
+from igmask.bench.machine import describe
+from igmask.bench.pages import figures_of, made_on, of, table
+from igmask.devices import n_cores, take_device
+from igmask.engine import ig, network
+from igmask.engine.ig import integrated_gradients
+from igmask.engine.network import (
+    ENGINES,
+    PRECISIONS,
+    Network,
+    input_gradients,
+    multiply_in,
+    prepare,
+)
 
 STAGES = ("stem", "path", "forward", "backward", "accumulate")
 _N_IMAGES = {"cpu": 4, "cuda": 64}

@@ -21,9 +21,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from igmask.arrays import write_text
-from igmask.config import KEPT
-from igmask.machine import describe
-from igmask.pages import figures_of, of, page, table
+from igmask.bench.machine import describe
+from igmask.bench.pages import figures_of, of, page, table
+from igmask.study.config import KEPT
 
 SNAKEFILE = Path(__file__).resolve().parents[1] / "Snakefile"
 WITHOUT_BAR = ("preflight", "tables", "examples", "curves")

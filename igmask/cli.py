@@ -18,10 +18,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from igmask import config
-from igmask.config import Geometry, schema
 from igmask.errors import InputError
 from igmask.progress import log_to, say
+from igmask.study import config
+from igmask.study.config import Geometry, schema
 
 File = click.Path(path_type=Path)
 
@@ -256,7 +256,7 @@ def check(configfile: Path | None, trial: bool) -> None:
 
     Exits with 1 if something would.
     """
-    from igmask.check import check
+    from igmask.tools.check import check
 
     file = configfile or config.default_file()
     levels = []
@@ -277,9 +277,9 @@ def check(configfile: Path | None, trial: bool) -> None:
 @output()
 def train(**options: Any) -> None:
     """Train a model on the demo's drawn images; its settings need `train`."""
-    from igmask.train import write_weights
+    from igmask.steps.train import train
 
-    write_weights(options.pop("output"), **options)
+    train(options.pop("output"), **options)
 
 
 @app.command()
@@ -293,9 +293,9 @@ def train(**options: Any) -> None:
 @output()
 def index(dataset: str, **options: Any) -> None:
     """List the images of a dataset: name, path, label."""
-    from igmask.prepare import write_index
+    from igmask.steps.index import index
 
-    write_index(_read_settings(dataset), **options)
+    index(_read_settings(dataset), **options)
 
 
 @app.command()
@@ -305,7 +305,7 @@ def index(dataset: str, **options: Any) -> None:
 @output()
 def preflight(index: Path, **options: Any) -> None:
     """Check a model before work begins: weights, output, the labels of INDEX."""
-    from igmask.preflight import preflight
+    from igmask.steps.preflight import preflight
 
     preflight(index, **options)
 
@@ -329,7 +329,7 @@ def preflight(index: Path, **options: Any) -> None:
 @output()
 def prepare(index: Path, size: int, resize: int, interpolation: str, **options: Any) -> None:
     """Decode, resize and crop the images of INDEX, once for all networks of the same input."""
-    from igmask.prepare import prepare
+    from igmask.steps.prepare import prepare
 
     prepare(index, geometry=Geometry(size, resize, interpolation), **options)
 
@@ -355,11 +355,11 @@ def prepare(index: Path, size: int, resize: int, interpolation: str, **options: 
 @output()
 def attribute(images: Path, **options: Any) -> None:
     """Integrated Gradients of the prepared IMAGES, summed over squares."""
-    from igmask.attribute import write_scores
+    from igmask.steps.attribute import attribute
 
     keys = schema()["properties"]["attribution"]["properties"]
     attribution = {key: options.pop(key) for key in keys}
-    write_scores(images, attribution=attribution, **options)
+    attribute(images, attribution=attribution, **options)
 
 
 @app.command()
@@ -378,9 +378,9 @@ def attribute(images: Path, **options: Any) -> None:
 @folder()
 def mask(scores: tuple[Path, ...], **options: Any) -> None:
     """Select the squares that hold the top p %, from the SCORES of all shards: 50.npy and so on."""
-    from igmask.masks import write_masks
+    from igmask.steps.mask import mask
 
-    write_masks(list(scores), **options)
+    mask(list(scores), **options)
 
 
 @app.command()
@@ -406,7 +406,7 @@ def evaluate(images: tuple[Path, ...], **options: Any) -> None:
     Writes original.parquet and, for each of the masks, modes and fills, keep-50-black.parquet and
     its like. What was evaluated before, of the same with the same settings, is not evaluated again.
     """
-    from igmask.evaluate import evaluate
+    from igmask.steps.evaluate import evaluate
 
     evaluate(list(images), **options)
 
@@ -416,9 +416,9 @@ def evaluate(images: tuple[Path, ...], **options: Any) -> None:
 @output("results/tables")
 def tables(records: tuple[Path, ...], **options: Any) -> None:
     """Tables 1, 2 and 3, and accuracy.csv, their long form, from the RECORDS of all conditions."""
-    from igmask.tables import write_tables
+    from igmask.report.tables import tables
 
-    write_tables(list(records), **options)
+    tables(list(records), **options)
 
 
 @app.command()
@@ -428,9 +428,9 @@ def tables(records: tuple[Path, ...], **options: Any) -> None:
 @output("results/figures")
 def examples(files: tuple[Path, ...], **options: Any) -> None:
     """Pictures of one model from its FILES: images, scores, masks and records."""
-    from igmask.examples import write_examples
+    from igmask.report.examples import examples
 
-    write_examples(list(files), **options)
+    examples(list(files), **options)
 
 
 @app.command()
@@ -438,9 +438,9 @@ def examples(files: tuple[Path, ...], **options: Any) -> None:
 @output("results/figures")
 def curves(accuracy: Path, **options: Any) -> None:
     """Plots of ACCURACY (accuracy.csv) against p and against the area kept."""
-    from igmask.curves import write_curves
+    from igmask.report.curves import curves
 
-    write_curves(accuracy, **options)
+    curves(accuracy, **options)
 
 
 @app.command()
@@ -470,7 +470,7 @@ def curves(accuracy: Path, **options: Any) -> None:
 @output(help="The picture to write, as PNG, PDF, SVG, JPEG (.jpg) or WebP, by its name.")
 def explain(image: Path, **options: Any) -> None:
     """Draw one IMAGE: original, attribution, keep and drop, with the model's predictions."""
-    from igmask.explain import explain
+    from igmask.report.explain import explain
 
     explain(image, **options)
 
@@ -492,9 +492,9 @@ def verify(results: Path, configfile: Path | None, remove: bool, deep: bool) -> 
     RESULTS is the folder, results/ by default. Exits with 1 if something is missing, damaged or
     stale.
     """
-    from igmask import verify as checks
     from igmask.arrays import ADVICE
-    from igmask.workflow import Workflow
+    from igmask.plan import Workflow
+    from igmask.tools import verify as checks
 
     flow = Workflow(_read_settings(str(configfile or config.default_file())))
     n_bad = 0
@@ -521,7 +521,7 @@ def export(images: tuple[Path, ...], **options: Any) -> None:
     image-mean are rounded to the nearest that a PNG can hold. torchvision's ImageFolder reads the
     folder with its labels; labels.csv lists them, too.
     """
-    from igmask.export import export
+    from igmask.tools.export import export
 
     export(list(images), **options)
 
@@ -538,10 +538,10 @@ def inspect(model: str, size: int | None, device: str) -> None:
     """
     import torch
 
-    from igmask import models
     from igmask.devices import pick_device
-    from igmask.inspect import inspect as inspected
-    from igmask.inspect import report
+    from igmask.engine.inspect import inspect as inspected
+    from igmask.engine.inspect import report
+    from igmask.inputs import models
 
     described = config.model(_read_settings(model) if _are_settings(model) else {"source": model})
     side = size or described.size or models.usual_size(described)
@@ -594,8 +594,10 @@ def bench(models: tuple[str, ...], output: Path, **options: Any) -> None:
     `igmask bench kernels` instead sets each Triton kernel beside PyTorch, eager and compiled, and
     beside a copy of as many bytes. Without a GPU it only shows that it works.
     """
-    from igmask import bench as attributions
-    from igmask import bench_kernels, bench_kernels_page, bench_page
+    from igmask.bench.attributions import attributions
+    from igmask.bench.attributions import attributions_page as bench_page
+    from igmask.bench.attributions import kernels as bench_kernels
+    from igmask.bench.attributions import kernels_page as bench_kernels_page
 
     write: Callable[..., list[Path]]
     if models == ("kernels",):

@@ -33,6 +33,16 @@ _SECONDS_BETWEEN_TRIES = 1.0
 _held: dict[str, int] = {}  # what this process has locked: a GPU's name, and the open file
 
 
+def n_cores() -> int:
+    """Return how many CPU cores this process may use.
+
+    Not PyTorch's number of threads, which Snakemake limits to those of a rule.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def pick_device(name: str) -> "torch.device":
     """Return the device of that name; `auto` is a GPU if there is one.
 

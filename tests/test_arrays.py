@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from igmask import arrays, config
-from igmask.drawing import Column, write_table
+from igmask import arrays
 from igmask.errors import InputError
-from igmask.train import write_weights
+from igmask.report.drawing import Column, write_table
+from igmask.steps.train import train as write_weights
+from igmask.study import config
 
 
 def test_arrays_are_appended_and_read_back_mapped(tmp_path):

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from igmask import bench
-from igmask.bench import CONTESTANTS, ON_A_GPU, Contestant, Setting
-from igmask.bench_page import summary, to_markdown, write
+from igmask.bench.attributions import CONTESTANTS, ON_A_GPU, Contestant, Setting
+from igmask.bench.attributions import attributions as bench
+from igmask.bench.attributions_page import summary, to_markdown, write
+from igmask.engine.ig import integrated_gradients
+from igmask.engine.network import prepare
 from igmask.errors import InputError
-from igmask.ig import integrated_gradients
-from igmask.network import prepare
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from igmask import bench_cases
-from igmask.bench_cases import KERNELS
-from igmask.bench_kernels import measure
-from igmask.bench_kernels_page import to_markdown, write
+from igmask.bench.attributions import cases as bench_cases
+from igmask.bench.cases import KERNELS
+from igmask.bench.kernels import measure
+from igmask.bench.kernels_page import to_markdown, write
 from igmask.cli import app
 from igmask.errors import InputError
 

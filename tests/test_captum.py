@@ -12,7 +12,7 @@ from captum._utils.gradient import compute_gradients
 from torch import nn
 
 import igmask
-from igmask.captum import TargetError
+from igmask.engine.captum import TargetError
 from igmask.errors import InputError
 from igmask.quadrature import CAPTUM_RULES
 

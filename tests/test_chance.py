@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igmask.chance import by_luck
+from igmask.inputs.chance import by_luck
 
 
 def answers(n, n_classes, top1, seed=0):

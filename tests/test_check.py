@@ -12,8 +12,10 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 
-from igmask import check, cli, models, trial
-from igmask.check import Finding
+from igmask import cli
+from igmask.inputs import models
+from igmask.tools import check, trial
+from igmask.tools.check import Finding
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE, N_IMAGES = 16, 9

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from igmask import arrays, config
-from igmask.attribute import write_scores
-from igmask.evaluate import evaluate
-from igmask.masks import write_masks
-from igmask.prepare import prepare, write_index
-from igmask.tables import collect
+from igmask import arrays
+from igmask.report.tables import collect
+from igmask.steps.attribute import attribute as write_scores
+from igmask.steps.evaluate import evaluate
+from igmask.steps.index import index as write_index
+from igmask.steps.mask import mask as write_masks
+from igmask.steps.prepare import prepare
+from igmask.study import config
 
 TOP1 = {
     "original": [80.4],

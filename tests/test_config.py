@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from igmask import config
 from igmask.errors import InputError
+from igmask.study import config
 
 MINIMAL = {
     "dataset": {"source": "demo"},

@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import igmask
-from igmask import config, contract, models
-from igmask.captum import IntegratedGradients
+from igmask.engine.captum import IntegratedGradients
+from igmask.engine.network import prepare
 from igmask.errors import InputError
-from igmask.network import prepare
+from igmask.inputs import contract, models
+from igmask.study import config
 
 
 def classifier(n_classes=5, channels=3):

@@ -12,11 +12,12 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
-from igmask import config, demo
-from igmask.classes import class_numbers
-from igmask.data import index, numbered_classes, opener, unnamed_classes
 from igmask.errors import InputError
-from igmask.workflow import Workflow
+from igmask.inputs import demo
+from igmask.inputs.classes import class_numbers
+from igmask.inputs.data import index, numbered_classes, opener, unnamed_classes
+from igmask.plan import Workflow
+from igmask.study import config
 
 MODEL = {"source": "nets:build", "size": 8}
 

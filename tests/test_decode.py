@@ -10,9 +10,9 @@ from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
-from igmask.config import Geometry
-from igmask.decode import fit, read_rgb
 from igmask.errors import InputError
+from igmask.inputs.decode import fit, read_rgb
+from igmask.study.config import Geometry
 
 
 def noise(mode, size=(53, 41)):

@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from igmask import cli, explain, models
+from igmask import cli
 from igmask.errors import InputError
+from igmask.inputs import models
+from igmask.report import explain
 
 SIZE = 21
 NETWORK = """

@@ -13,14 +13,17 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
-from igmask import arrays, config, models
-from igmask.attribute import write_scores
+from igmask import arrays
 from igmask.errors import InputError
-from igmask.evaluate import evaluate
-from igmask.export import export
+from igmask.inputs import models
 from igmask.kernels import occlude, unpack
-from igmask.masks import write_masks
-from igmask.prepare import prepare, write_index
+from igmask.steps.attribute import attribute as write_scores
+from igmask.steps.evaluate import evaluate
+from igmask.steps.index import index as write_index
+from igmask.steps.mask import mask as write_masks
+from igmask.steps.prepare import prepare
+from igmask.study import config
+from igmask.tools.export import export
 
 SIZE, N_IMAGES, MEAN = 16, 21, (0.41, 0.52, 0.63)
 GEOMETRY = config.Geometry(SIZE, None, "bilinear")
@@ -316,7 +319,7 @@ def test_labels_that_cannot_be_folders_are_named(tmp_path, label):
 
 
 def test_only_a_batch_of_images_is_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("igmask.export._BATCH", 4)
+    monkeypatch.setattr("igmask.tools.export._BATCH", 4)
     names = [f"{i:03}" for i in range(101)]
     path, pixels = written((64, 64), names, [0] * 101, tmp_path, ["ant"])
     tracemalloc.start()

@@ -20,11 +20,12 @@ from click.testing import CliRunner
 from PIL import Image
 from running import command, environment
 
-from igmask import arrays, cli, config
+from igmask import arrays, cli
 from igmask.errors import InputError
-from igmask.train import write_weights
-from igmask.verify import differences, foreign
-from igmask.workflow import Workflow
+from igmask.plan import Workflow
+from igmask.steps.train import train as write_weights
+from igmask.study import config
+from igmask.tools.verify import differences, foreign
 
 TABLES = "results/tables"
 IMAGES = "results/folder/images/16/1-of-1.npy"

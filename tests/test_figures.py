@@ -13,12 +13,14 @@ from matplotlib import image as png
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from igmask import arrays, curves, drawing, examples
-from igmask.curves import write_curves
-from igmask.drawing import draw_explanation
+from igmask import arrays
 from igmask.errors import InputError
-from igmask.examples import spread, write_examples
 from igmask.kernels import grid, pack, select
+from igmask.report import curves, drawing, examples
+from igmask.report.curves import curves as write_curves
+from igmask.report.drawing import draw_explanation
+from igmask.report.examples import examples as write_examples
+from igmask.report.examples import spread
 
 N, SIZE, SIDE = 12, 8, 3
 CLASSES = ["cat", "dog", "bird"]

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,58 +12,66 @@ import igmask
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Each module imports from modules on lower floors only.
+# Imports run down: from a room's own modules and those of lower floors only.
 FLOORS = [
-    {"kernels", "errors", "quadrature", "chance", "tracing"},
-    {"config", "progress", "demo", "zoo", "definition", "stem", "machine", "bench_cases"},
-    {"contract"},
-    {"network", "devices", "files"},
-    {"classes", "arrays", "decode", "ig", "published"},
-    {"captum", "masking", "data", "models", "baselines", "masks", "drawing"},
-    {
-        *(
-            "train",
-            "prepare",
-            "attribute",
-            "tables",
-            "examples",
-            "curves",
-            "loader",
-            "inspect",
-            "sample",
-        ),
-        *("bench", "bench_kernels", "pages"),
-    },
-    {"preflight", "evaluate", "trial", "explain", "bench_page", "bench_kernels_page"},
-    {"workflow", "export"},
-    {"check", "verify"},
+    {"kernels", "plain", "errors", "progress", "quadrature", "tracing", "devices", "zoo", "arrays"},
+    {"study"},
+    {"inputs"},
+    {"engine", "plan"},
+    {"steps"},
+    {"report"},
+    {"tools", "bench"},
     {"cli"},
 ]
 FLOOR_OF = {name: i for i, floor in enumerate(FLOORS) for name in floor}
+MODULES = {
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
+    for path in sorted((ROOT / "igmask").rglob("*.py"))
+    if path.stem != "__init__" and "kernels" not in path.parts
+}
 
 
 def imports(path):
-    """The igmask modules a file imports, wherever in the file."""
+    """The igmask modules a file imports, wherever in the file, as a name below igmask."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module == "igmask":
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("igmask."):
-            yield node.module.split(".")[1]
+        found = []
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "igmask":
+            found = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("igmask."))
+            found = [alias.name for alias in node.names if alias.name.startswith("igmask.")]
+        yield from (name.removeprefix("igmask.") for name in found)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "igmask").glob("*.py")), ids=lambda p: p.stem)
-def test_modules_import_from_lower_floors(path):
-    if path.stem == "__init__":
-        return
-    above = [name for name in imports(path) if FLOOR_OF[name] >= FLOOR_OF[path.stem]]
-    assert not above, f"{path.stem} imports {above}"
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_import_from_lower_floors(name):
+    own = name.split(".")[1]
+    rooms = {there.split(".")[0] for there in imports(MODULES[name])}
+    above = sorted(room for room in rooms - {own} if FLOOR_OF[room] >= FLOOR_OF[own])
+    assert not above, f"{name} imports from {above}"
+
+
+def test_no_import_goes_round_in_a_circle():
+    needs = {
+        name: {
+            module
+            for there in imports(path)
+            for module in (f"igmask.{there}", f"igmask.{there.rpartition('.')[0]}")
+            if module in MODULES
+        }
+        for name, path in MODULES.items()
+    }
+    assert sum(map(len, needs.values())) > 100
+    TopologicalSorter(needs).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("room", sorted({path.parent for path in MODULES.values()}), ids=str)
+def test_rooms_are_small(room):
+    assert len(list(room.glob("*.py"))) <= 13
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda p: p.stem)
 def test_kernels_know_tensors_only(path):
-    assert set(imports(path)) <= {"kernels"}
+    assert {name.split(".")[0] for name in imports(path)} <= {"kernels", "plain"}
     names = {
         name.split(".")[0]
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
@@ -83,18 +92,23 @@ def test_kernels_know_tensors_only(path):
     [
         ("igmask", "torch"),
         ("igmask.cli", "torch"),
-        ("igmask.workflow", "torch"),
+        ("igmask.plan", "torch"),
         ("igmask.devices", "torch"),
-        ("igmask.prepare", "torch"),
-        ("igmask.tables", "torch"),
+        ("igmask.steps.prepare", "torch"),
+        ("igmask.steps.index", "torch"),
+        ("igmask.steps.mask", "torch"),
+        ("igmask.report.tables", "torch"),
+        ("igmask.report.examples", "torch"),
+        ("igmask.report.curves", "torch"),
+        ("igmask.tools.verify", "torch"),
         ("igmask.cli", "pandas"),
         ("igmask.cli", "jsonschema"),
         ("igmask.cli", "yaml"),
-        ("igmask.train", "igmask.kernels"),
-        ("igmask.preflight", "igmask.kernels"),
-        ("igmask.attribute", "torchvision"),
-        ("igmask.evaluate", "torchvision"),
-        ("igmask.export", "torchvision"),
+        ("igmask.steps.train", "igmask.kernels"),
+        ("igmask.steps.preflight", "igmask.kernels"),
+        ("igmask.steps.attribute", "torchvision"),
+        ("igmask.steps.evaluate", "torchvision"),
+        ("igmask.tools.export", "torchvision"),
     ],
 )
 def test_light_modules_import_nothing_heavy(module, heavy):

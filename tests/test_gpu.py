@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from igmask import ig
-from igmask.bench import Setting, build
-from igmask.ig import integrated_gradients
+from igmask.bench.attributions import Setting, build
+from igmask.engine import ig
+from igmask.engine.ig import integrated_gradients
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from igmask import definition
+from igmask.engine import definition
+from igmask.engine.ig import Auto, NotFinite, attribute_squares, integrated_gradients
 from igmask.errors import InputError
-from igmask.ig import Auto, NotFinite, attribute_squares, integrated_gradients
 from igmask.kernels import square_parts
 from igmask.quadrature import RULES
 

@@ -10,9 +10,11 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import igmask
-from igmask import arrays, config, models
+from igmask import arrays
+from igmask.engine.ig import Auto, integrated_gradients
 from igmask.errors import InputError
-from igmask.ig import Auto, integrated_gradients
+from igmask.inputs import models
+from igmask.study import config
 
 
 @pytest.fixture

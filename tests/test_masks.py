@@ -11,9 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as drawn_arrays
 
-from igmask import kernels, masks
+from igmask import kernels, plain
 from igmask.kernels import to_pixels
-from igmask.masks import area, random_like
+from igmask.plain import area
+from igmask.steps.controls import random_like
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
 WITH_TIES = st.one_of(FINITE, st.integers(-3, 3).map(float))
@@ -27,7 +28,7 @@ WITH_TIES = st.one_of(FINITE, st.integers(-3, 3).map(float))
 )
 @example(np.float32([[1, -8, -5], [-0.0, 1, 0], [1, 1e-30, 2e-30]]), [12.34, 50], "count")
 def test_the_selection_is_the_kernels_to_the_bit(scores, percents, by):
-    found = [masks.pack(mask) for mask in masks.select(scores, percents, by=by)]
+    found = [plain.pack(mask) for mask in plain.select(scores, percents, by=by)]
     expected = kernels.select_bits(torch.from_numpy(scores), tuple(percents), by=by)
     np.testing.assert_array_equal(found, expected.numpy())
 
@@ -36,7 +37,7 @@ def test_the_selection_is_the_kernels_for_scores_of_images():
     scores = np.random.default_rng(0).standard_normal((20, 25, 26), dtype=np.float32) ** 3
     for p, by in ((30, "mass"), (50, "count"), (90, "mass")):
         expected = kernels.select(torch.from_numpy(scores), p, by=by)
-        [found] = masks.select(scores, [p], by=by)
+        [found] = plain.select(scores, [p], by=by)
         np.testing.assert_array_equal(found, expected.numpy())
 
 
@@ -44,13 +45,13 @@ def test_the_selection_is_the_kernels_for_scores_of_images():
 def test_scores_are_the_kernels(score):
     parts = np.random.default_rng(0).random((3, 2, 4, 5), dtype=np.float32)
     expected = kernels.score_parts(torch.from_numpy(parts), score)
-    np.testing.assert_array_equal(masks.score_parts(parts, score), expected.numpy())
+    np.testing.assert_array_equal(plain.score_parts(parts, score), expected.numpy())
 
 
 def test_bits_are_the_kernels_there_and_back():
     mask = np.random.default_rng(0).random((3, 5, 7)) < 0.5
-    np.testing.assert_array_equal(masks.pack(mask), kernels.pack(torch.from_numpy(mask)).numpy())
-    np.testing.assert_array_equal(masks.unpack(masks.pack(mask), (5, 7)), mask)
+    np.testing.assert_array_equal(plain.pack(mask), kernels.pack(torch.from_numpy(mask)).numpy())
+    np.testing.assert_array_equal(plain.unpack(plain.pack(mask), (5, 7)), mask)
 
 
 @pytest.mark.parametrize("step", ["index", "prepare", "mask", "tables", "examples", "verify"])
@@ -63,13 +64,13 @@ def test_steps_without_networks_start_without_torch(step):
 def test_pixels_of_squares_are_the_kernels():
     values = np.random.default_rng(0).random((2, 3, 4, 5))
     expected = kernels.to_pixels(torch.from_numpy(values), 10, 13, side=3)
-    np.testing.assert_array_equal(masks.to_pixels(values, 10, 13, side=3), expected.numpy())
+    np.testing.assert_array_equal(plain.to_pixels(values, 10, 13, side=3), expected.numpy())
 
 
 @pytest.mark.parametrize("fill", kernels.FILLS)
 def test_fills_are_the_kernels(fill):
     images, mean = np.random.default_rng(0).random((3, 6, 7, 3)), [0.1, 0.2, 0.3]
-    found = masks.fill_values(images, fill, mean)
+    found = plain.fill_values(images, fill, mean)
     planes = torch.from_numpy(images).permute(0, 3, 1, 2)
     expected = kernels.fill_values(planes, fill, torch.tensor(mean)).expand_as(planes)
     expected = expected.permute(0, 2, 3, 1).numpy()
@@ -94,7 +95,7 @@ def test_random_masks_have_the_area_of_selections_that_avoid_the_border(size):
     away = np.minimum(np.arange(n_squares), np.arange(n_squares)[::-1]) / n_squares
     n_images = 1000 if size < 100 else 50  # a square of a small image is much of it
     scores = rng.random((n_images, n_squares, n_squares)) * np.minimum.outer(away, away)
-    for mask in masks.select(scores, [90, 50], by="count"):
+    for mask in plain.select(scores, [90, 50], by="count"):
         drawn = random_like(mask, np.arange(n_images), size, size, seed=0)
         asked, found = (
             to_pixels(torch.from_numpy(m), size, size).double().mean(dim=(1, 2)).numpy()

@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import StochasticDepth
 
 import igmask
-from igmask import network as network_module
+from igmask.engine import network as network_module
+from igmask.engine.ig import NotFinite, integrated_gradients
+from igmask.engine.network import Network, input_gradients, prepare
 from igmask.errors import InputError
-from igmask.ig import NotFinite, integrated_gradients
-from igmask.network import Network, input_gradients, prepare
 
 
 def classifier(*begin, dtype=torch.float64, seed=0):

@@ -11,11 +11,14 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 
-from igmask import arrays, check, cli, config, models, sample, trial
-from igmask.data import opener
+from igmask import arrays, cli
 from igmask.errors import InputError
-from igmask.preflight import preflight
-from igmask.prepare import write_index
+from igmask.inputs import models, sample
+from igmask.inputs.data import opener
+from igmask.steps.index import index as write_index
+from igmask.steps.preflight import preflight
+from igmask.study import config
+from igmask.tools import check, trial
 
 SIZE, N_IMAGES = 8, 90
 COLOURS = ("red", "green", "blue")

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igmask import masks
+from igmask import plain
 from igmask.kernels import pack, select, select_bits
 
 PERCENTS = (0.01, 1, 12.34, 30, 50, 70, 90, 99.99, 100)
@@ -112,7 +112,7 @@ def test_count_orders_scores_of_any_size(dtype):
         scores, p = torch.tensor([row], dtype=dtype), 60 if len(row) == 3 else 75
         assert select(scores, p, by="count")[0].nonzero().flatten().tolist() == best
         if dtype != torch.bfloat16:  # NumPy has none
-            [mask] = masks.select(scores.numpy(), [p], by="count")
+            [mask] = plain.select(scores.numpy(), [p], by="count")
             assert mask[0].nonzero()[0].tolist() == best
 
 

@@ -2,8 +2,12 @@
 
 import pytest
 
-from igmask import config, decode, evaluate, ig, kernels, masks, network, quadrature
-from igmask.config import schema
+from igmask import kernels, quadrature
+from igmask.engine import ig, network
+from igmask.inputs import decode
+from igmask.steps import controls, evaluate
+from igmask.study import config
+from igmask.study.config import schema
 
 
 def choices(*path):
@@ -25,7 +29,7 @@ def choices(*path):
         (("selection", "by"), kernels.SELECTIONS),
         (("masking", "modes"), evaluate.MODES),
         (("masking", "fills"), kernels.FILLS),
-        (("masking", "controls"), masks.CONTROLS),
+        (("masking", "controls"), controls.CONTROLS),
     ],
     ids=lambda value: ".".join(value) if "." not in str(value) else None,
 )

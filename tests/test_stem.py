@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from igmask import stem
-from igmask.ig import integrated_gradients, path_gradients
-from igmask.network import Network
-from igmask.stem import Head, split
+from igmask.engine import stem
+from igmask.engine.ig import integrated_gradients, path_gradients
+from igmask.engine.network import Network
+from igmask.engine.stem import Head, split
 
 
 class Normalised(nn.Module):
@@ -506,7 +506,7 @@ def test_single_precision_is_as_close_as_the_unsplit_network(images):
 
 def test_an_untraceable_model_is_logged_once(images, caplog):
     network = ready(Branching)
-    with caplog.at_level(logging.DEBUG, logger="igmask.stem"):
+    with caplog.at_level(logging.DEBUG, logger="igmask.engine.stem"):
         for _ in range(3):
             integrated_gradients(network, images, n_steps=2)
     (record,) = caplog.records

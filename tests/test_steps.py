@@ -12,15 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
-from igmask import arrays, config, models
-from igmask.attribute import write_scores
+from igmask import arrays
+from igmask.engine.ig import integrated_gradients
 from igmask.errors import InputError
-from igmask.evaluate import evaluate
-from igmask.ig import integrated_gradients
+from igmask.inputs import models
 from igmask.kernels import occlude, select, square_scores, unpack
-from igmask.masks import write_masks
-from igmask.preflight import preflight
-from igmask.prepare import WINDOW, in_order, prepare, write_index
+from igmask.steps.attribute import attribute as write_scores
+from igmask.steps.evaluate import evaluate
+from igmask.steps.index import index as write_index
+from igmask.steps.mask import mask as write_masks
+from igmask.steps.preflight import preflight
+from igmask.steps.prepare import WINDOW, in_order, prepare
+from igmask.study import config
 
 SIZE, N_IMAGES = 16, 21
 ATTRIBUTION = config.parse(
@@ -222,7 +225,7 @@ def test_what_was_evaluated_before_is_kept(study, monkeypatch):
     folder, more = study / "out" / "records", study / "20.npy"
     write_masks(scores, study, percents=[20], by="mass", score="positive")
     evaluated = []
-    steps = sys.modules["igmask.evaluate"]
+    steps = sys.modules["igmask.steps.evaluate"]
     compute = steps._evaluated
 
     def counted(condition, *rest):
@@ -291,7 +294,7 @@ def test_records_are_kept_where_files_have_one_name_only(study, monkeypatch):
     images, _, masks = run(study / "copied")
     for path in (study / "copied" / "records").glob("*.parquet"):
         path.unlink()
-    monkeypatch.setattr(sys.modules["igmask.evaluate"], "_evaluated", None)
+    monkeypatch.setattr(sys.modules["igmask.steps.evaluate"], "_evaluated", None)
     evaluate(images, study / "copied" / "records", model=network(), masks=(masks,))
     for name in CONDITIONS:
         found, expected = (records_in(study / x, name)[0] for x in ("copied", "out"))
@@ -405,7 +408,7 @@ def test_few_images_are_open_at_once(study, monkeypatch):
         n_open.pop()
         images._checksums.append(0)
 
-    monkeypatch.setattr("igmask.prepare.opener", opener)
+    monkeypatch.setattr("igmask.steps.prepare.opener", opener)
     monkeypatch.setattr(arrays.ArrayWriter, "append", append)
     geometry = config.Geometry(SIZE, None, "bilinear")
     prepare(index, study / "x.npy", geometry=geometry, workers=2)
@@ -662,8 +665,8 @@ def test_a_device_is_taken_before_a_network_comes_to_it(study, monkeypatch):
     def taken(name):
         raise InputError(f"{name} is taken")
 
-    monkeypatch.setattr("igmask.attribute.take_device", taken)
-    monkeypatch.setattr("igmask.evaluate.take_device", taken)
+    monkeypatch.setattr("igmask.steps.attribute.take_device", taken)
+    monkeypatch.setattr("igmask.steps.evaluate.take_device", taken)
     monkeypatch.setattr(models, "load", None)
     options = {"model": network(), "device": "cuda:1"}
     with pytest.raises(InputError, match="cuda:1 is taken"):

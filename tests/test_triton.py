@@ -15,10 +15,10 @@ from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from igmask import arrays, attribute, config, definition, models, network, stem
-from igmask.attribute import write_scores
-from igmask.evaluate import evaluate
-from igmask.ig import integrated_gradients
+from igmask import arrays
+from igmask.engine import definition, network, stem
+from igmask.engine.ig import integrated_gradients
+from igmask.inputs import models
 from igmask.kernels import (
     ACTIVATIONS,
     Pool,
@@ -43,8 +43,13 @@ from igmask.kernels.path import _accumulate, _path_points
 from igmask.kernels.pool import _accumulate_pooled, _pooled_points
 from igmask.kernels.select import _by_sort, _select_bits
 from igmask.kernels.squares import _square_parts
-from igmask.masks import write_masks
-from igmask.prepare import prepare, write_index
+from igmask.steps import attribute
+from igmask.steps.attribute import attribute as write_scores
+from igmask.steps.evaluate import evaluate
+from igmask.steps.index import index as write_index
+from igmask.steps.mask import mask as write_masks
+from igmask.steps.prepare import prepare
+from igmask.study import config
 
 pytestmark = pytest.mark.gpu
 

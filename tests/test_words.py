@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from igmask import verify
-from igmask.config import STAGES
-from igmask.workflow import Workflow, code_version
+from igmask.plan import Workflow, code_version
+from igmask.study.config import STAGES
+from igmask.tools import verify
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGURATIONS = ("config.yaml", "config/cifar10.yaml", "config/imagenet.yaml")

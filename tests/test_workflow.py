@@ -9,9 +9,10 @@ import pytest
 import yaml
 from running import snakemake
 
-from igmask import config, workflow
+from igmask import plan as workflow
 from igmask.errors import InputError
-from igmask.workflow import Workflow
+from igmask.plan import Workflow
+from igmask.study import config
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,0 +1,1 @@
+"""The engine against Captum, the kernels against PyTorch."""

@@ -1,0 +1,91 @@
+"""A benchmark's JSON, Markdown page and plot, and the cells of its tables."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from igmask.arrays import write_text
+from igmask.report.drawing import draw_bars
+
+Row = dict[str, Any]
+Cell = Callable[[Row], str]
+
+
+def write_beside(
+    stem: Path,
+    result: dict[str, Any],
+    page: str,
+    bars: dict[str, list[float | None]],
+    *,
+    labels: list[str],
+    title: str,
+) -> list[Path]:
+    """Write the result as stem.json, stem.md and stem.png; return their paths.
+
+    bars, labels, title: as `draw_bars` takes them
+    """
+    paths = [stem.with_suffix(suffix) for suffix in (".json", ".md", ".png")]
+    write_text(paths[0], json.dumps(result, indent=1) + "\n")
+    write_text(paths[1], page)
+    draw_bars(paths[2], bars, labels=labels, title=title)
+    return paths
+
+
+def made_on(machine: Row) -> str:
+    """Return a line on the machine, the date and the versions."""
+    versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items())
+    n = machine["threads"]
+    threads = f"{n} thread{'s' if n > 1 else ''}"
+    return f"{machine['device']}, {threads}, {machine['date']}; {versions}."
+
+
+def page(title: str, machine: Row, command: str, text: list[str], numbers: list[str]) -> str:
+    """Return a page of one table: what it is, made on what and how, lines of text, the table's."""
+    lines = [f"# {title}", "", made_on(machine), "", f"    {command}", "", *text, "", *numbers]
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: list[Row], columns: dict[str, Cell]) -> list[str]:
+    """Return the lines of a table, its columns by their headings."""
+    cells = [list(columns), *([cell(row) for cell in columns.values()] for row in rows)]
+    head, *body = (f"| {' | '.join(line)} |" for line in cells)
+    return [head, "|" + len(columns) * "---|", *body]
+
+
+def of(key: str, form: str = "", unit: str = "") -> Cell:
+    """Return a cell of the value that a row has under the key, empty if it has none."""
+    return lambda row: "" if row.get(key) is None else f"{row[key]:{form}}{unit}"
+
+
+def figures_of(key: str) -> Cell:
+    """Return a cell of the number that a row has under the key, with three figures or more."""
+    return lambda row: f"{row[key]:.3g}" if abs(row[key]) < 100 else f"{row[key]:,.0f}"
+
+
+def time_of(key: str) -> Cell:
+    """Return a cell of the time that a row has under the key, or of why it has none."""
+    return lambda row: ms(row[key]) if key in row else why_no_time(row)
+
+
+def span_of(fast: str, slow: str) -> Cell:
+    """Return a cell of the shortest and longest time, empty if there is none."""
+    return lambda row: f"{ms(row[fast])} – {ms(row[slow])}" if fast in row else ""
+
+
+def ms(time: float) -> str:
+    """Return milliseconds, also such as a GPU needs."""
+    return f"{time:.2f}" if time >= 1 else f"{time:.4f}"
+
+
+def mib_of(key: str) -> Cell:
+    """Return a cell of bytes, in MiB."""
+    return lambda row: "" if row.get(key) is None else f"{row[key] / 2**20:.0f} MiB"
+
+
+def why_no_time(row: Row) -> str:
+    """Return the first words of what failed; without them the result was wrong."""
+    if "failed" not in row:
+        return "wrong"
+    first = row["failed"].strip().partition("\n")[0]
+    return f"failed: {first[:120].replace('|', '/')}"

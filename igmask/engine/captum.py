@@ -1,0 +1,381 @@
+"""Integrated Gradients with the signature and semantics of captum.attr.IntegratedGradients."""
+
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import wraps
+from numbers import Real
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from igmask.engine.ig import (
+    NotFinite,
+    TargetError,
+    checked_rule,
+    checked_target,
+    halved,
+    is_out_of_memory,
+    ordinary,
+    path_gradients,
+)
+from igmask.engine.network import Network, check_model, input_gradients, prepare
+from igmask.errors import InputError, integer
+from igmask.inputs import contract
+from igmask.inputs.contract import tensor
+from igmask.tracing import running
+
+_BATCH_SIZE = 64  # of functions and of several inputs, whose memory is not known
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _wrapped(method: F) -> F:
+    """The method with a `__wrapped__`, by which Captum's own classes call past its log of calls."""
+
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    return cast(F, call)
+
+
+class IntegratedGradients:
+    """Integrated Gradients with Captum's signature; see `captum.attr.IntegratedGradients`.
+
+    A module of one input takes the engine of ig.py. Functions, several inputs, additional arguments
+    and a `gradient_func` of one's own, Captum's layer and neuron attributions among them, go the
+    general way: the same numbers, with nothing hoisted.
+
+    forward_func: a module or function; its first arguments are the inputs, the rest additional
+                  arguments; returns one number an example, or a tensor from which `target` picks
+    multiply_by_inputs: False leaves out the factor (x − b): the average gradient on the path
+    """
+
+    def __init__(
+        self, forward_func: Callable[..., Tensor], multiply_by_inputs: bool = True
+    ) -> None:
+        self.forward_func = forward_func
+        self.gradient_func: Callable[..., tuple[Tensor, ...]] = gradients
+        self._multiply_by_inputs = multiply_by_inputs
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether attributions have the factor (x − b)."""
+        return self._multiply_by_inputs
+
+    def has_convergence_delta(self) -> bool:
+        """Integrated Gradients tell how far they are from completeness."""
+        return True
+
+    @classmethod
+    def get_name(cls) -> str:
+        """Return the class's name in words: Integrated Gradients."""
+        return re.sub(r"(?<!^)(?![a-z])(?=.)", " ", cls.__name__)
+
+    def attribute_future(self) -> None:
+        """Raise NotImplementedError: there are no futures of Integrated Gradients, as in Captum."""
+        raise NotImplementedError("attribute_future is not implemented for IntegratedGradients")
+
+    @_wrapped
+    def attribute(
+        self,
+        inputs: Any,
+        baselines: Any = None,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: bool = False,
+    ) -> Any:
+        """Return the attributions of the inputs, a tensor or a tuple as the inputs are.
+
+        They keep the inputs' dtype and memory format, and sums are taken in float32 at least.
+
+        inputs:    (N, ...) tensor, or a tuple of them
+        baselines: a number or tensor (N or 1, ...) an input; zero if None
+        target:    for outputs (N, classes) an int, or a tensor, array or list of N; for outputs
+                   with more axes a tuple, or a list of N tuples, in which axes of length 1 at the
+                   end may be left out; None for one output an example
+        additional_forward_args: passed after the inputs, tensors by their rows
+        method:    a name of `quadrature.RULES` or of Captum's
+        internal_batch_size: most rows of one forward pass; None lets igmask choose
+        return_convergence_delta: also return (N,) Σφ − (f(x) − f(b))
+        raises     InputError for shapes that do not fit, an unknown method, or a bad target
+        """
+        xs = inputs if isinstance(inputs, tuple) else (inputs,)
+        if not all(isinstance(x, Tensor) and x.is_floating_point() for x in xs):
+            raise InputError("the inputs must be floating-point tensors")
+        if len({len(x) for x in xs}) > 1:
+            sizes = ", ".join(str(len(x)) for x in xs)
+            raise InputError(f"the inputs must have as many examples each, got {sizes}")
+        bs = _expand_baselines(xs, baselines)
+        rule = checked_rule(method, n_steps)
+        extra = _as_tuple(additional_forward_args)
+        target = checked_target(target, len(xs[0]))
+        with torch.inference_mode(False):
+            bs = tuple(map(ordinary, bs))
+            own = self.gradient_func is not gradients
+            if not own:
+                xs = tuple(map(ordinary, xs))
+            if isinstance(self.forward_func, nn.Module):
+                check_model(self.forward_func, xs[0])
+            alone = len(xs) == 1 and not extra and not own
+            answer = None
+            if alone and isinstance(self.forward_func, nn.Module):
+                network = prepare(self.forward_func, xs[0])
+                answer = network.answer
+                slopes = self._behind_the_stem(
+                    network, xs[0], bs[0], target, rule, internal_batch_size
+                )
+            else:
+                if alone and len(xs[0]):
+                    with suppress(InputError):  # as the function is called, it may be right
+                        answer = contract.ask(self.forward_func, xs[0])
+                slopes = self._whole(xs, bs, target, extra, rule, internal_batch_size)
+            if answer is not None and answer.fault:  # Captum would attribute it
+                warnings.warn(answer.fault, stacklevel=3)
+            values: tuple[Tensor, ...] = slopes
+            if self._multiply_by_inputs:
+                values = tuple((x - b) * s for x, b, s in zip(xs, bs, slopes, strict=True))
+        values = tuple(v.to(x.dtype) for v, x in zip(values, xs, strict=True))
+        result = values if isinstance(inputs, tuple) else values[0]
+        if not return_convergence_delta:
+            return result
+        return result, self.compute_convergence_delta(values, bs, xs, target, extra or None)
+
+    def _behind_the_stem(
+        self,
+        network: Network,
+        x: Tensor,
+        baseline: Tensor,
+        target: Any,
+        rule: tuple[list[float], list[float]],
+        batch_size: int | None,
+    ) -> tuple[Tensor, ...]:
+        slopes = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+        if len(x):
+            paths = path_gradients(
+                network,
+                x,
+                baseline,
+                lambda outputs, owners, _: pick_target(outputs, target, owners),
+                positions=rule[0],
+                weights=rule[1],
+                batch_size=batch_size,
+            )
+            for i, slope in enumerate(paths):
+                slopes[i] = slope[0]
+        return (slopes,)
+
+    def _whole(
+        self,
+        xs: tuple[Tensor, ...],
+        bs: tuple[Tensor, ...],
+        target: Any,
+        extra: tuple[Any, ...],
+        rule: tuple[list[float], list[float]],
+        batch_size: int | None,
+    ) -> tuple[Tensor, ...]:
+        """Weighted sums of `gradient_func`, differentiable again if its gradients are."""
+        n_examples, n_steps, device = len(xs[0]), len(rule[0]), xs[0].device
+        positions, weights = (torch.tensor(v, dtype=torch.float64, device=device) for v in rule)
+        wide = [torch.promote_types(x.dtype, torch.float32) for x in xs]
+        totals = [
+            torch.zeros_like(x, dtype=dtype).detach() for x, dtype in zip(xs, wide, strict=True)
+        ]
+        n_pairs, start = n_examples * n_steps, 0
+        size = _BATCH_SIZE if batch_size is None else integer("the batch size", batch_size)
+        if size < 1:
+            raise InputError(f"the batch size must be at least 1, got {size}")
+        while start < n_pairs:
+            pairs = torch.arange(start, min(start + size, n_pairs), device=device)
+            rows, alpha = pairs // n_steps, positions[pairs % n_steps]
+            try:
+                with running():
+                    slopes = self._gradients_at(xs, bs, rows, alpha, target, extra)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or size == 1:
+                    raise
+                slopes = ()
+            if not slopes:
+                size = halved(size)
+                continue
+            weight = weights[pairs % n_steps]
+            for i, (slope, dtype) in enumerate(zip(slopes, wide, strict=True)):
+                part = slope.to(dtype) * _along_rows(weight.to(dtype), slope)
+                totals[i] = (
+                    totals[i].index_add(0, rows, part)
+                    if part.requires_grad
+                    else totals[i].index_add_(0, rows, part)
+                )
+            broken = [not bool(slope.isfinite().all()) for slope in slopes]
+            if any(broken):
+                slope = slopes[broken.index(True)].flatten(1)
+                row = int((~slope.isfinite()).any(dim=1).nonzero()[0])
+                raise NotFinite(int(rows[row]), float(alpha[row]), int(pairs[row] % n_steps) + 1)
+            start += len(pairs)
+        return tuple(totals)
+
+    def _gradients_at(
+        self,
+        xs: tuple[Tensor, ...],
+        bs: tuple[Tensor, ...],
+        rows: Tensor,
+        alpha: Tensor,
+        target: Any,
+        extra: tuple[Any, ...],
+    ) -> tuple[Tensor, ...]:
+        points = []
+        for x, b in zip(xs, bs, strict=True):
+            start, end = b[rows], x[rows]
+            a = _along_rows(alpha.to(torch.promote_types(x.dtype, torch.float32)), x)
+            point = (start + a * (end - start)).to(x.dtype)
+            points.append(point if point.requires_grad else point.requires_grad_())
+        arguments = _of_rows(extra, rows, len(xs[0]))
+        return self.gradient_func(
+            self.forward_func,
+            tuple(points),
+            _targets(target, rows, len(xs[0])),
+            arguments or None,
+        )
+
+    @_wrapped
+    def compute_convergence_delta(
+        self,
+        attributions: Any,
+        start_point: Any,
+        end_point: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+    ) -> Tensor:
+        """Return (N,): Σφ − (f(x) − f(b)), of attributions from `start_point` to `end_point`."""
+        xs, values = _as_tuple(end_point), _as_tuple(attributions)
+        bs = _expand_baselines(xs, start_point)
+        extra, n_examples = _as_tuple(additional_forward_args), len(xs[0])
+        target = checked_target(target, n_examples)
+        delta = torch.empty(n_examples, dtype=values[0].dtype, device=values[0].device)
+        with torch.no_grad(), running():
+            for start in range(0, n_examples, _BATCH_SIZE):
+                stop = min(start + _BATCH_SIZE, n_examples)
+                rows = torch.arange(start, stop, device=xs[0].device)
+                arguments = _of_rows(extra, rows, n_examples)
+                at_end, at_start = (
+                    pick_target(
+                        self.forward_func(*(x[rows] for x in at), *arguments),
+                        _targets(target, rows, n_examples),
+                        range(len(rows)),
+                    )
+                    for at in (xs, bs)
+                )
+                total = sum(v[rows].reshape(len(rows), -1).sum(dim=1) for v in values)
+                delta[rows] = (total - (at_end - at_start).reshape(-1)).to(delta.dtype)
+        return delta
+
+
+def gradients(
+    forward_fn: Callable[..., Tensor],
+    inputs: tuple[Tensor, ...],
+    target_ind: Any = None,
+    additional_forward_args: Any = None,
+) -> tuple[Tensor, ...]:
+    """Return the gradients of the target outputs by the inputs; Captum's `compute_gradients`.
+
+    target_ind: None, or a target as in `pick_target`, for every row of the inputs
+    """
+    rows, extra = range(len(inputs[0])), _as_tuple(additional_forward_args)
+
+    def f(*points: Tensor) -> Tensor:
+        return pick_target(forward_fn(*points, *extra), target_ind, rows)
+
+    return input_gradients(f, tuple(x.detach().clone() for x in inputs))
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return () if value is None else value if isinstance(value, tuple) else (value,)
+
+
+def _along_rows(values: Tensor, x: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _of_rows(extra: tuple[Any, ...], rows: Tensor, n_examples: int) -> tuple[Any, ...]:
+    return tuple(
+        a[rows.to(a.device)] if isinstance(a, Tensor) and a.ndim and len(a) == n_examples else a
+        for a in extra
+    )
+
+
+def _targets(target: Any, rows: Tensor, n_examples: int) -> Any:
+    """The target of each row, where there is one for each example."""
+    if isinstance(target, Tensor) and target.numel() == n_examples > 1:
+        return target.reshape(-1)[rows.to(target.device)]
+    if isinstance(target, list) and len(target) == n_examples:
+        return [target[row] for row in rows.tolist()]
+    return target
+
+
+def _expand_baselines(inputs: tuple[Tensor, ...], baselines: Any) -> tuple[Tensor, ...]:
+    given = baselines if isinstance(baselines, tuple) else (baselines,) * len(inputs)
+    if len(given) != len(inputs):
+        raise InputError(f"got {len(given)} baselines for {len(inputs)} inputs")
+    return tuple(_expand_baseline(x, b) for x, b in zip(inputs, given, strict=True))
+
+
+def _expand_baseline(x: Tensor, baseline: Any) -> Tensor:
+    if baseline is None or isinstance(baseline, Real):
+        return torch.full_like(x, float(baseline or 0)).detach()
+    if not isinstance(baseline, Tensor):
+        raise InputError(f"a baseline must be a number or a tensor, got {type(baseline).__name__}")
+    if baseline.shape[1:] != x.shape[1:] or len(baseline) not in (1, len(x)):
+        raise InputError(
+            f"a baseline of shape {tuple(baseline.shape)} does not fit an input of shape "
+            f"{tuple(x.shape)}; it must be the same, or 1 along the first axis"
+        )
+    if baseline.dtype != x.dtype or baseline.device != x.device:
+        raise InputError(
+            f"the baseline is {baseline.dtype} on {baseline.device} and the input {x.dtype} on "
+            f"{x.device}; they must be alike"
+        )
+    return baseline.expand_as(x)
+
+
+def pick_target(output: Tensor, target: Any, rows: Sequence[int]) -> Tensor:
+    """Return (B,): of each row's output the number that `target` names, in Captum's notation.
+
+    output: (B, ...);  rows: B examples, one a row, by which a target per example is found
+    raises  TargetError if the target does not name one number an example, InputError if the output
+            is no tensor
+    """
+    output = tensor(output)
+    if target is None:
+        if output.numel() not in (1, len(rows)):
+            raise TargetError(
+                f"an output of shape {tuple(output.shape)} has several numbers an example: "
+                "target must say which one to attribute"
+            )
+        return output.reshape(-1)
+    if isinstance(target, Tensor):
+        target = target.item() if target.numel() == 1 else target.tolist()
+    per_row = [target[i] for i in rows] if isinstance(target, list) else [target] * len(rows)
+    places = [t if isinstance(t, tuple) else (t,) for t in per_row]
+    sizes = output.shape[1:]
+    n_named = {len(place) for place in places}
+    if len(n_named) > 1 or any(n > len(sizes) or sizes[n:].numel() > 1 for n in n_named):
+        raise TargetError(
+            f"target {places[0]} does not name one number in an output of shape "
+            f"{tuple(output.shape)}"
+        )
+    # Here, since a GPU would not survive it. Captum takes −1 for the last, but not from many ints.
+    for place, of_row in zip(places, per_row, strict=True):
+        least = 0 if isinstance(target, list) and not isinstance(of_row, tuple) else -1
+        if not all(least * n <= t < n for t, n in zip(place, sizes, strict=False)):
+            raise TargetError(
+                f"target {place} is out of range for an output of shape {tuple(output.shape)}"
+            )
+    index = torch.tensor(places, device=output.device).unbind(1)
+    return output[(torch.arange(len(rows), device=output.device), *index)].reshape(-1)

@@ -1,0 +1,1 @@
+"""What comes in: images, labels, classes, networks and their weights, baselines."""

@@ -1,0 +1,182 @@
+"""Names of classes → their numbers: the places of the network's outputs, which are the labels."""
+
+import json
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from igmask.errors import InputError
+from igmask.inputs.files import read_text
+
+_MOST = 100_000  # a number beyond is no class: a date, say
+
+
+def class_numbers(path: Path) -> dict[str, int]:
+    """Return {name: index} of the classes that a file lists.
+
+    A text file has a class a line, in the order of the indices; a class goes by its whole line or
+    by its first word, where that is one of the `identifiers`. JSON has a list of names, or
+    {name: index}, {index: name}, or {index: [name, ...]} as Keras' imagenet_class_index.json.
+
+    raises InputError naming the file if it is none of these
+    """
+    text = read_text(path)
+    if path.suffix != ".json":
+        return _numbered([line.strip() for line in text.splitlines() if line.strip()], path)
+    try:
+        content = json.loads(text, object_pairs_hook=partial(_once, path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    match content:
+        case list() if all(isinstance(name, str) for name in content):
+            return _numbered(content, path)
+        case dict() if all(isinstance(index, int) for index in content.values()):
+            numbers = content
+        case dict() if all(key.isdecimal() for key in content):
+            firsts = [
+                value[:1] if isinstance(value, list) else [value] for value in content.values()
+            ]
+            names = [name for first in firsts for name in first if isinstance(name, str)]
+            numbers = dict(zip(names, map(int, content), strict=False))
+            if len(names) < len(content):
+                raise _unlike(path)
+        case _:
+            raise _unlike(path)
+    if not all(0 <= number < _MOST for number in numbers.values()):
+        raise InputError(f"{path}: an index is no class's number")
+    if len({*numbers.values()}) < len(content):
+        raise InputError(f"{path}: two classes have the same name or the same index")
+    return numbers
+
+
+def identifiers(numbers: Mapping[str, int]) -> dict[str, int]:
+    """Return {first word: index} of classes that all begin with an identifier of their own.
+
+    Identifiers are the same letters and then digits, in all names: n01440764 tench, class7. Other
+    first words are none: a tiger cat is no tiger shark, and a 7 segment display not class 7.
+    """
+    words = {(name.split() or [""])[0]: number for name, number in numbers.items()}
+    letters = {found and found[1] for found in (re.fullmatch(r"(\D+)\d+", x) for x in words)}
+    return words if len(letters) == 1 and letters != {None} and len(words) == len(numbers) else {}
+
+
+def class_of(name: str, numbers: Mapping[str, int], known: Mapping[str, int]) -> int | None:
+    """Return the number of a class by its name, or by its first word if that is `known`.
+
+    known: of `identifiers`
+    """
+    whole, first = name.strip(), (name.split() or [""])[0]
+    return numbers.get(whole, known.get(first))
+
+
+def class_name(classes: list[str], label: int) -> str:
+    """Return the name of a class, or its number where it has none."""
+    return classes[label] if label < len(classes) else f"class {label}"
+
+
+def class_names(numbers: Mapping[str, int]) -> list[str]:
+    """Return the names of classes 0, 1, …; a class without a name goes by its number."""
+    by_number = {number: name for name, number in numbers.items()}
+    return [by_number.get(i, str(i)) for i in range(max(by_number, default=-1) + 1)]
+
+
+def check_labels(records: pd.DataFrame, n_classes: int) -> None:
+    """Raise InputError, naming an image, if a label is not a class of the model."""
+    wrong = records[(records["label"] < 0) | (records["label"] >= n_classes)]
+    if len(wrong):
+        first = wrong.iloc[0]
+        raise InputError(
+            f"{len(wrong)} labels are outside the model's classes 0 … {n_classes - 1}, the first "
+            f"that of {first['name']!r}: {first['label']}; check dataset.classes and the model"
+        )
+
+
+def check_classes(made_by: Mapping[str, Any], n_classes: int) -> None:
+    """Raise InputError if a dataset lists more or fewer classes than the model has outputs.
+
+    Of class folders and torchvision's datasets without `classes` see `data.unnamed_classes`; a list
+    that leaves out numbers in between says of each class which it is, and may leave out the last.
+
+    made_by: settings of the dataset's records, such as `write_index` makes
+    """
+    dataset, names = made_by["dataset"], made_by["classes"]
+    unnamed = [name == str(i) for i, name in enumerate(names)]  # or all are named by numbers
+    fewer_are_fine = any(unnamed) and not all(unnamed) and len(names) < n_classes
+    listed = dataset.get("classes") or dataset["source"] == "demo"
+    if not listed or not names or len(names) == n_classes or fewer_are_fine:
+        return
+    cause = (
+        "has one of the two a background class, first of all, that the other lacks?"
+        if abs(len(names) - n_classes) == 1
+        else "is the list another network's, or do the model's `arguments` ask for another number?"
+    )
+    raise InputError(
+        f"{dataset.get('classes') or 'the demo'} lists {len(names):,} classes, and the model has "
+        f"{n_classes:,} outputs, which have to be one and the same in this order: {cause}"
+    )
+
+
+def class_labels(
+    names: list[str], listed: Path | None, *, of: object
+) -> tuple[dict[str, int], list[str]]:
+    """Return ({name: label}, names of classes 0, 1, …) of a dataset's classes or class folders.
+
+    Labels are what a file says, if there is one. Else they are the names themselves, if all are
+    numbers, and otherwise places in alphabetical order. Names that count from 1 in both orders
+    keep their places, since a network of as many classes has them so.
+
+    listed: a file for `class_numbers`
+    of:     the dataset, for messages
+    raises  InputError naming the classes that the file does not have, or that are no numbers apart
+    """
+    if listed is None:
+        labels = _by_themselves(names, of)
+        return labels, class_names(labels)
+    numbers = class_numbers(listed)
+    known = identifiers(numbers)
+    labels = {x: n for x in names if (n := class_of(x, numbers, known)) is not None}
+    if unknown := [name for name in names if name not in labels]:
+        raise InputError(f"{of}: the classes {unknown[:5]} are not in {listed}, as whole names")
+    return labels, class_names(numbers)
+
+
+def _by_themselves(names: list[str], of: object) -> dict[str, int]:
+    places = {name: i for i, name in enumerate(sorted(names))}
+    if not all(name.isdecimal() for name in names):
+        return places
+    numbers = {name: int(name) for name in places}
+    if list(numbers.values()) == [*range(1, len(numbers) + 1)]:
+        return places
+    by_number: dict[int, str] = {}
+    for name, number in numbers.items():
+        if by_number.setdefault(number, name) != name:
+            raise InputError(f"{of}: the folders {by_number[number]} and {name} are one class")
+    if max(by_number) >= _MOST:
+        raise InputError(
+            f"{of}: the class folder {by_number[max(by_number)]} is no class's number; write to a "
+            "file, which dataset.classes names, which folder is which class"
+        )
+    return numbers
+
+
+def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, which would have the last of equal keys alone."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise InputError(f"{path}: two classes have the same name or the same index")
+    return found
+
+
+def _unlike(path: Path) -> InputError:
+    return InputError(f"{path}: expected names, {{name: index}} or {{index: name}}")
+
+
+def _numbered(names: list[str], path: Path) -> dict[str, int]:
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise InputError(f"{path}: {sorted(twice)[:5]} are there twice")
+    return {name: i for i, name in enumerate(names)}

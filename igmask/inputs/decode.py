@@ -1,0 +1,114 @@
+"""An image file → the square of RGB pixels a network sees, as torchvision's evaluation has it.
+
+The pixels equal those of torchvision.datasets.ImageFolder with
+torchvision.transforms._presets.ImageClassification on PIL images: `convert("RGB")` whatever the
+colour mode, EXIF orientation ignored, resize of the shorter side, centre crop.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from igmask.errors import InputError
+from igmask.study.config import Geometry
+
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF files, and one of its values
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def read_rgb(path: Path, *, scale: float | None = None) -> Image.Image:
+    """Return an image file as RGB.
+
+    scale: see `to_rgb`
+    raises InputError, naming the file, if it cannot be read whole
+    """
+    with naming(path), Image.open(path) as image:
+        # Pillow only warns up to twice its limit, and what becomes of a warning is the process's
+        # choice, which no thread can make for itself.
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and image.width * image.height > limit:
+            size = f"{image.width}×{image.height} pixels are"
+            raise Image.DecompressionBombError(f"{size} more than {limit}")
+        return to_rgb(image, scale=scale)
+
+
+def to_rgb(image: Image.Image, *, scale: float | None = None) -> Image.Image:
+    """Return an image as RGB of 8 bits.
+
+    scale: the value of white in modes of one channel and more than 8 bits: I (32 bits), I;16, F
+    raises InputError if such an image has no scale, or values outside 0 … scale
+    """
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image.convert("RGB")
+    # Pillow's `convert` would cut everything above 255 to white.
+    what = f"its mode is {image.mode}, grey of more than 8 bits"
+    if scale is None:
+        white = 1 if image.mode == "F" else 65535
+        raise InputError(
+            f"{what}; save it with 8, or, in a study, set dataset.scale to the value of white, "
+            f"such as {white}"
+        )
+    values = np.asarray(image, dtype=np.float64)
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high <= scale:
+        raise InputError(
+            f"{what}, from {low:g} to {high:g}, and these are not within 0 and dataset.scale, "
+            f"{scale:g}"
+        )
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = scale - values  # Pillow sees to it in TIFF files of 8 bits alone
+    return Image.fromarray(np.rint(255 / scale * values).astype(np.uint8)).convert("RGB")
+
+
+@contextmanager
+def naming(image: object) -> Iterator[None]:
+    """Turn what Pillow raises within the block into InputError that names the image."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{image}: {error}") from None
+    except FileNotFoundError:
+        raise InputError(f"{image}: there is no such file") from None
+    except Image.UnidentifiedImageError:
+        raise InputError(f"{image}: not an image") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(f"{image}: too large to be decoded safely ({error})") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        raise InputError(f"{image}: cannot be decoded ({error})") from None
+
+
+def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:
+    """Return (size, size, 3) uint8: the shorter side resized, the centre cropped.
+
+    raises InputError if the image is smaller than the crop
+    """
+    if geometry.resize is not None:
+        image = _resize(image, geometry.resize, geometry.interpolation)
+    width, height = image.size
+    if width < geometry.size or height < geometry.size:
+        raise InputError(
+            f"{width}×{height} pixels are fewer than the {geometry.size}×{geometry.size} of the "
+            "crop; set the model's `resize`"
+        )
+    left, top = round((width - geometry.size) / 2), round((height - geometry.size) / 2)
+    return np.asarray(image.crop((left, top, left + geometry.size, top + geometry.size)))
+
+
+def _resize(image: Image.Image, shorter: int, interpolation: str) -> Image.Image:
+    width, height = image.size
+    if min(width, height) == shorter:
+        return image
+    if width <= height:
+        size = shorter, int(shorter * height / width)
+    else:
+        size = int(shorter * width / height), shorter
+    return image.resize(size, INTERPOLATIONS[interpolation])

@@ -1,0 +1,47 @@
+"""Files of a dataset: class folders and images, the same for every source, and tables' text.
+
+Names that begin with a dot, as Jupyter's .ipynb_checkpoints, and macOS's __MACOSX do not.
+"""
+
+import os
+from pathlib import Path
+
+from igmask.errors import InputError
+from igmask.study.config import EXTENSIONS
+
+
+def counts(name: str) -> bool:
+    """Return whether a file or folder of this name may be an image or hold some."""
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def class_folders(root: Path | str) -> list[str]:
+    """Return the names of the folders in a folder, in alphabetical order."""
+    return sorted(entry.name for entry in os.scandir(root) if counts(entry.name) and entry.is_dir())
+
+
+def images_below(folder: Path | str) -> dict[str, str]:
+    """Return {name: path} of a folder's images, sorted as torchvision's ImageFolder sorts them.
+
+    A name is the path from the folder on; links to folders are followed.
+    """
+    found = []
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = filter(counts, folders)
+        found.append((os.path.join(where, ""), files))
+    start = len(os.path.join(folder, ""))  # os.path.relpath would take half the time of an index
+    paths = [
+        where + name  # os.path.join would take another third
+        for where, files in sorted(found)
+        for name in sorted(files)
+        if name.lower().endswith(EXTENSIONS) and counts(name)
+    ]
+    return {path[start:]: path for path in paths}
+
+
+def read_text(path: Path) -> str:
+    """Return a text file's content; raise InputError, naming it, if it is not UTF-8."""
+    try:
+        return path.read_text("utf-8-sig")  # spreadsheets put a mark at the beginning
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error})") from None

@@ -1,0 +1,414 @@
+"""A name or module:callable, and weights → an evaluation-mode network on pixels in [0, 1]."""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import os
+import pickle
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, fx, nn
+
+from igmask import arrays
+from igmask.errors import InputError
+from igmask.inputs import contract
+from igmask.study.config import Model, of_bytes, with_plain_input
+
+
+class Normalize(nn.Module):
+    """The first layer of every network: (x − mean) / std, a colour at a time."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] → the same shape, normalised."""
+        return (x - self.mean) / self.std
+
+
+class Entry(nn.Module):
+    """A network that answers with one entry of its output, the logits of a dataclass, say."""
+
+    def __init__(self, network: nn.Module, key: str | int) -> None:
+        super().__init__()
+        self.network = network
+        self.key = key
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → the entry; raises InputError if there is none, or if it is no tensor."""
+        output = self.network(x)
+        found = contract.entries(output)
+        by_place: dict[str | int, Any] = dict(enumerate(found.values()))
+        entry = found.get(self.key, by_place.get(self.key))
+        if isinstance(entry, Tensor | fx.Proxy):  # the latter where the stem's trace goes through
+            return entry  # type: ignore[return-value]
+        listed = ", ".join(f"{name} ({_kind(value)})" for name, value in found.items())
+        has = f"no such tensor, but {listed}" if found else "no entries; leave `output` out"
+        given = f"the model's `output` is {self.key!r}, and the network gives {_kind(output)}"
+        raise InputError(f"{given}, which has {has}")
+
+
+def complete(model: Model) -> Model:
+    """Return the model with its input described: as given, else by torchvision's weights.
+
+    raises InputError for a name torchvision does not have, or an input that cannot be meant
+    """
+    if model.weights_kind == "torchvision":
+        preset = _torchvision_weights(model).transforms()
+        size = model.size or preset.crop_size[0]
+        model = dataclasses.replace(
+            model,
+            size=size,
+            # A smaller or larger input shows as much of the image.
+            resize=model.resize or preset.resize_size[0] * size // preset.crop_size[0],
+            interpolation=model.interpolation or preset.interpolation.value,
+            mean=model.mean or tuple(preset.mean),
+            std=model.std or tuple(preset.std),
+        )
+    elif ":" not in model.source:
+        _check_torchvision_name(model.source)
+    whole = with_plain_input(model)
+    if whole.size and whole.resize and whole.resize < whole.size:
+        raise InputError(f"{model.source}: resize {whole.resize} is less than size {whole.size}")
+    if problems := of_bytes(whole):
+        raise InputError("\n".join(f"{model.source}: {problem}" for problem in problems))
+    return whole
+
+
+def load(model: Model, *, device: torch.device | str = "cpu") -> nn.Sequential:
+    """Return normalisation and network, in evaluation mode, frozen, channels last if that is right.
+
+    raises InputError if the network or its weights cannot be had, do not fit, or are not finite
+    """
+    model = complete(model)
+    network = build(model)
+    if ":" not in model.source and model.weights_kind == "unsaid":
+        raise InputError(
+            f"{model.source}: no `weights`, and without them it would be random (weights: none "
+            "says that it is meant)"
+        )
+    if model.weights_kind in ("file", "url"):
+        load_weights(network, weights_file(model), key=model.key, prefix=model.prefix)
+    broken = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        of = model.source if model.weights_kind in ("unsaid", "none") else model.weights
+        raise InputError(f"{of}: NaN or infinite weights in {broken[:5]}")
+    return frozen(network, model, device=device)
+
+
+def frozen(network: nn.Module, model: Model, *, device: torch.device | str) -> nn.Sequential:
+    """Return the network behind the normalisation of a complete model, as `load` does."""
+    whole = with_input(evaluating(network), model).requires_grad_(False)
+    for part in (whole, *whole):
+        if part is not network:
+            part.training = False
+    whole.to(device)
+    if contract.averages_rightly(torch.device(device)):
+        whole.to(memory_format=torch.channels_last)
+    return whole
+
+
+def evaluating(network: nn.Module) -> nn.Module:
+    """Return the network in evaluation mode; a graph of torch.export stays as it was exported."""
+    with suppress(NotImplementedError):
+        network.eval()
+    return network
+
+
+def with_input(network: nn.Module, model: Model) -> nn.Sequential:
+    """Return the network, as `with_output` has it, behind a complete model's normalisation."""
+    assert model.mean is not None
+    assert model.std is not None
+    return nn.Sequential(Normalize(model.mean, model.std), with_output(network, model))
+
+
+def with_output(network: nn.Module, model: Model) -> nn.Module:
+    """Return the network, or what answers with the entry of its output that the model names."""
+    return network if model.output is None else Entry(network, model.output)
+
+
+def build(model: Model, *, seed: int = 0) -> nn.Module:
+    """Return the network itself, torchvision's weights loaded if the model names them.
+
+    seed: of weights that are not loaded; it leaves the global random numbers alone, and makes a
+          network without weights the same one in every job
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _build_callable(model) if ":" in model.source else _build_torchvision(model)
+
+
+def weights_place(model: Model) -> tuple[Path, str | None]:
+    """Return the file of a model's weights, there or not yet, and the URL it is fetched from."""
+    url = model.weights or ""
+    if model.weights_kind == "file":
+        return Path(url), None
+    if model.weights_kind == "torchvision":
+        url = _torchvision_weights(model).url
+    name = Path(urlparse(url).path).name
+    if model.weights_kind == "url":  # model.pth is a common name
+        name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
+    return Path(torch.hub.get_dir()) / "checkpoints" / name, url
+
+
+def weights_file(model: Model) -> Path:
+    """Return the file of a model's weights, fetched first if they are given by URL.
+
+    raises InputError if it cannot be had or its hash is not the model's `sha256`
+    """
+    path, url = weights_place(model)
+    if url is not None and not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _downloading(url, path):
+            torch.hub.download_url_to_file(url, str(path))
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such weights file")
+    if model.sha256 is not None:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != model.sha256:
+            raise InputError(f"{path}: its sha256 is {digest}, not {model.sha256}")
+    return path
+
+
+def digests(model: Model) -> dict[str, str]:
+    """Return {"weights": …, "code": …} of the files of a model's weights and module, if it has any.
+
+    They are `arrays.digest_of_files`.
+    """
+    weights = [weights_file(model)] if model.weights_kind == "file" else []
+    files = {"weights": weights, "code": model.code}
+    return {kind: arrays.digest_of_files(paths) for kind, paths in files.items() if paths}
+
+
+def load_weights(network: nn.Module, path: Path, *, key: str | None, prefix: str) -> None:
+    """Load a state dict, .safetensors or .pth, into the network; every parameter must fit.
+
+    key:    entry of the checkpoint that holds the state dict
+    prefix: start of the parameter names to strip
+    raises  InputError listing missing, unexpected and misshapen parameters
+    """
+    checkpoint = _read_checkpoint(path)
+    if key is not None:
+        if not isinstance(checkpoint, dict) or key not in checkpoint:
+            keys = list(checkpoint)[:8] if isinstance(checkpoint, dict) else []
+            raise InputError(f"{path}: no entry {key!r}; it has {keys}")
+        checkpoint = checkpoint[key]
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{path}: holds {type(checkpoint).__name__}, not a state dict")
+    weights = {str(name).removeprefix(prefix): value for name, value in checkpoint.items()}
+    if not all(isinstance(value, Tensor) for value in weights.values()):
+        dicts = [name for name, value in weights.items() if isinstance(value, dict)]
+        advice = f"set `key` to one of {dicts}" if dicts else "is `key` right?"
+        raise InputError(f"{path}: not a state dict; {advice}")
+    expected = network.state_dict()
+    wrong = [
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected.keys() & weights.keys()
+        if weights[name].shape != expected[name].shape
+    ]
+    missing = [
+        name for name in expected if name not in weights and "num_batches_tracked" not in name
+    ]
+    unexpected = [name for name in weights if name not in expected]
+    if missing or unexpected or wrong:
+        advice = ""
+        starts = {name.removesuffix(missing[0]) for name in unexpected if missing}
+        if common := next((start for start in starts if f"{start}{missing[-1]}" in unexpected), ""):
+            advice = f"\n  set `prefix` to {common!r}"
+        elif wrong and not missing and not unexpected:
+            advice = "\n  do the `arguments` say the right number of classes?"
+        raise InputError(
+            f"{path}: the weights do not fit the network\n"
+            f"  missing: {_some(missing)}\n  unexpected: {_some(unexpected)}\n"
+            f"  of another shape: {_some(sorted(wrong))}{advice}"
+        )
+    network.load_state_dict(weights, strict=False)
+
+
+def usual_size(model: Model) -> int:
+    """Return the side of the input that torchvision's weights of the same network take, or 224."""
+    if ":" in model.source:
+        return 224
+    _check_torchvision_name(model.source)
+    known = list(_torchvision().get_model_weights(model.source))
+    return known[0].transforms().crop_size[0] if known else 224
+
+
+def n_classes(network: nn.Module, model: Model, images: np.ndarray | None = None) -> int:
+    """Return the classes of a loaded model, by what it says of an image and of a black one.
+
+    images: (N, H, W, 3) uint8, of which `contract.ask` shows the first; noise if None
+    raises  InputError if it is no classifier with logits as `contract` has it, or says NaN of black
+    """
+    size = complete(model).geometry.size
+    device = device_of(network) or "cpu"
+    if images is None:
+        images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    try:
+        answer = contract.ask(network, pixels(images[:2], device))
+        contract.check_classifier(answer, of="probability")
+    except InputError as error:
+        raise InputError(f"{model.source}: {error}") from error
+    with torch.no_grad():
+        of_black = network(torch.zeros(1, 3, size, size, device=device))
+    if of_black.softmax(dim=1).isnan().any():
+        raise InputError(f"{model.source}: NaN or infinite outputs for a black image")
+    return answer.outputs.shape[1]
+
+
+def random_weights(network: nn.Module, model: Model) -> str | None:
+    """Return what to say of a loaded network's weights that are random, where nobody said so.
+
+    They are those that another seed draws anew: a callable may load weights itself, all or some.
+    """
+    if model.weights_kind != "unsaid":
+        return None
+    pairs = zip(build(model, seed=1).named_parameters(), network.parameters(), strict=False)
+    drawn = [name for (name, other), own in pairs if not own.equal(other.to(own.device))]
+    if not drawn:
+        return None
+    return (
+        f"has random weights, which neither `weights` nor its callable gives: {_some(drawn)} "
+        "(weights: none says that it is meant)"
+    )
+
+
+def device_of(network: nn.Module) -> torch.device | None:
+    """Return where a network's weights are, or its buffers, as TorchScript may have no weights."""
+    return next((tensor.device for tensor in (*network.parameters(), *network.buffers())), None)
+
+
+def class_names(model: Model) -> list[str]:
+    """Return the class names that torchvision's weights come with, else none."""
+    if model.weights_kind != "torchvision":
+        return []
+    return list(_torchvision_weights(model).meta.get("categories", []))
+
+
+def pixels(images: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Return images (N, H, W, 3) uint8 as (N, 3, H, W) float32 in [0, 1], channels last."""
+    if not isinstance(images, Tensor):
+        images = torch.from_numpy(np.ascontiguousarray(images))
+    return images.to(device).permute(0, 3, 1, 2) / 255
+
+
+def _build_callable(model: Model) -> nn.Module:
+    module_name, _, path = model.source.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a module beside the configuration
+    try:
+        found: Any = importlib.import_module(module_name)
+        for name in path.split("."):
+            found = getattr(found, name)
+        network = found(**model.arguments)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{model.source} with arguments {model.arguments}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{model.source} returned {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def _torchvision() -> Any:
+    import torchvision.models  # takes half as long as torch itself, and most jobs do without it
+
+    return torchvision.models
+
+
+def _build_torchvision(model: Model) -> nn.Module:
+    _check_torchvision_name(model.source)
+    weights = None
+    download: AbstractContextManager = nullcontext()
+    if model.weights_kind == "torchvision":
+        weights = _torchvision_weights(model)
+        path, url = weights_place(model)
+        download = _downloading(str(url), path)
+    with download, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of how torchvision draws weights
+        try:
+            return _torchvision().get_model(model.source, weights=weights, **model.arguments)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{model.source} with {model.arguments}: {error}") from error
+
+
+def _torchvision_weights(model: Model) -> Any:
+    _check_torchvision_name(model.source)
+    known = _torchvision().get_model_weights(model.source)
+    if model.weights not in known.__members__:
+        raise InputError(
+            f"{model.source} has no weights {model.weights!r}; torchvision has "
+            f"{', '.join(known.__members__)}"
+        )
+    return known[model.weights]
+
+
+def _check_torchvision_name(name: str) -> None:
+    known = _torchvision().list_models(module=_torchvision())
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        raise InputError(
+            f"torchvision has no classifier {name!r}"
+            + (f"; did you mean {', '.join(close)}?" if close else "")
+            + ". Networks of your own are given as module:callable"
+        )
+
+
+@contextmanager
+def _downloading(url: str, path: Path) -> Iterator[None]:
+    """Let downloads load tensors only, and turn a failed one into advice."""
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    except (URLError, TimeoutError, ConnectionError) as error:
+        raise InputError(
+            f"{url} could not be fetched ({error}); fetch it elsewhere and save it as {path}"
+        ) from error
+    finally:
+        if before is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+
+
+def _read_checkpoint(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: refused, since it holds more than tensors or is no checkpoint; "
+            "save its state_dict alone"
+        ) from error
+    except (OSError, RuntimeError, EOFError, KeyError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read as weights ({error})") from error
+
+
+def _kind(value: Any) -> str:
+    shape = f" {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+    return f"{type(value).__name__}{shape}"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more if names else "none"

@@ -1,0 +1,142 @@
+"""Plots of accuracy.csv: top-1 against p, and against the area that is left as it was."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import cycle, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from igmask.errors import InputError
+from igmask.report.drawing import drawing, fit_text
+from igmask.study.config import percent
+
+# Okabe and Ito (2008): told apart by colour-blind readers, too. Black is left for the original.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = "osD^v"
+
+_COLUMNS = ["model", "mode", "p", "fill", "mask", "top1", "ci_low", "ci_high", "area_kept"]
+_SELECTION = "selection"  # the mask of the curves; others are controls, and dashed
+_DASHES = ("--", "-.", ":")
+
+
+def curves(accuracy: Path, *, output: Path) -> None:
+    """Write top-1 against p (accuracy-p.png) and against area (accuracy-area.png) to `output`.
+
+    accuracy: the accuracy.csv of `igmask tables`
+    raises    InputError if it is not, or if no masked images were evaluated
+    """
+    try:
+        text = {"model": str, "fill": str}
+        table = pd.read_csv(
+            accuracy, usecols=_COLUMNS, dtype=text, keep_default_na=False, na_values=[""]
+        )
+        original = table[table["mode"] == "original"].set_index("model")["top1"]
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{accuracy}: not an accuracy.csv of `igmask tables`: {error}") from error
+    masked = table[table["mode"] != "original"]
+    if masked.empty:
+        raise InputError(f"{accuracy}: no masked images were evaluated, so there are no curves")
+    _write_against_p(masked, original, output / "accuracy-p.png")
+    _write_against_area(masked, original, output / "accuracy-area.png")
+
+
+def _write_against_p(masked: pd.DataFrame, original: pd.Series, path: Path) -> None:
+    """A panel for each fill and mode, a curve for each model."""
+    models, fills, modes = (list(masked[key].unique()) for key in ("model", "fill", "mode"))
+    looks = {model: (_COLOURS[i % 6], _MARKERS[i % 5]) for i, model in enumerate(models)}
+    with _curves(path, n_rows=len(fills), n_columns=len(modes)) as (figure, panels):
+        for axes, (fill, mode) in zip(panels.flat, product(fills, modes), strict=True):
+            axes.set_title(f"{mode} the top p %" + (f", {fill}" if len(fills) > 1 else ""))
+            here = masked[(masked["fill"] == fill) & (masked["mode"] == mode)]
+            for model, rows in here.groupby("model", sort=False):
+                _draw_curve(axes, rows, "p", *looks[model])
+                if model in original:
+                    axes.axhline(original[model], color=looks[model][0], linestyle=":")
+        figure.supxlabel("p, %")
+        keys = [_key(model, *look) for model, look in looks.items()]
+        keys += [*_control_keys(masked), _key("original", line=":")]
+        figure.legend(handles=keys, loc="outside right upper")
+
+
+def _write_against_area(masked: pd.DataFrame, original: pd.Series, path: Path) -> None:
+    """A panel for each model and fill, a curve for each mode; its points are the values of p."""
+    cases = list(masked.groupby(["model", "fill"], sort=False))
+    present = masked["mode"].unique()
+    looks = {"keep": (_COLOURS[0], _MARKERS[0]), "drop": (_COLOURS[1], _MARKERS[1])}
+    looks = {mode: look for mode, look in looks.items() if mode in present}
+    n_columns = len(cases) if len(cases) <= 3 else math.ceil(math.sqrt(len(cases)))
+    n_rows = math.ceil(len(cases) / n_columns)
+    with _curves(path, n_rows=n_rows, n_columns=n_columns) as (figure, panels):
+        for axes in panels.flat[len(cases) :]:
+            axes.remove()
+        for axes, ((model, fill), here) in zip(panels.flat, cases, strict=False):
+            axes.set_title(
+                fit_text(model, 20) + (f", {fill}" if masked["fill"].nunique() > 1 else "")
+            )
+            for mode, rows in here.groupby("mode", sort=False):
+                _draw_curve(axes, rows, "area_kept", *looks[mode])
+            if model in original:
+                axes.plot(100, original[model], "*", color="black", markersize=6, clip_on=False)
+        figure.supxlabel("area left as it was, % of the pixels")
+        chosen = masked[masked["mask"] == _SELECTION]
+        keys = [_key(_range(chosen[chosen["mode"] == mode]), *look) for mode, look in looks.items()]
+        keys += [*_control_keys(masked), _key("original", "black", "*", line="")]
+        figure.legend(handles=keys, loc="outside right upper")
+
+
+@contextmanager
+def _curves(path: Path, *, n_rows: int, n_columns: int) -> Iterator[tuple[Figure, np.ndarray]]:
+    """Yield a figure and its panels, whose axes are both in percent."""
+    width, height = 2.3 * n_columns + 1.8, 2.1 * n_rows + 0.4
+    with drawing(path, width=width, height=height) as figure:
+        panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+        panels[0, 0].set(xlim=(0, 103), ylim=(0, 100), xticks=range(0, 101, 20))
+        figure.supylabel("top-1 accuracy, %")
+        for axes in panels.flat:
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.tick_params(labelbottom=True, labelleft=True)
+            axes.grid(color="0.92")
+        yield figure, panels
+
+
+def _draw_curve(axes: Axes, rows: pd.DataFrame, against: str, colour: str, marker: str) -> None:
+    """Points with 95 % intervals, and the controls of the same conditions, dashed.
+
+    against: p, or area_kept, and then controls stand at their own
+    """
+    dashes = _dashes(rows)
+    for mask, of_mask in rows.sort_values("p", kind="stable").groupby("mask", sort=False):
+        at, top1 = of_mask[against], of_mask["top1"]
+        if mask in dashes:
+            axes.plot(at, top1, dashes[mask], color=colour, linewidth=0.8)
+        else:
+            interval = of_mask[["ci_low", "ci_high"]].sub(top1, axis=0).abs().T
+            axes.errorbar(at, top1, interval, color=colour, marker=marker)
+
+
+def _key(label: str, colour: str = "0.4", marker: str = "", *, line: Any = "-") -> Line2D:
+    return Line2D([], [], color=colour, marker=marker, linestyle=line, label=fit_text(label, 28))
+
+
+def _dashes(rows: pd.DataFrame) -> dict[Any, str]:
+    """The controls, and how each is drawn."""
+    controls = [mask for mask in rows["mask"].unique() if mask != _SELECTION]
+    return dict(zip(controls, cycle(_DASHES), strict=False))
+
+
+def _control_keys(masked: pd.DataFrame) -> list[Line2D]:
+    return [_key(f"{mask} squares", line=line) for mask, line in _dashes(masked).items()]
+
+
+def _range(rows: pd.DataFrame) -> str:
+    """Name the curve of one mode, and the p of its first and last point, from the smallest area."""
+    rows = rows.sort_values("area_kept")
+    ends = dict.fromkeys(percent(p) for p in (rows["p"].iloc[0], rows["p"].iloc[-1]))
+    return f"{rows['mode'].iloc[0]} the top {' … '.join(ends)} %"

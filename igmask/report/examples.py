@@ -1,0 +1,185 @@
+"""Pictures of a few images: what a model looks at, and what it says of them masked."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from igmask import arrays
+from igmask.errors import InputError
+from igmask.inputs.classes import class_name
+from igmask.plain import fill_values, to_pixels, unpack
+from igmask.report.drawing import HEAT, Column, scaled, write_table
+from igmask.study.config import percent
+
+_HEADINGS = {"predicted": "for predicted class", "label": "for true class"}
+
+
+class File(NamedTuple):
+    """Records and their settings."""
+
+    path: Path
+    records: pd.DataFrame
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A few images, and what the files of one model say of them.
+
+    images:      (n, H, W, 3) in [0, 1]
+    attribution: (n, H, W), each pixel with the sum of its square, towards the class in `targets`
+    target:      `predicted` or `label`, which of the two that class is
+    masks:       p → (n, H, W) bool
+    evaluated:   a file a condition, its records those of all images
+    """
+
+    names: pd.Series
+    labels: list[str]
+    target: str
+    targets: list[str]
+    images: np.ndarray
+    attribution: np.ndarray
+    masks: dict[float, np.ndarray]
+    evaluated: list[File]
+
+
+def examples(files: list[Path], *, output: Path, model_name: str, n_images: int) -> None:
+    """Write pictures of `n_images` images, spread over the classes, to the folder `output`.
+
+    attributions-MODEL.png; of each mode among the records keep-MODEL.png or drop-MODEL.png; and of
+    both keep_drop-MODEL.png, at the p nearest to 50. Of several fills the first is shown.
+
+    files: of one model: images and scores (all shards, in order), masks and records
+    raises InputError if files are missing or do not belong together
+    """
+    few = _read_examples(files, n_images)
+    columns = _condition_columns(few)
+    original = columns.pop("original")[100.0]
+    tables = {mode: [original, *of_p.values()] for mode, of_p in columns.items()}
+    tables["attributions"] = [original, *_attribution_columns(few)]
+    if common := columns.get("keep", {}).keys() & columns.get("drop", {}).keys():
+        p = _middle(common)
+        tables["keep_drop"] = [original, columns["keep"][p], columns["drop"][p]]
+    for kind, shown in tables.items():
+        path = output / f"{kind}-{model_name}.png"
+        write_table(path, shown, row_names=few.labels, title=model_name)
+
+
+def spread(labels: np.ndarray, n_images: int) -> np.ndarray:
+    """Return the rows of `n_images` images, or of all if there are fewer, evenly over the classes.
+
+    They are the middles of equal parts of the images in the order of their labels: the choice
+    knows nothing of what a model says of them.
+    """
+    n = min(n_images, len(labels))
+    return np.argsort(labels, kind="stable")[(2 * np.arange(n) + 1) * len(labels) // (2 * n)]
+
+
+def _read_examples(files: list[Path], n_images: int) -> Examples:
+    found = _by_step(files)
+    of_images, of_scores = arrays.Shards(found["prepare"]), arrays.Shards(found["attribute"])
+    index = of_images.records
+    rows = spread(index["label"].to_numpy(), n_images)
+    take = partial(_take, rows=rows, names=index["name"])
+    images = of_images.read(rows).astype(np.float32) / 255
+    classes, side = (of_scores.settings[key] for key in ("class_names", "side"))
+    tiled = partial(to_pixels, height=images.shape[1], width=images.shape[2], side=side)
+    parts = tiled(take(of_scores))
+    targets = of_scores.records["target"]
+    masks = [arrays.Shards([path]) for path in found.get("mask", [])]
+    return Examples(
+        names=index["name"].iloc[rows],
+        labels=[class_name(classes, label) for label in index["label"].iloc[rows]],
+        target=of_scores.settings["attribution"]["target"],
+        targets=[class_name(classes, target) for target in targets.iloc[rows]],
+        images=images,
+        attribution=parts[:, 0] - parts[:, 1],
+        masks={
+            one.settings["p"]: tiled(unpack(take(one), tuple(one.settings["grid"])))
+            for one in masks
+        },
+        evaluated=[File(path, *arrays.read_records(path)) for path in found["evaluate"]],
+    )
+
+
+def _by_step(files: list[Path]) -> dict[str, list[Path]]:
+    """The files of each step, once each; an array goes by its .npy, its .parquet or both."""
+    found: dict[str, list[Path]] = {}
+    for path in dict.fromkeys(arrays.records_of(file) for file in files):
+        step = arrays.read_settings(path)["step"]
+        found.setdefault(step, []).append(path if step == "evaluate" else path.with_suffix(".npy"))
+    for step in ("prepare", "attribute", "evaluate"):
+        if step not in found:
+            raise InputError(f"examples need the files that `igmask {step}` wrote, too")
+    return found
+
+
+def _take(shards: arrays.Shards, rows: np.ndarray, names: pd.Series) -> np.ndarray:
+    """Some rows of an array; `names` are all images'."""
+    if not shards.records["name"].equals(names):
+        raise InputError(f"{shards.paths[0]}: of other images, or not all shards are given")
+    return shards.read(rows)
+
+
+def _condition_columns(examples: Examples) -> dict[str, dict[float, Column]]:
+    """Return mode → p, the largest first → the images of that condition; original has p = 100."""
+    columns: dict[str, dict[float, Column]] = {}
+    fills: dict[str, str | None] = {}
+    for file in examples.evaluated:
+        mode, fill = file.settings["mode"], file.settings.get("fill")
+        if fills.setdefault(mode, fill) == fill:
+            column = _condition_column(examples, file)
+            columns.setdefault(mode, {})[file.settings.get("p", 100.0)] = column
+    if "original" not in columns:
+        raise InputError("examples need the records of the original images, too")
+    return {mode: dict(sorted(of_p.items(), reverse=True)) for mode, of_p in columns.items()}
+
+
+def _condition_column(examples: Examples, file: File) -> Column:
+    """The images as the model saw them, and what it said."""
+    settings, title, images = file.settings, file.settings["mode"], examples.images
+    records = file.records[file.records["mask"].isin(["none", "selection"])].set_index("name")
+    if not examples.names.isin(records.index).all():
+        raise InputError(f"{file.path}: records of other images")
+    if title != "original":
+        p = settings["p"]
+        if p not in examples.masks:
+            raise InputError(f"examples need the masks of p = {percent(p)}, too")
+        kept = examples.masks[p] if title == "keep" else ~examples.masks[p]
+        filled = fill_values(images, settings["fill"], settings["model"]["mean"])
+        images = np.where(kept[..., np.newaxis], images, filled)
+        title += f" {percent(p)} %\n{100 * records['area_kept'].mean():.0f} % of the area"
+    classes = settings["class_names"]
+    captions = [
+        f"{'✓' if record.correct else '✗'} {class_name(classes, record.predicted)}\n"
+        f"{100 * record.probability_predicted:.0f} %"
+        for record in records.loc[examples.names].itertuples()
+    ]
+    return Column(title, images, captions)
+
+
+def _attribution_columns(examples: Examples) -> Iterator[Column]:
+    """The attribution by itself, over the image in grey, and the squares it selects at one p."""
+    values = examples.attribution
+    yield Column(f"attribution\n{_HEADINGS[examples.target]}", list(values), examples.targets)
+    relative = np.stack([scaled(one) for one in values])
+    cover = np.sqrt(np.abs(relative))[..., np.newaxis]
+    grey = examples.images.mean(axis=-1, keepdims=True)
+    over = grey * (1 - cover) + HEAT((relative + 1) / 2)[..., :3] * cover
+    yield Column("on the image", list(over), [""] * len(over))
+    if examples.masks:
+        p = _middle(examples.masks)
+        chosen = examples.masks[p]
+        pictures = np.where(chosen[..., np.newaxis], examples.images, 0.65 + 0.2 * grey)
+        areas = [f"{100 * one:.0f} % of the area" for one in chosen.mean(axis=(1, 2))]
+        yield Column(f"top {percent(p)} %", pictures, areas)
+
+
+def _middle(ps: Iterable[float]) -> float:
+    """Return the p nearest to 50, where one stands for all."""
+    return min(ps, key=lambda p: (abs(p - 50), p))

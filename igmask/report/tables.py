@@ -1,0 +1,278 @@
+"""Records → Tables 1, 2, 3, and accuracy.csv, their long form.
+
+Table 1 has each model's accuracy on the original images and on those that keep the top p %;
+Table 2 on those that drop it; Table 3 sets keep 50 beside drop 50.
+"""
+
+import html
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from igmask import arrays
+from igmask.inputs.chance import by_luck, wilson
+from igmask.inputs.classes import class_name
+from igmask.inputs.data import unnamed_classes
+from igmask.report.published import CITATION, published_top1
+from igmask.steps.controls import CONTROLS
+from igmask.study.config import percent
+
+COLUMNS = [
+    "model", "mode", "p", "fill", "mask", "n", "top1", "ci_low", "ci_high", "area_kept",
+    "published_top1", "most_frequent_prediction", "most_frequent_share", "entropy",
+    "blank_predicted", "blank_probability",
+]  # fmt: skip
+
+_STUDIED = ("none", "selection")  # the masks that are the study's own, no control's
+
+_LONGEST_NAME = 16  # letters of a class in a column
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 60em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .2em .9em; text-align: right }
+th { font-weight: 600 } tbody th { text-align: left; font-weight: 400 } td { white-space: nowrap }
+thead tr { border-bottom: 2px solid #222 }
+tbody th[rowspan] { font-weight: 600; vertical-align: top }
+.note { color: #555; font-size: .9em }
+"""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's results.
+
+    accuracy: one row a model, condition and mask (`none`, `selection`, or a control's name),
+              columns `COLUMNS`; all but entropy (bits) in percent
+    notes:    what belongs under every table
+    """
+
+    accuracy: pd.DataFrame
+    notes: list[str]
+
+
+def collect(record_paths: Iterable[Path]) -> Results:
+    """Return the results in the records of all models and conditions, models in given order."""
+    rows: list[dict[str, Any]] = []
+    notes: dict[str, dict[str, Any]] = {}
+    for path in record_paths:
+        records, made_by = arrays.read_records(path)
+        rows += [
+            _row(mask, of_mask, made_by) for mask, of_mask in records.groupby("mask", sort=False)
+        ]
+        if made_by["mode"] == "original":
+            said, labels = (records[key].to_numpy() for key in ("predicted", "label"))
+            made_by["by_luck"] = by_luck(said, labels, made_by["n_classes"])
+        notes.setdefault(made_by["name"], {}).update(made_by)
+    models, modes = list(notes), ["original", "keep", "drop"]
+    rows.sort(key=lambda r: (models.index(r["model"]), modes.index(r["mode"]), -float(r["p"] or 0)))
+    accuracy = pd.DataFrame(rows, columns=COLUMNS)
+    return Results(accuracy, _notes(notes, accuracy))
+
+
+def tables(record_paths: list[Path], *, output: Path) -> None:
+    """Write accuracy.csv, and table1 … table3 as .csv, .md, .html and .tex, to a folder."""
+    for name, text in texts(record_paths).items():
+        arrays.write_text(output / name, text)
+
+
+def texts(record_paths: list[Path]) -> dict[str, str]:
+    """Return {name: text} of the files that `tables` writes."""
+    results = collect(record_paths)
+    accuracy = results.accuracy
+    found = {"accuracy.csv": _csv(accuracy)}
+    middle = _nearest(accuracy["p"].dropna().unique(), 50)
+    of_number = {
+        "Table 1. Top-1 accuracy in %, keeping the squares with the top p % of the attribution": (
+            accuracy[accuracy["mode"].isin(["original", "keep"])]
+        ),
+        "Table 2. Top-1 accuracy in %, dropping the squares with the top p % of the attribution": (
+            accuracy[accuracy["mode"].isin(["original", "drop"])]
+        ),
+        f"Table 3. Top-1 accuracy in %, keep {middle} beside drop {middle}": (
+            accuracy[accuracy["p"] == middle]
+        ),
+    }
+    for number, (title, rows) in enumerate(of_number.items(), start=1):
+        wide = widen(rows)
+        rendered = render(wide, title=title, notes=results.notes)
+        found |= {f"table{number}.{kind}": text for kind, text in rendered.items()}
+    return found
+
+
+def widen(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of texts: a block of rows a model (and fill), a column a condition."""
+    several_fills = accuracy["fill"].dropna().nunique() > 1
+    blocks: dict[tuple[str, str], dict[str, str]] = {}
+    for row in accuracy.itertuples():
+        column = "original" if row.mode == "original" else f"{row.mode} {row.p} %"
+        fills = accuracy["fill"].dropna().unique() if row.mode == "original" else [row.fill]
+        for fill in fills if len(fills) else [None]:
+            name = f"{row.model}, {fill}" if several_fills else row.model
+            for quantity, text in _cell(row).items():
+                blocks.setdefault((name, quantity), {})[column] = text
+    names, order = list(dict.fromkeys(name for name, _ in blocks)), _quantities(accuracy)
+    keys = [(name, quantity) for name in names for quantity in order]
+    keys = [key for key in keys if key in blocks]
+    wide = pd.DataFrame([blocks[key] for key in keys]).fillna("")
+    wide.index = pd.MultiIndex.from_tuples(keys, names=["model", ""])
+    return wide
+
+
+def render(wide: pd.DataFrame, *, title: str, notes: list[str]) -> dict[str, str]:
+    """Return the table as csv, md, html and tex, all but csv with title and notes."""
+    flat = wide.reset_index().rename(columns={"": "quantity"})
+    shown = flat.assign(model=flat["model"].where(~flat["model"].duplicated(), ""))
+    shown = shown.rename(columns={"quantity": ""})
+    aligned = ("left", "left", *["right"] * (shown.shape[1] - 2))
+    markdown = shown.to_markdown(index=False, colalign=aligned, disable_numparse=True)
+    listed = "\n".join(f"- {note}" for note in notes)
+    paragraphs = "\n".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
+    latex = wide.to_latex(
+        escape=True, multirow=False, column_format="ll" + "r" * wide.shape[1], sparsify=True
+    )
+    latex_notes = "\n".join(rf"\par\footnotesize {_latex(note)}" for note in notes)
+    return {
+        "csv": flat.to_csv(index=False),
+        "md": f"**{title}**\n\n{markdown}\n\n{listed}\n",
+        "html": f'<!doctype html>\n<html lang="en"><meta charset="utf-8">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n"
+        f"<h1>{html.escape(title)}</h1>\n{wide.to_html(border=0)}\n{paragraphs}\n</html>\n",
+        "tex": f"\\begin{{table}}\n\\centering\n\\caption{{{_latex(title)}}}\n"
+        f"{latex}{latex_notes}\n\\end{{table}}\n",
+    }
+
+
+def _csv(accuracy: pd.DataFrame) -> str:
+    return accuracy.round(4).to_csv(index=False)
+
+
+def _row(mask: str, records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a condition under one of its masks."""
+    original = made_by["mode"] == "original"
+    n_correct, n = int(records["correct"].sum()), len(records)
+    low, high = wilson(n_correct, n)
+    most, share, entropy = _predictions(records["predicted"].to_numpy())
+    row = {
+        "model": made_by["name"],
+        "mode": made_by["mode"],
+        "p": None if original else percent(made_by["p"]),
+        "fill": None if original else made_by["fill"],
+        "mask": mask,
+        "n": n,
+        "top1": 100 * n_correct / n,
+        "ci_low": low,
+        "ci_high": high,
+        "area_kept": 100 * records["area_kept"].mean(),
+        "most_frequent_prediction": class_name(made_by["class_names"], most),
+        "most_frequent_share": share,
+        "entropy": entropy,
+    }
+    if mask not in _STUDIED:
+        return row
+    row["published_top1"] = published_top1(made_by, n_images=n + len(made_by["skipped"]))
+    if blank := made_by.get("blank"):
+        row["blank_predicted"] = class_name(made_by["class_names"], blank["class"])
+        row["blank_probability"] = 100 * blank["probability"]
+    return row
+
+
+def _predictions(predicted: np.ndarray) -> tuple[int, float, float]:
+    """The class predicted most often, its share in percent, and the predictions' entropy in bits.
+
+    H = −Σ_c q_c log₂ q_c of the shares q_c (Shannon 1948): 0 where all predictions are one class.
+    """
+    classes, counts = np.unique(predicted, return_counts=True)
+    shares = counts / len(predicted)
+    entropy = abs(float(shares @ np.log2(shares)))
+    return int(classes[counts.argmax()]), 100 * float(shares.max()), entropy
+
+
+def _quantities(accuracy: pd.DataFrame) -> list[str]:
+    """The rows of a model's block, in order."""
+    controls = [mask for mask in accuracy["mask"].unique() if mask not in _STUDIED]
+    return [
+        *("top-1", "95 % interval", "area kept"),
+        *(f"{control} {what}" for control in controls for what in ("squares", "area")),
+        *("most frequent prediction", "its share", "entropy", "published", "n"),
+    ]
+
+
+def _cell(row: Any) -> dict[str, str]:
+    """What a row of `accuracy` puts into a column of a model's block: quantity → text."""
+    if row.mask not in _STUDIED:
+        return {
+            f"{row.mask} squares": f"{row.top1:.1f}",
+            f"{row.mask} area": f"{row.area_kept:.1f}",
+        }
+    name = row.most_frequent_prediction
+    cell = {
+        "top-1": f"{row.top1:.1f}",
+        "95 % interval": f"{row.ci_low:.1f}–{row.ci_high:.1f}",
+        "area kept": f"{row.area_kept:.1f}",
+        "most frequent prediction": (
+            name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+        ),
+        "its share": f"{row.most_frequent_share:.1f}",
+        "entropy": f"{row.entropy:.2f}",
+        "n": str(row.n),
+    }
+    return cell if pd.isna(row.published_top1) else cell | {"published": row.published_top1}
+
+
+def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[str]:
+    controls = "".join(
+        f"{name} squares: top-1 with {control.is_of}; {name} area: the area kept with those; "
+        for name, control in CONTROLS.items()
+        if name in accuracy["mask"].unique()
+    )
+    notes = [
+        "top-1: accuracy in %; 95 % interval: Wilson's; area kept: pixels left as they were, in %, "
+        f"mean over the images; {controls}its share: of all predictions, in %; entropy: of the "
+        "predicted classes, in bits, 0 if all are the same; n: images"
+    ]
+    for name, found in made_by.items():
+        if luck := found.get("by_luck"):
+            notes.append(f"{name} {luck[1]}")
+    if accuracy["published_top1"].notna().any():
+        notes.append(CITATION)
+    for name, found in made_by.items():
+        if "attribution" in found:
+            settings = found["attribution"]
+            error = found["completeness"]
+            left_out = error["n_without_change"]
+            notes.append(
+                f"{name}: Integrated Gradients of the {settings['target']} class's "
+                f"{settings['of']}, baseline {settings['baseline']}, rule {settings['rule']}, "
+                f"m = {settings['n_steps']}; {found['score']} scores of {found['side']}×"
+                f"{found['side']} squares, selected by {found['by']}; relative completeness error "
+                f"{error['median']:.3f} in the median, {error['mean']:.3f} on average, at most "
+                f"{error['max']:.3g}"
+                + (f" ({left_out} images without a change of f left out)" if left_out else "")
+            )
+    blanks = accuracy.dropna(subset="blank_predicted").drop_duplicates(["model", "fill"])
+    for row in blanks.itertuples():
+        notes.append(
+            f"{row.model} predicts {row.blank_predicted} of an image all masked, fill {row.fill}, "
+            f"with a probability of {row.blank_probability:.1f} %"
+        )
+    for name, found in made_by.items():
+        if note := unnamed_classes(found, found["n_classes"]):
+            notes.append(f"{name} {note}")
+    skipped = {name: reason for found in made_by.values() for name, reason in found["skipped"]}
+    if skipped:
+        listed = "; ".join(f"{name} ({reason})" for name, reason in sorted(skipped.items()))
+        notes.append(f"{len(skipped)} images were skipped: {listed}")
+    return notes
+
+
+def _nearest(percents: Iterable[str], p: float) -> str:
+    return min(percents, key=lambda text: abs(float(text) - p), default="")
+
+
+def _latex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)

@@ -1,0 +1,71 @@
+"""Step: what would else be found after hours: does the model load, answer, and know the labels?"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from igmask import arrays
+from igmask.errors import InputError
+from igmask.inputs import models, sample
+from igmask.inputs.baselines import read_baseline
+from igmask.inputs.chance import by_luck
+from igmask.inputs.classes import check_classes, check_labels
+from igmask.inputs.data import opener, unnamed_classes
+from igmask.progress import say
+from igmask.study import config
+from igmask.study.config import BASELINES, Model, stamp
+
+
+def preflight(index_path: Path, output: Path, *, model: Model, baseline: str = "black") -> None:
+    """Write, for people to read, what a model is found to be: classes, their names, parameters.
+
+    And how often it is right about the first images; it is said if that is no better than chance,
+    or if weights are random that nobody said to be so.
+
+    raises InputError if weights do not load or fit, hold NaN, if the output of a trial pass has
+           no probabilities or is not (N, classes), if a label is not one of the classes, if which
+           classes the dataset has is not said or there are more or fewer in a list, or if the
+           baseline is a file that cannot be used
+    """
+    records, made_by = arrays.read_records(index_path)
+    network = models.load(model)
+    images, labels = _first_images(model, records, made_by)
+    n_classes = models.n_classes(network, model, images if len(images) else None)
+    check_classes(made_by, n_classes)
+    check_labels(records, n_classes)
+    if note := unnamed_classes(made_by, n_classes):
+        raise InputError(f"the network {note}")
+    if baseline not in BASELINES:
+        read_baseline(baseline, models.complete(model).geometry)
+    predicted = sample.predicted(network, images)
+    labels = labels[: len(predicted)]
+    if note := models.random_weights(network, model):
+        say(f"warning: the network {note}")
+    elif model.weights_kind != "none" and (luck := by_luck(predicted, labels, n_classes)):
+        say(f"warning: the network {luck[1]}")
+    found = stamp("preflight", made_by) | {
+        "n_classes": n_classes,
+        "class_names": models.class_names(model) or made_by["classes"],
+        "n_parameters": sum(p.numel() for p in network.parameters()),
+        "first_images": {
+            "n": len(labels),
+            "top1": 100 * float((predicted == labels).mean()) if len(labels) else None,
+        },
+    }
+    arrays.write_text(output, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+
+def _first_images(
+    model: Model, records: pd.DataFrame, made_by: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Some images (n, H, W, 3) and their labels (n,); `prepare` names those that are bad."""
+    dataset = config.dataset(made_by["dataset"] | {"download": False})
+    open_image, geometry = opener(dataset, seed=made_by["seed"]), models.complete(model).geometry
+    tried = sample.images(records, open_image, geometry)
+    good = {row: image for row, image in tried.items() if not isinstance(image, InputError)}
+    shape = (len(good), geometry.size, geometry.size, 3)
+    images = np.array([*good.values()], dtype=np.uint8).reshape(shape)
+    return images, records["label"].to_numpy()[[*good]]

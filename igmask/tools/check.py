@@ -1,0 +1,407 @@
+"""`igmask check`: what would stop a study, and how long it takes, said before hours of work.
+
+A function a finding. Nothing is written, and no weights are fetched: a network whose weights are
+not at hand is tried with random ones.
+"""
+
+import dataclasses
+import shlex
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from math import prod
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from torch import nn
+
+from igmask.devices import n_cores, pick_device
+from igmask.errors import InputError
+from igmask.inputs import models, sample
+from igmask.inputs.baselines import read_baseline
+from igmask.inputs.chance import by_luck
+from igmask.inputs.classes import check_classes, check_labels
+from igmask.inputs.data import index, numbered_classes, opener, unnamed_classes
+from igmask.kernels import grid
+from igmask.plan import Workflow
+from igmask.study import config
+from igmask.study.config import Dataset, Geometry, Model, Study
+from igmask.tools.trial import AUTO_STEPS, Pace, are_to_come, pace, ready, selection_s, threads
+
+_N_TIMED = 8  # images of a trial of a network's pace
+_JOB_BYTES = 700 * 10**6  # of a process that has imported torch
+_JOB_S = 5.0  # until a job begins its work, and after it
+_RECORD_BYTES = 50  # measured, of 50,000 images
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found, about what, and whether it is `ok`, a `warning` or an `error`."""
+
+    about: str
+    says: str
+    level: str = "ok"
+
+    def __str__(self) -> str:
+        first, *rest = self.says.splitlines()
+        return "\n".join(
+            [f"{self.level:<8} {self.about:<14} {first}", *(" " * 24 + line for line in rest)]
+        )
+
+
+@dataclass
+class Images:
+    """The images of a study, as far as they are at hand.
+
+    records, classes: of `data.index`
+    n:                how many there are, or should be; 0 if that is not known
+    tried:            some, decoded, (n, size, size, 3) uint8 in each geometry
+    labels:           theirs
+    decode_s:         seconds that an image took
+    """
+
+    records: pd.DataFrame
+    classes: list[str]
+    n: int
+    tried: dict[Geometry, np.ndarray]
+    labels: dict[Geometry, np.ndarray]
+    decode_s: dict[Geometry, float]
+
+
+def check(settings: Mapping[str, Any], *, trial: bool = True) -> Iterator[Finding]:
+    """Yield what is found about the study of a configuration, as it is found.
+
+    trial: whether networks are loaded and timed
+    """
+    try:
+        flow = Workflow(settings, with_files=False)
+    except InputError as error:
+        yield Finding("configuration", str(error), "error")
+        return
+    study = flow.study
+    yield Finding(
+        "configuration",
+        f"models: {len(flow.models)}, conditions of each: {len(flow.conditions)}, shards: "
+        f"{study.compute['shards']}",
+    )
+    for line in config.warnings(study):
+        yield Finding("configuration", line, "warning")
+    n_expected = 0 if study.dataset.limit else study.dataset.n_expected or 0
+    images = Images(pd.DataFrame(), [], n_expected, {}, {}, {})
+    yield dataset(study.dataset, config.missing_files(study), images)
+    for geometry in dict.fromkeys(model.geometry for model in flow.models.values()):
+        if len(images.records):
+            yield decoding(study, geometry, images)
+        yield from baseline(study, geometry)
+    paces: dict[str, Pace] = {}
+    for name, model in flow.models.items():
+        yield weights(name, model)
+        if trial:
+            yield from network(name, model, study, images, paces)
+    if images.n:
+        yield disk(flow, images.n)
+    if paces:
+        yield memory(study, paces)
+    if paces and images.n:
+        yield duration(flow, images, paces)
+
+
+def dataset(dataset: Dataset, missing: dict[str, str], images: Images) -> Finding:
+    """Whether the images and labels are there, and as many as expected; fills in `images`."""
+    absent = [f"{key}: {says}" for key, says in missing.items() if key.startswith("dataset.")]
+    try:
+        if absent:
+            raise InputError("\n".join(absent))
+        images.records, images.classes = index(dataclasses.replace(dataset, download=False))
+    except InputError as error:
+        if dataset.download and isinstance(error.__cause__, RuntimeError):
+            return Finding("dataset", f"torchvision's {dataset.class_} will be fetched")
+        return Finding("dataset", "\n".join([str(error), *advice(dataset)]), "error")
+    images.n = len(images.records)
+    found = f"{images.n:,} images of {images.records['label'].nunique():,} classes"
+    made_by = {"dataset": config.settings(dataset), "classes": images.classes}
+    if note := numbered_classes(made_by, images.records["label"]):
+        found += f"; {note}"
+    if not dataset.limit and images.n != (dataset.n_expected or images.n):
+        return Finding("dataset", f"{found}; {dataset.n_expected:,} are expected", "warning")
+    return Finding("dataset", found)
+
+
+def advice(dataset: Dataset) -> list[str]:
+    """How missing files are had, and which archive that lies about may hold the images."""
+    lines = (dataset.obtain or "").splitlines()
+    root = Path(dataset.root or ".")
+    if dataset.source not in ("folder", "csv") or (root.is_dir() and any(root.iterdir())):
+        return lines
+    for folder in dict.fromkeys([Path(), root.parent]):
+        for archive in sorted(folder.glob("*")):
+            named = archive.name in (dataset.obtain or archive.name)
+            if named and archive.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".zip")):
+                unpack = "unzip -q {} -d {}" if archive.suffix == ".zip" else "tar -xf {} -C {}"
+                where = shlex.quote(str(root))
+                command = unpack.format(shlex.quote(str(archive)), where)
+                lines.append(f"{archive} is here: mkdir -p {where} && {command}")
+    return lines
+
+
+def decoding(study: Study, geometry: Geometry, images: Images) -> Finding:
+    """Whether some images, drawn from all of the dataset, can be decoded; fills in `images`."""
+    open_image = opener(dataclasses.replace(study.dataset, download=False), seed=study.seed)
+    start = time.perf_counter()
+    tried = sample.images(images.records, open_image, geometry)
+    images.decode_s[geometry] = (time.perf_counter() - start) / len(tried)
+    bad, good = [], {}
+    for row, found in tried.items():
+        if isinstance(found, InputError):
+            reason, name = str(found), str(images.records["name"].iloc[row])
+            bad.append(reason if name in reason else f"{name}: {reason}")
+        else:
+            good[row] = found
+    if good:
+        images.tried[geometry] = np.stack([*good.values()])
+        images.labels[geometry] = images.records["label"].to_numpy()[[*good]]
+    if bad:
+        skipped = study.dataset.on_bad_image == "skip"
+        says = [f"{len(bad)} of {len(tried)} tried cannot be used", *bad]
+        return Finding("images", "\n".join(says), "warning" if skipped else "error")
+    each = f"{1e3 * images.decode_s[geometry]:.3g} ms each"
+    return Finding("images", f"{len(tried)} tried as {geometry.name}, {each}")
+
+
+def baseline(study: Study, geometry: Geometry) -> Iterator[Finding]:
+    """Whether a baseline that is a file can be used in a geometry."""
+    kind = study.attribution["baseline"]
+    if kind in config.BASELINES:
+        return
+    try:
+        read_baseline(kind, geometry)
+        yield Finding("baseline", f"{kind}, as {geometry.name}")
+    except InputError as error:
+        yield Finding("baseline", str(error), "error")
+
+
+def weights(name: str, model: Model) -> Finding:
+    """Whether the weights of a model are at hand, or can be fetched, and how large they are."""
+    if model.train is not None:
+        return Finding(name, "weights: trained by the study")
+    if model.weights_kind == "none":
+        return Finding(name, "weights: random, as is meant")
+    if model.weights_kind == "unsaid":
+        return Finding(name, "weights: those that its callable gives it")
+    path, url = models.weights_place(model)
+    if path.is_file():
+        return Finding(name, f"weights: {path}, {_size(path.stat().st_size)}")
+    if url is None:
+        return Finding(name, f"weights: there is no file {str(path)!r}", "error")
+    try:
+        with urlopen(Request(url, method="HEAD"), timeout=10) as answer:
+            size = _size(int(answer.headers.get("Content-Length", 0)))
+    except (OSError, ValueError, HTTPException) as error:
+        advice = f"fetch {url} elsewhere and save it as\n{path}"
+        return Finding(name, f"weights: cannot be fetched here ({error})\n{advice}", "error")
+    return Finding(name, f"weights: {size} will be fetched from {url}")
+
+
+def network(
+    name: str, model: Model, study: Study, images: Images, paces: dict[str, Pace]
+) -> Iterator[Finding]:
+    """Whether a network loads, answers, knows the labels and can be attributed; adds its pace."""
+    compute, attribution = study.compute, dict(study.attribution)
+    if attribution["baseline"] not in config.BASELINES:
+        attribution["baseline"] = "black"  # a file has a finding of its own
+    try:
+        device = pick_device(compute["device"])
+        loaded = ready(model, device)
+        size = model.geometry.size
+        noise = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+        tried = images.tried.get(model.geometry, noise)
+        n_classes = models.n_classes(loaded, model, tried)
+        if len(images.records):
+            listed = {"dataset": config.settings(study.dataset), "classes": images.classes}
+            check_classes(listed, n_classes)
+            check_labels(images.records, n_classes)
+            if note := unnamed_classes(listed, n_classes):
+                yield Finding(name, note, "error")
+        pixels = models.pixels(tried[:_N_TIMED], device)
+        with threads(compute["threads"]):
+            yield from predictions(name, model, loaded, images, n_classes)
+            paces[name] = found = pace(
+                loaded,
+                pixels,
+                torch.zeros(len(pixels), dtype=torch.int64, device=device),
+                model=model,
+                attribution=attribution,
+                batch_size=compute["batch_size"],
+                engine=compute["engine"],
+                seed=study.seed,
+            )
+    except Exception as error:  # a network of one's own may raise anything; others want a look, too
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        yield Finding(name, f"{kind}{error}", "error")
+        return
+    yield Finding(
+        name,
+        f"{n_classes:,} classes; an attribution takes {_time(found.attribute_s)}, a forward pass "
+        f"{_time(found.evaluate_s)} an image",
+    )
+
+
+def predictions(
+    name: str, model: Model, loaded: nn.Module, images: Images, n_classes: int
+) -> Iterator[Finding]:
+    """Whether a network is right more often than by luck, or weights are random that it has."""
+    if are_to_come(model) or model.weights_kind == "none":
+        return
+    if note := models.random_weights(loaded, model):
+        yield Finding(name, note, "warning")
+    elif model.geometry in images.tried:
+        device = models.device_of(loaded) or "cpu"
+        predicted = sample.predicted(loaded, images.tried[model.geometry], device)
+        labels = images.labels[model.geometry][: len(predicted)]
+        if luck := by_luck(predicted, labels, n_classes):
+            level, note = luck
+            yield Finding(name, note, level)
+
+
+def disk(flow: Workflow, n_images: int) -> Finding:
+    """Whether what the study still has to write fits at results/."""
+    study = flow.study
+    squares = [
+        prod(grid(m.geometry.size, m.geometry.size, study.squares["side"]))
+        for m in flow.models.values()
+    ]
+    sides = {model.geometry: model.geometry.size for model in flow.models.values()}
+    n_masks, n_controls = len(study.selection["p"]), len(study.masking["controls"])
+    n_records = 1 + n_masks + (len(flow.conditions) - 1) * (1 + n_controls)
+    parts = {
+        "images": n_images * sum(3 * side**2 for side in sides.values()),
+        "scores": n_images * sum(8 * k for k in squares),
+        "masks": n_images * n_masks * sum(-(-k // 8) for k in squares),
+        "records": n_images * len(squares) * n_records * _RECORD_BYTES,
+    }
+    place = Path("results") if Path("results").exists() else Path()
+    free = shutil.disk_usage(place).free
+    found = [path.stat() for path in Path(flow.folder).rglob("*") if path.is_file()]
+    present = sum({(file.st_dev, file.st_ino): file.st_size for file in found}.values())
+    missing = max(0, sum(parts.values()) - present)
+    details = ", ".join(f"{part} {_size(size)}" for part, size in parts.items())
+    says = f"{_size(missing)} to be written to results/, {_size(free)} free\n{details}"
+    return Finding("disk", says, "ok" if missing <= free else "error")
+
+
+def memory(study: Study, paces: dict[str, Pace]) -> Finding:
+    """Whether the jobs' batches fit into the memory of the device that they run on."""
+    device = pick_device(study.compute["device"])
+    on_gpu = device.type == "cuda"
+    takes = {
+        name: p.weight_bytes + p.batch_size * p.point_bytes + (0 if on_gpu else _JOB_BYTES)
+        for name, p in paces.items()
+    }
+    name = max(takes, key=lambda name: takes[name])
+    most, beside = takes[name], _beside(study, len(paces))
+    free = _free_on(device) if on_gpu else psutil.virtual_memory().available
+    where = f"free on {device}" if on_gpu else "free"
+    says = (
+        f"a job of {name} takes {_size(most)}, batches of {paces[name].batch_size}; "
+        f"{_size(free)} {where}"
+    )
+    if most > free:
+        return Finding("memory", f"{says}; set compute.batch_size lower", "error")
+    if beside * most > free:
+        says += f", not enough for {beside} jobs side by side; give Snakemake fewer --cores"
+        return Finding("memory", says, "warning")
+    return Finding("memory", says)
+
+
+def duration(flow: Workflow, images: Images, paces: dict[str, Pace]) -> Finding:
+    """How long the stages of the study will take here, all of it to be done."""
+    study, cores, shards = flow.study, n_cores(), flow.study.compute["shards"]
+    tried = {name: (flow.models[name], found) for name, found in paces.items()}
+    n_masked = len(flow.conditions) - 1
+    n_passes = 1 + n_masked * (1 + len(study.masking["controls"]))
+    training = [(m.train, p) for m, p in tried.values() if m.train]
+    side, by, percents = study.squares["side"], study.selection["by"], study.selection["p"]
+    beside = _beside(study, len(tried))
+    stages = {  # jobs, seconds of work for all images, jobs side by side
+        "train": (
+            len(training),  # a step takes as long as three forward passes
+            sum(3 * t.epochs * study.dataset.n_train * p.evaluate_s for t, p in training),
+            cores,
+        ),
+        "prepare": (
+            shards * len(images.decode_s),
+            images.n * sum(images.decode_s.values()) / flow.prepare_threads(cores),
+            cores,
+        ),
+        "attribute": (
+            shards * len(tried),
+            images.n * sum(p.attribute_s for _, p in tried.values()),
+            beside,
+        ),
+        "mask": (
+            len(tried),
+            images.n
+            * sum(
+                selection_s(m.geometry.size, side=side, percents=percents, by=by)
+                for m, _ in tried.values()
+            ),
+            cores,
+        ),
+        "evaluate": (
+            len(tried),
+            images.n * n_passes * sum(p.evaluate_s for _, p in tried.values()),
+            beside,
+        ),
+    }
+    takes = {
+        stage: (work + n_jobs * _JOB_S) / min(n_jobs, lanes)
+        for stage, (n_jobs, work, lanes) in stages.items()
+        if n_jobs
+    }
+    together = f"{beside} networks side by side, none slowing another"
+    lines = [
+        f"about {_time(sum(takes.values()))} on this machine",
+        *(f"{stage:<10} {_time(seconds):>8}" for stage, seconds in takes.items()),
+        f"with {cores} cores, compute.threads {study.compute['threads']}, and "
+        f"{together if beside > 1 else 'one network at a time'}",
+    ]
+    if study.attribution["n_steps"] == "auto":
+        lines.append(f"with {AUTO_STEPS} steps an image; n_steps is auto")
+    if len(tried) < len(flow.models):
+        lines.append(f"of {', '.join(tried)} only")
+    return Finding("time", "\n".join(lines))
+
+
+def _beside(study: Study, n_models: int) -> int:
+    """Networks that run side by side: all cores' worth of them, or one on a GPU."""
+    if pick_device(study.compute["device"]).type == "cuda":
+        return 1
+    lanes = max(1, n_cores() // study.compute["threads"])
+    return min(lanes, n_models * study.compute["shards"])
+
+
+def _free_on(device: torch.device) -> int:
+    """Bytes free on a GPU, those that PyTorch keeps for this process included."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def _size(n_bytes: float) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if n_bytes >= scale:
+            return f"{n_bytes / scale:.3g} {unit}"
+    return f"{n_bytes / 1e3:.3g} kB"
+
+
+def _time(seconds: float) -> str:
+    for unit, scale in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 2 * scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{1e3 * seconds:.3g} ms" if seconds < 0.1 else f"{seconds:.2g} s"

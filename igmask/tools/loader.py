@@ -1,0 +1,188 @@
+"""Integrated Gradients of a whole DataLoader, batch by batch to disk, and on from where it was."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping, Sized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from igmask import arrays
+from igmask.engine.ig import Auto, NotFinite, classes_of, integrated_gradients
+from igmask.errors import InputError
+from igmask.inputs.models import device_of
+from igmask.progress import progress
+from igmask.study.config import stamp
+
+# Under which a batch that is a dictionary has them; the first are those of transformers.
+_IMAGES = ("pixel_values", "images", "image")
+_LABELS = ("labels", "label")
+
+
+def attribute_loader(
+    model: nn.Module,
+    loader: Iterable[Any],
+    folder: Path | str,
+    *,
+    target: str = "predicted",
+    n_steps: int | Auto = 50,
+    **options: Any,
+) -> list[Path]:
+    """Write the attributions of every batch of a DataLoader; return their files, in order.
+
+    A batch becomes `00000.npy`, (n, C, H, W) float32, and beside it `00000.parquet`: a record an
+    image with predicted, target, output, baseline_output, completeness and n_steps, and the label
+    if the loader gives one. Batches that are there already, with the bytes that were written, are
+    not computed again, so that a run that was cut short goes on; the loader must give the same
+    batches every time.
+
+    model:   logits (N, n_classes) from images, in evaluation mode; images are moved to its device
+    loader:  of images (N, C, H, W), of (images, labels, …), or of dictionaries with `pixel_values`,
+             `images` or `image`, and `labels` or `label` if there are any; labels are (N,) integers
+    target:  `predicted`, or `label`: the class whose output is attributed
+    options: others of `integrated_gradients`
+    raises   InputError if a batch is not of that kind, or if the folder holds results of another
+             model, other options or other images
+    """
+    folder = Path(folder)
+    if not isinstance(target, str) or target not in ("predicted", "label"):
+        raise InputError(f"unknown target {target!r}; choose from predicted, label")
+    steps = dataclasses.asdict(n_steps) if isinstance(n_steps, Auto) else n_steps
+    made_by = stamp("attribute") | {"target": target, "n_steps": steps}
+    made_by["model"] = _digest(_said(model), *_values(model))
+    # What changes no result may differ from run to run.
+    kept = {key: value for key, value in options.items() if key not in ("batch_size", "engine")}
+    made_by |= {key: _plain(value) for key, value in kept.items()}
+    device = device_of(model)
+    paths = []
+    try:
+        total = len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader of a stream has a length, but does not know it
+        total = None
+    for i, batch in enumerate(progress(loader, total=total, unit="batches", label="attribute")):
+        images, labels = _images_and_labels(batch, f"batch {i}", target)
+        if target == "label" and labels is None:
+            raise InputError("target label: the loader gives images without labels")
+        path = folder / f"{i:05}.npy"
+        paths.append(path)
+        of_batch = made_by | {"images": _digest(images, *([] if labels is None else [labels]))}
+        if _is_done(path, of_batch):
+            continue
+        try:
+            result = integrated_gradients(
+                model,
+                images.to(device),
+                target=labels if target == "label" else None,
+                n_steps=n_steps,
+                **options,
+            )
+        except NotFinite as error:
+            name = f"batch {i}, image {error.image}"
+            raise NotFinite(error.image, error.alpha, error.step, name) from None
+        columns = ("predicted", "target", "output", "baseline_output", "completeness", "n_steps")
+        records = pd.DataFrame({name: _numbers(getattr(result, name)) for name in columns})
+        if labels is not None:
+            records["label"] = _numbers(labels)
+        with arrays.writing(path, np.float32, tuple(images.shape[1:])) as array:
+            array.append(_numbers(result.values))
+            records[arrays.CHECKSUM] = array.checksums
+        arrays.write_records(arrays.records_of(path), records, of_batch)  # last: now it is whole
+    return paths
+
+
+def _images_and_labels(batch: Any, name: str, target: str) -> tuple[Tensor, Tensor | None]:
+    """The images of a batch, and its labels, if it has any."""
+    if isinstance(batch, Mapping):
+        images, given = (_entry(batch, keys, name) for keys in (_IMAGES, _LABELS))
+    else:
+        parts = list(batch) if isinstance(batch, list | tuple) else [batch]
+        images, given, *_ = [*parts, None, None]
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        of = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(f"{name}: images must be a tensor (N, C, H, W), got {of}")
+    are_names = target == "predicted" and not isinstance(given, Tensor | np.ndarray)
+    if given is None or are_names:  # or anything else that is no label
+        return images, None
+    try:
+        labels = classes_of(given, len(images))
+    except InputError as error:
+        raise InputError(f"{name}, labels: {error}") from None
+    if labels.shape != (len(images),):
+        raise InputError(f"{name}: there is one label for {len(images)} images")
+    return images, labels
+
+
+def _entry(batch: Mapping[str, Any], keys: tuple[str, ...], name: str) -> Any:
+    """The one entry of a batch that has one of the keys; None if it has no labels."""
+    found = [key for key in keys if key in batch]
+    if len(found) > 1 or (not found and keys is _IMAGES):
+        raise InputError(
+            f"{name} has the keys {', '.join(map(str, batch))}; exactly one of {', '.join(keys)} "
+            "is looked for"
+        )
+    return batch[found[0]] if found else None
+
+
+def _is_done(path: Path, made_by: dict[str, Any]) -> bool:
+    records = arrays.records_of(path)
+    if not records.is_file() or not path.is_file():
+        return False
+    written, found = arrays.read_records(records)
+    changed = sorted(key for key in found | made_by if found.get(key) != made_by.get(key))
+    if changed:
+        advice = " (is the loader shuffled?)" if changed == ["images"] else ""
+        raise InputError(
+            f"{path} is of other {' and '.join(changed)}{advice}; choose another folder, or remove "
+            "this one"
+        )
+    return list(written.get(arrays.CHECKSUM, ())) == arrays.checksums(arrays.read_array(path))
+
+
+def _said(model: nn.Module) -> str:
+    """What a model is besides its weights: its layers, and the plain values that they hold."""
+    plain = [
+        f"{name}.{key} = {value!r}"
+        for name, module in model.named_modules()
+        for key, value in sorted(vars(module).items())
+        if key != "training" and isinstance(value, int | float | str)
+    ]
+    scripted = [str(model.inlined_graph)] if isinstance(model, torch.jit.ScriptModule) else []
+    return "\n".join([repr(model), *plain, *scripted])
+
+
+def _values(model: nn.Module) -> list[Tensor]:
+    """The weights of a model; where TorchScript has frozen them, the constants of its graph."""
+    values = [*model.parameters(), *model.buffers()]
+    if isinstance(model, torch.jit.ScriptModule):
+        graph: Any = model.graph
+        known = [
+            node for node in graph.findAllNodes("prim::Constant") if node.hasAttribute("value")
+        ]
+        values += [node.t("value") for node in known if node.kindOf("value") == "t"]
+    return values
+
+
+def _plain(value: Any) -> Any:
+    return _digest(value) if isinstance(value, Tensor) else value
+
+
+def _digest(*values: Tensor | str) -> str:
+    found = hashlib.sha256()
+    for value in values:
+        if isinstance(value, str):
+            found.update(value.encode())
+            continue
+        whole = value.detach().cpu().contiguous().reshape(-1)
+        found.update(f"{tuple(value.shape)} {value.dtype}".encode())
+        found.update(whole.view(torch.uint8).numpy().tobytes() if whole.numel() else b"")
+    return found.hexdigest()
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    """The values as NumPy has them; it knows no bfloat16."""
+    values = values.detach().cpu()
+    return (values.float() if values.is_floating_point() else values).numpy()
