@@ -63,7 +63,7 @@ ENGINE = flow.engine_options()
 
 # Asked for by attribute and evaluate, which take one; a cluster gives it, `--resources gpu=2` or the
 # default profile count it, and nothing else heeds it. Resources re-run nothing.
-GPU = int(flow.study.compute["device"] != "cpu")
+GPU = int(flow.study.compute.device != "cpu")
 
 
 def growing(figure):
@@ -102,7 +102,7 @@ rule train:
     resources:
         **JOB,
     params:
-        options=flow.train_options,
+        options=flow.words("train"),
         contents=flow.model_contents,
         version=code_version("train"),
     shell:
@@ -117,7 +117,7 @@ rule index:
     resources:
         **JOB,
     params:
-        options=flow.index_options,
+        options=flow.words("index"),
         contents=flow.dataset_contents,
         version=code_version("index"),
     shell:
@@ -137,7 +137,7 @@ rule preflight:
     resources:
         **JOB,
     params:
-        options=flow.preflight_options,
+        options=flow.words("preflight"),
         contents=flow.model_contents,
         baseline=flow.baseline_contents,
         version=code_version("preflight"),
@@ -159,7 +159,7 @@ rule prepare:
     resources:
         **JOB,
     params:
-        options=flow.prepare_options,
+        options=flow.words("prepare"),
         version=code_version("prepare"),
     shell:
         "igmask --log {log:q} prepare {input:q} {params.options} --workers {threads}"
@@ -176,12 +176,12 @@ rule attribute:
         "results/{data}/models/{model}/scores/{shard}.parquet",
     log:
         "results/{data}/logs/attribute/{model}-{shard}.log",
-    threads: flow.study.compute["threads"]
+    threads: flow.study.compute.threads
     resources:
         **NETWORK,
         gpu=GPU,
     params:
-        options=flow.attribute_options,
+        options=flow.words("attribute"),
         contents=flow.model_contents,
         baseline=flow.baseline_contents,
         version=code_version("attribute"),
@@ -204,7 +204,7 @@ rule mask:
     resources:
         **JOB,
     params:
-        options=flow.mask_options,
+        options=flow.words("mask"),
         folder=flow.masks_folder,
         version=code_version("mask"),
     shell:
@@ -226,12 +226,12 @@ rule evaluate:
         ),
     log:
         "results/{data}/logs/evaluate/{model}.log",
-    threads: flow.study.compute["threads"]
+    threads: flow.study.compute.threads
     resources:
         **NETWORK,
         gpu=GPU,
     params:
-        options=flow.evaluate_options,
+        options=flow.words("evaluate"),
         folder=flow.records_folder,
         contents=flow.model_contents,
         version=code_version("evaluate"),
@@ -280,7 +280,7 @@ rule examples:
     resources:
         **JOB,
     params:
-        options=flow.example_options,
+        options=flow.words("examples"),
     shell:
         "igmask --log {log:q} examples {input.images:q} {input.scores:q} {input.masks:q}"
         " {input.records:q} {params.options} --output results/figures"

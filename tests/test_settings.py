@@ -6,8 +6,7 @@ from igmask import kernels, quadrature
 from igmask.engine import ig, network
 from igmask.inputs import decode
 from igmask.steps import controls, evaluate
-from igmask.study import config
-from igmask.study.config import schema
+from igmask.study.settings import BASELINES, schema
 
 
 def choices(*path):
@@ -39,7 +38,7 @@ def test_the_schema_lists_what_the_code_has(path, names):
 
 def test_baselines_are_listed_once_and_explained():
     text = schema()["properties"]["attribution"]["properties"]["baseline"]["description"]
-    assert all(name in text for name in config.BASELINES)
+    assert all(name in text for name in BASELINES)
 
 
 def test_ways_to_resize_are_those_of_pillow():

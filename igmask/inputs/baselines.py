@@ -9,7 +9,7 @@ from torch import Tensor
 
 from igmask.errors import InputError
 from igmask.inputs.decode import fit, read_rgb
-from igmask.study.config import Geometry
+from igmask.study.settings import Geometry
 
 _STREAM = 2  # of random numbers; random squares have another
 

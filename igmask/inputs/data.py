@@ -19,7 +19,7 @@ from igmask.inputs.classes import class_labels, class_names, class_numbers, clas
 from igmask.inputs.decode import naming, read_rgb, to_rgb
 from igmask.inputs.files import class_folders, counts, images_below, read_text
 from igmask.progress import progress
-from igmask.study.config import Dataset
+from igmask.study.settings import Dataset
 
 
 def index(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:

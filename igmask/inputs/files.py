@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from igmask.errors import InputError
-from igmask.study.config import EXTENSIONS
+from igmask.study.settings import EXTENSIONS
 
 
 def counts(name: str) -> bool:

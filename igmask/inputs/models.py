@@ -24,7 +24,8 @@ from torch import Tensor, fx, nn
 from igmask import arrays
 from igmask.errors import InputError
 from igmask.inputs import contract
-from igmask.study.config import Model, of_bytes, with_plain_input
+from igmask.study.config import of_bytes, with_plain_input
+from igmask.study.settings import Model
 
 
 class Normalize(nn.Module):

@@ -16,10 +16,11 @@ from igmask.inputs.classes import check_classes, check_labels
 from igmask.inputs.data import opener, unnamed_classes
 from igmask.progress import say
 from igmask.study import config
-from igmask.study.config import BASELINES, Model, stamp
+from igmask.study.recipes import Preflight, stamp
+from igmask.study.settings import BASELINES, Model
 
 
-def preflight(index_path: Path, output: Path, *, model: Model, baseline: str = "black") -> None:
+def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
     """Write, for people to read, what a model is found to be: classes, their names, parameters.
 
     And how often it is right about the first images; it is said if that is no better than chance,
@@ -30,6 +31,7 @@ def preflight(index_path: Path, output: Path, *, model: Model, baseline: str = "
            classes the dataset has is not said or there are more or fewer in a list, or if the
            baseline is a file that cannot be used
     """
+    model, baseline = recipe.model, recipe.baseline
     records, made_by = arrays.read_records(index_path)
     network = models.load(model)
     images, labels = _first_images(model, records, made_by)
