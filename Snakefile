@@ -16,6 +16,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from igmask.study.config import refuse_doubled_keys, warnings
+from igmask.arrays import records_of
 from igmask.errors import InputError
 from igmask.plan import Workflow, code_version
 
@@ -64,6 +65,18 @@ ENGINE = flow.engine_options()
 # Asked for by attribute and evaluate, which take one; a cluster gives it, `--resources gpu=2` or the
 # default profile count it, and nothing else heeds it. Resources re-run nothing.
 GPU = int(flow.study.compute.device != "cpu")
+
+
+def beside(*arrays):
+    """The records beside arrays: where nodes share no files, a job has what its rule declares."""
+    return lambda wildcards: [
+        str(records_of(Path(path))) for of in arrays for path in of(wildcards)
+    ]
+
+
+def folder(wildcards, output):
+    """Where a job's files go: under a name of Snakemake's own where nodes share no files."""
+    return os.path.dirname(output[0])
 
 
 def growing(figure):
@@ -129,6 +142,7 @@ rule preflight:
     input:
         index="results/{data}/index.parquet",
         weights=flow.weights,
+        baseline=flow.baseline,
     output:
         "results/{data}/models/{model}/preflight.json",
     log:
@@ -169,7 +183,9 @@ rule prepare:
 rule attribute:
     input:
         images=flow.images,
+        beside=beside(flow.images),
         weights=flow.weights,
+        baseline=flow.baseline,
         preflight="results/{data}/models/{model}/preflight.json",
     output:
         "results/{data}/models/{model}/scores/{shard}.npy",
@@ -192,7 +208,8 @@ rule attribute:
 
 rule mask:
     input:
-        flow.scores,
+        scores=flow.scores,
+        beside=beside(flow.scores),
     output:
         expand(
             "results/{{data}}/models/{{model}}/masks/{p}.{kind}",
@@ -205,10 +222,10 @@ rule mask:
         **JOB,
     params:
         options=flow.words("mask"),
-        folder=flow.masks_folder,
+        folder=folder,
         version=code_version("mask"),
     shell:
-        "igmask --log {log:q} mask {input:q} {params.options} --output {params.folder:q}"
+        "igmask --log {log:q} mask {input.scores:q} {params.options} --output {params.folder:q}"
 
 
 # All conditions of a model in one process, since importing PyTorch takes longer than a small one does.
@@ -217,6 +234,7 @@ rule evaluate:
     input:
         images=flow.images,
         masks=flow.masks,
+        beside=beside(flow.images, flow.masks),
         weights=flow.weights,
         preflight="results/{data}/models/{model}/preflight.json",
     output:
@@ -232,7 +250,7 @@ rule evaluate:
         gpu=GPU,
     params:
         options=flow.words("evaluate"),
-        folder=flow.records_folder,
+        folder=folder,
         contents=flow.model_contents,
         version=code_version("evaluate"),
     shell:
@@ -259,8 +277,10 @@ rule tables:
         "results/logs/tables.log",
     resources:
         **JOB,
+    params:
+        folder=folder,
     shell:
-        "igmask --log {log:q} tables {input:q} --output results/tables"
+        "igmask --log {log:q} tables {input:q} --output {params.folder:q}"
 
 
 rule examples:
@@ -268,6 +288,7 @@ rule examples:
         images=flow.images,
         scores=flow.scores,
         masks=flow.masks,
+        beside=beside(flow.images, flow.scores, flow.masks),
         records=flow.records,
     output:
         report(
@@ -281,9 +302,10 @@ rule examples:
         **JOB,
     params:
         options=flow.words("examples"),
+        folder=folder,
     shell:
         "igmask --log {log:q} examples {input.images:q} {input.scores:q} {input.masks:q}"
-        " {input.records:q} {params.options} --output results/figures"
+        " {input.records:q} {params.options} --output {params.folder:q}"
 
 
 rule curves:
@@ -299,8 +321,10 @@ rule curves:
         "results/logs/curves.log",
     resources:
         **JOB,
+    params:
+        folder=folder,
     shell:
-        "igmask --log {log:q} curves {input:q} --output results/figures"
+        "igmask --log {log:q} curves {input:q} --output {params.folder:q}"
 
 
 # Not part of the study: `snakemake --cores 1 benchmarks`. Nothing else should run meanwhile.
@@ -309,7 +333,7 @@ rule benchmarks:
         kernels="benchmarks/results/bench-kernels.log",
         attributions="benchmarks/results/bench.log",
     params:
-        options=f"--device {shlex.quote(flow.study.compute['device'])} --output benchmarks/results",
+        options=f"--device {shlex.quote(flow.study.compute.device)} --output benchmarks/results",
     shell:
         "igmask --log {log.kernels:q} bench kernels {params.options}"
         " && igmask --log {log.attributions:q} bench {params.options}"

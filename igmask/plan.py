@@ -69,6 +69,11 @@ class Workflow:
         model = self.models[wildcards.model]
         return [str(model.weights)] if model.weights_kind == "file" else []
 
+    def baseline(self, wildcards: Any) -> list[str]:
+        """The baseline, if it is an image file."""
+        baseline = self.study.attribution.baseline
+        return [] if baseline in BASELINES else [baseline]
+
     def images(self, wildcards: SimpleNamespace) -> list[str]:
         """The image arrays of a model: of one shard if the job has one, else of all."""
         shards = [wildcards.shard] if hasattr(wildcards, "shard") else self.shards
@@ -140,8 +145,7 @@ class Workflow:
 
     def baseline_contents(self, wildcards: SimpleNamespace) -> str:
         """Of the baseline, if it is an image file."""
-        baseline = self.study.attribution.baseline
-        return "" if baseline in BASELINES else _digest(Path(baseline))
+        return " ".join(_digest(Path(path)) for path in self.baseline(wildcards))
 
     # -- cores ---------------------------------------------------------------------------------
 
@@ -152,10 +156,12 @@ class Workflow:
     # -- recipes: what the result of a job depends on --------------------------------------------
 
     def words(self, step: str) -> Callable[[Any], str]:
-        """Return what gives the options of a step's job, from its rule's wildcards."""
+        """Return what gives the options of a step's job, from its rule's wildcards and input."""
 
-        def options(wildcards: Any) -> str:
-            more = {"masks": self.masks(wildcards)} if step == "evaluate" else {}
+        def options(wildcards: Any, input: Any = None) -> str:
+            more = {}
+            if step == "evaluate":  # where Snakemake has put them, if it says so
+                more["masks"] = list(input.masks if input else self.masks(wildcards))
             return shlex.join(recipes.words(getattr(self, step)(wildcards), **more))
 
         return options

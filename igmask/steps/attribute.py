@@ -14,6 +14,7 @@ from igmask.engine.network import prepare
 from igmask.errors import refuse
 from igmask.inputs import baselines, models
 from igmask.inputs.classes import check_labels
+from igmask.inputs.files import located
 from igmask.kernels import grid
 from igmask.progress import progress
 from igmask.study import recipes
@@ -58,8 +59,8 @@ def attribute(
     """
     images = arrays.Shards([images_path])
     records, made_by = images.records, arrays.read_settings(arrays.records_of(images_path))
-    model, side = models.complete(recipe.model), recipe.side
-    where = take_device(device)
+    here, side = located(recipe, images_path), recipe.side
+    model, where = models.complete(here.model), take_device(device)
     network = models.load(model, device=where)
     check_labels(records, models.n_classes(network, model))
     # Now, not after hours in which a file may have changed.
@@ -78,7 +79,7 @@ def attribute(
                 ready = ready or prepare(
                     network, pixels, precision=recipe.attribution.precision, engine=engine
                 )
-                asked = arguments(recipe, model, pixels, batch["label"], batch["position"])
+                asked = arguments(here, model, pixels, batch["label"], batch["position"])
                 found = attribute_squares(ready, pixels, side=side, **asked, **how)
             except NotFinite as error:
                 name = batch["name"].iloc[error.image]
@@ -94,7 +95,7 @@ def attribute(
         | recipes.made_by(recipe)
         | {
             "read": read,
-            "model": plain(model),
+            "model": plain(models.complete(recipe.model)),
             "class_names": models.class_names(model) or made_by["classes"],
             "attribution": plain(recipe.attribution),
         }

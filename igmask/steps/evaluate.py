@@ -25,6 +25,7 @@ from igmask.devices import take_device
 from igmask.errors import InputError, refuse
 from igmask.inputs import models
 from igmask.inputs.classes import check_classes, check_labels
+from igmask.inputs.files import located
 from igmask.kernels import FILLS, fill_colours, fill_values, occluded_input
 from igmask.plain import area, pack, unpack
 from igmask.progress import progress, say
@@ -78,8 +79,10 @@ def evaluate(
         raise InputError("no image of the dataset is usable, so there is nothing to evaluate")
     where = take_device(device)
     recipe = replace(recipe, model=models.complete(recipe.model))
-    network = models.load(recipe.model, device=where)
-    for condition in _conditions(recipe, network, images, masks, where):
+    model = located(recipe, image_paths[0]).model
+    network = models.load(model, device=where)
+    read = {"images": arrays.digest(images.records)} | models.digests(model)
+    for condition in _conditions(recipe, network, images, masks, read, where):
         kept = folder / arrays.KEPT / f"{condition.name}.parquet"
         if _is_made(kept, condition.made_by):
             say(f"evaluate {condition.name}: kept from before")
@@ -109,14 +112,17 @@ def _conditions(
     network: nn.Sequential,
     images: arrays.Shards,
     masks: Sequence[Path],
+    read: dict[str, str],
     device: torch.device,
 ) -> list[_Condition]:
-    """The original images, and every mask in every mode and with every fill, in this order."""
+    """The original images, and every mask in every mode and with every fill, in this order.
+
+    read: what stands for the content of the files that all are made of
+    """
     model, records = recipe.model, images.records
     n_classes = models.n_classes(network, model)
     check_classes(images.settings, n_classes)
     check_labels(records, n_classes)
-    read = {"images": arrays.digest(records)} | models.digests(model)
     common = images.settings | {
         "n_classes": n_classes,
         "outputs": _sample(network, images, device),
