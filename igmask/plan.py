@@ -156,12 +156,13 @@ class Workflow:
     # -- recipes: what the result of a job depends on --------------------------------------------
 
     def words(self, step: str) -> Callable[[Any], str]:
-        """Return what gives the options of a step's job, from its rule's wildcards and input."""
+        """Return what gives the options of a step's job, from its rule's wildcards.
 
-        def options(wildcards: Any, input: Any = None) -> str:
-            more = {}
-            if step == "evaluate":  # where Snakemake has put them, if it says so
-                more["masks"] = list(input.masks if input else self.masks(wildcards))
+        From these alone: Snakemake compares no params that are made of input or output.
+        """
+
+        def options(wildcards: Any) -> str:
+            more = {"masks": self.masks(wildcards)} if step == "evaluate" else {}
             return shlex.join(recipes.words(getattr(self, step)(wildcards), **more))
 
         return options

@@ -41,29 +41,29 @@ def images_below(folder: Path | str) -> dict[str, str]:
     return {path[start:]: path for path in paths}
 
 
-def located(recipe: Any, beside: Path) -> Any:
-    """Return a recipe with the files that it names, weights and a baseline, where they are.
+def located(path: str, beside: Path) -> str:
+    """Return where a file is that words name: in the working directory, else above another.
 
-    They are looked for in the working directory, and then above another file: executors without a
-    common file system hand a job its files below a folder of their own.
+    Executors without a common file system hand a job its files below a folder of their own.
 
+    path:   a name that is no file's is given back as it is
     beside: a file that the job was given
     """
-    found, model = {}, recipe.model
-    if model.weights_kind == "file":
-        found["model"] = replace(model, weights=_located(model.weights, beside))
-    if baseline := getattr(recipe, "baseline", None):
-        found["baseline"] = _located(baseline, beside)
-    if attribution := getattr(recipe, "attribution", None):
-        place = _located(attribution.baseline, beside)
-        found["attribution"] = replace(attribution, baseline=place)
-    return replace(recipe, **found)
-
-
-def _located(path: str, beside: Path) -> str:
-    """The file there or above, or the name as it is: a baseline's need not be a file's."""
     there = [Path(path), *(folder / path for folder in beside.absolute().parents)]
     return next((str(place) for place in there if place.is_file()), path)
+
+
+def with_located(recipe: Any, beside: Path) -> Any:
+    """Return a recipe with the files that it names, weights and a baseline, where they are."""
+    found, model = {}, recipe.model
+    if model.weights_kind == "file":
+        found["model"] = replace(model, weights=located(model.weights, beside))
+    if baseline := getattr(recipe, "baseline", None):
+        found["baseline"] = located(baseline, beside)
+    if attribution := getattr(recipe, "attribution", None):
+        place = located(attribution.baseline, beside)
+        found["attribution"] = replace(attribution, baseline=place)
+    return replace(recipe, **found)
 
 
 def read_text(path: Path) -> str:

@@ -14,7 +14,7 @@ from igmask.engine.network import prepare
 from igmask.errors import refuse
 from igmask.inputs import baselines, models
 from igmask.inputs.classes import check_labels
-from igmask.inputs.files import located
+from igmask.inputs.files import with_located
 from igmask.kernels import grid
 from igmask.progress import progress
 from igmask.study import recipes
@@ -59,7 +59,7 @@ def attribute(
     """
     images = arrays.Shards([images_path])
     records, made_by = images.records, arrays.read_settings(arrays.records_of(images_path))
-    here, side = located(recipe, images_path), recipe.side
+    here, side = with_located(recipe, images_path), recipe.side
     model, where = models.complete(here.model), take_device(device)
     network = models.load(model, device=where)
     check_labels(records, models.n_classes(network, model))

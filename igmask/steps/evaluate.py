@@ -25,7 +25,7 @@ from igmask.devices import take_device
 from igmask.errors import InputError, refuse
 from igmask.inputs import models
 from igmask.inputs.classes import check_classes, check_labels
-from igmask.inputs.files import located
+from igmask.inputs.files import located, with_located
 from igmask.kernels import FILLS, fill_colours, fill_values, occluded_input
 from igmask.plain import area, pack, unpack
 from igmask.progress import progress, say
@@ -79,7 +79,7 @@ def evaluate(
         raise InputError("no image of the dataset is usable, so there is nothing to evaluate")
     where = take_device(device)
     recipe = replace(recipe, model=models.complete(recipe.model))
-    model = located(recipe, image_paths[0]).model
+    model = with_located(recipe, image_paths[0]).model
     network = models.load(model, device=where)
     read = {"images": arrays.digest(images.records)} | models.digests(model)
     for condition in _conditions(recipe, network, images, masks, read, where):
@@ -135,7 +135,7 @@ def _conditions(
     size = images.settings["geometry"]["size"]
     blanks = {fill: _blank(network, fill, size, device) for fill in recipe.fills}
     for path in masks:
-        applied = read_masks(path, images)
+        applied = read_masks(Path(located(str(path), images.paths[0])), images)
         of_masks = applied.settings | common | stamp("evaluate", applied.settings)
         of_masks["read"] = read | {"masks": arrays.digest(applied.records)}
         selected = records.assign(predicted=applied.records["predicted"])

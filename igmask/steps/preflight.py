@@ -14,7 +14,7 @@ from igmask.inputs.baselines import read_baseline
 from igmask.inputs.chance import by_luck
 from igmask.inputs.classes import check_classes, check_labels
 from igmask.inputs.data import opener, unnamed_classes
-from igmask.inputs.files import located
+from igmask.inputs.files import with_located
 from igmask.progress import say
 from igmask.study import config
 from igmask.study.recipes import Preflight, stamp
@@ -32,7 +32,7 @@ def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
            classes the dataset has is not said or there are more or fewer in a list, or if the
            baseline is a file that cannot be used
     """
-    here = located(recipe, index_path)
+    here = with_located(recipe, index_path)
     model, baseline = here.model, here.baseline
     records, made_by = arrays.read_records(index_path)
     network = models.load(model)
