@@ -2,7 +2,7 @@
 
 from setuptools import setup
 
-ROOMS = ("study", "inputs", "engine", "steps", "report", "tools", "bench")
+ROOMS = ("study", "inputs", "inputs.sources", "engine", "steps", "report", "tools", "bench")
 
 setup(
     packages=["igmask", "igmask.kernels", *(f"igmask.{room}" for room in ROOMS)],

@@ -16,8 +16,10 @@ from typing import Any
 
 from igmask.errors import InputError
 from igmask.inputs.files import class_folders, images_below
+from igmask.inputs.own import code
+from igmask.inputs.sources import source_of
 from igmask.study import config
-from igmask.study.config import STAGES, Condition, Model, percent
+from igmask.study.config import STAGES, Condition, Model, is_own, is_random, percent
 
 
 class Workflow:
@@ -100,10 +102,11 @@ class Workflow:
     # -- contents: what times of change alone would not tell -----------------------------------
 
     def dataset_contents(self, wildcards: SimpleNamespace) -> str:
-        """Of `labels` and `classes`, and the names of the images and class folders."""
+        """Of `labels`, `classes`, a function's code, and the names of images and class folders."""
         dataset = self.study.dataset
-        digests = [_digest(Path(path)) for path in (dataset.labels, dataset.classes) if path]
-        if dataset.root and dataset.source in ("folder", "csv"):
+        files = [Path(path) for path in (dataset.labels, dataset.classes) if path]
+        digests = [_digest(path) for path in files + code(dataset.source)]
+        if dataset.root and source_of(dataset.source).below_root:
             names = sorted(images_below(dataset.root)) + class_folders(dataset.root)
             digests.append(hashlib.sha256("\n".join(names).encode("utf-8", "replace")).hexdigest())
         return " ".join(digests)
@@ -111,15 +114,17 @@ class Workflow:
     def model_contents(self, wildcards: SimpleNamespace) -> str:
         """Of a model's weights file, and of its module or package in the working directory."""
         model = self.models[wildcards.model]
-        files = model.code
+        files = code(model.source)
         if model.weights_kind == "file" and model.train is None:
             files.append(Path(str(model.weights)))
         return " ".join(_digest(path) for path in files)
 
     def baseline_contents(self, wildcards: SimpleNamespace) -> str:
-        """Of the baseline, if it is an image file."""
+        """Of the baseline, if it is an image file or code of one's own."""
         baseline = self.study.attribution["baseline"]
-        return "" if baseline in config.BASELINES else _digest(Path(baseline))
+        if baseline in config.BASELINES:
+            return ""
+        return " ".join(map(_digest, code(baseline) if is_own(baseline) else [Path(baseline)]))
 
     # -- cores ---------------------------------------------------------------------------------
 
@@ -146,7 +151,7 @@ class Workflow:
 
     def index_options(self, wildcards: SimpleNamespace) -> str:
         """Of `igmask index`."""
-        seed = self.study.seed if self.study.dataset.source == "demo" else None
+        seed = self.study.seed if source_of(self.study.dataset.source).is_drawn else None
         return _options(dataset=_json(self.index_settings()), seed=seed)
 
     def preflight_options(self, wildcards: SimpleNamespace) -> str:
@@ -171,6 +176,8 @@ class Workflow:
         """The settings of attributions, without what only another baseline or rule would need."""
         attribution, kind = self.study.attribution, self.study.attribution["baseline"]
         of_other = {"blur_sigma": kind != "blur", "n_baselines": kind != "uniform"}
+        if is_own(kind):  # nobody knows what it needs
+            of_other = {}
         fixed = attribution["n_steps"] != "auto"
         of_other |= dict.fromkeys(("tolerance", "agreement", "most_steps"), fixed)
         return {key: value for key, value in attribution.items() if not of_other.get(key)}
@@ -181,7 +188,7 @@ class Workflow:
             model=_of(self.models[wildcards.model]),
             **self.attribution_settings(),
             side=self.study.squares["side"],
-            seed=self.study.seed if self.study.attribution["baseline"] == "uniform" else None,
+            seed=self.study.seed if is_random(self.study.attribution["baseline"]) else None,
         )
 
     def mask_options(self, wildcards: SimpleNamespace) -> str:

@@ -93,6 +93,7 @@ def test_kernels_know_tensors_only(path):
         ("igmask", "torch"),
         ("igmask.cli", "torch"),
         ("igmask.plan", "torch"),
+        ("igmask.plan", "pandas"),
         ("igmask.devices", "torch"),
         ("igmask.steps.prepare", "torch"),
         ("igmask.steps.index", "torch"),

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,19 +16,19 @@ from igmask.engine.ig import Attribution, Auto, checked_rule, integrated_gradien
 from igmask.errors import InputError
 from igmask.inputs import baselines, models
 from igmask.inputs.classes import (
-    check_classes,
     class_name,
     class_names,
     class_numbers,
     class_of,
     identifiers,
 )
+from igmask.inputs.data import check_classes
 from igmask.inputs.decode import fit, read_rgb
 from igmask.kernels import occlude, select, square_parts, square_scores, to_pixels
 from igmask.progress import say
 from igmask.report.drawing import check_output, draw_explanation
 from igmask.study import config
-from igmask.study.config import BASELINES, Model, percent
+from igmask.study.config import Model, percent
 
 
 def load_model(source: str, *, device: str = "cpu", **settings: Any) -> torch.nn.Module:
@@ -83,16 +84,15 @@ def explain(
     names = class_names(numbers) if classes else models.class_names(model)
     number = None if target == "predicted" else _class_number(target, names, numbers)
     read = _read(image_path, model)
-    if baseline not in BASELINES:
-        baselines.read_baseline(baseline, model.geometry)
+    baselines.check(baseline, model.geometry)
     if isinstance(n_steps, int):
         checked_rule(rule, n_steps)
 
     where = pick_device(device)
     network = models.load(model, device=where)
     n_classes = models.n_classes(network, model, read[None])
-    listed = {"dataset": {"classes": classes and str(classes), "source": ""}, "classes": names}
-    check_classes(listed, n_classes)
+    if classes:
+        check_classes({"dataset": {"classes": str(classes)}, "classes": names}, n_classes)
     if note := models.random_weights(network, model):
         say(f"warning: the network {note}")
     image = models.pixels(read[None], where)
@@ -100,14 +100,12 @@ def explain(
         network,
         image,
         baselines=baselines.make(
-            baseline,
+            SimpleNamespace(baseline=baseline, blur_sigma=blur_sigma, n_baselines=n_baselines),
             image,
             mean=model.mean or (0, 0, 0),
             geometry=model.geometry,
             positions=np.zeros(1, dtype=np.int64),
             seed=seed,
-            n_baselines=n_baselines,
-            blur_sigma=blur_sigma,
         ),
         target=number,
         of=of,

@@ -1,6 +1,7 @@
 """Step: Integrated Gradients of every image of a shard → the parts of its squares' scores."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ from igmask.engine.ig import Auto, NotFinite, attribute_squares
 from igmask.engine.network import prepare
 from igmask.errors import refuse
 from igmask.inputs import baselines, models
-from igmask.inputs.classes import check_labels
+from igmask.inputs.data import check_labels
 from igmask.kernels import grid
 from igmask.progress import progress
-from igmask.study.config import Model, settings, stamp
+from igmask.study.config import Model, is_random, settings, stamp
 
 # Images attributed together: enough that their steps fill batches, few enough to stay in memory.
 GROUP = 16
@@ -84,14 +85,12 @@ def attribute(
             pixels = models.pixels(images.read(rows), where)
             labels = torch.tensor(batch["label"].to_numpy(), device=where)
             starts_of_paths = baselines.make(
-                attribution["baseline"],
+                SimpleNamespace(**attribution),
                 pixels,
                 mean=model.mean or (0, 0, 0),
                 geometry=model.geometry,
                 positions=batch["position"].to_numpy(),
                 seed=seed,
-                n_baselines=attribution["n_baselines"],
-                blur_sigma=attribution["blur_sigma"],
             )
             try:
                 ready = ready or prepare(network, pixels, precision=precision, engine=engine)
@@ -125,7 +124,7 @@ def attribute(
         "attribution": attribution,
         "side": side,
     }
-    if attribution["baseline"] == "uniform":
+    if is_random(attribution["baseline"]):
         made_by["baseline_seed"] = seed
     records = records.assign(**columns)
     records[arrays.CHECKSUM] = scores.checksums

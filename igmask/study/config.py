@@ -36,6 +36,14 @@ KEPT = ".kept"  # a folder beside the records, in which `evaluate` keeps those i
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 BASELINES = ("black", "white", "mean", "blur", "uniform")
 
+# Sources of images, and the keys that each needs; one's own, a `module:callable`, needs none.
+SOURCES: dict[str, tuple[str, ...]] = {
+    "demo": (),
+    "folder": ("root",),
+    "csv": ("root", "labels"),
+    "torchvision": ("root", "class"),
+}
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -119,15 +127,6 @@ class Model:
         if ":" not in self.source and re.fullmatch(r"[A-Z][A-Z0-9_]*", self.weights):
             return "torchvision"
         return "url" if "://" in self.weights else "file"
-
-    @property
-    def code(self) -> list[Path]:
-        """The files of its module or package, if that is in the working directory."""
-        if ":" not in self.source:
-            return []
-        module = Path(*self.source.partition(":")[0].split("."))
-        alone = module.with_suffix(".py")
-        return [alone] if alone.is_file() else sorted(module.rglob("*.py"))
 
 
 class Condition(NamedTuple):
@@ -235,8 +234,9 @@ def missing_files(study: Study) -> dict[str, str]:
         "dataset.labels": study.dataset.labels,
         "dataset.classes": study.dataset.classes,
     }
-    if study.attribution["baseline"] not in BASELINES:
-        files["attribution.baseline"] = study.attribution["baseline"]
+    baseline = study.attribution["baseline"]
+    if baseline not in BASELINES and not is_own(baseline):
+        files["attribution.baseline"] = baseline
     for name, item in study.models.items():
         if item.weights_kind == "file":
             files[f"models.{name}.weights"] = item.weights
@@ -245,8 +245,9 @@ def missing_files(study: Study) -> dict[str, str]:
         for key, path in files.items()
         if path is not None and not Path(path).is_file()
     }
-    root = study.dataset.root
-    if root and study.dataset.source != "torchvision" and not Path(root).is_dir():
+    root, source = study.dataset.root, study.dataset.source
+    elsewhere = source == "torchvision" or is_own(source)  # made, or whatever the function takes
+    if root and not elsewhere and not Path(root).is_dir():
         problems["dataset.root"] = f"there is no folder {root!r}"
     return problems
 
@@ -265,7 +266,7 @@ def dataset(settings: Mapping[str, Any]) -> Dataset:
     """Return a dataset from the keys of the schema's `dataset`, or raise InputError."""
     full = _valid(settings, schema()["properties"]["dataset"], "the dataset's settings are")
     full["class_"] = full.pop("class")
-    full["name"] = full["name"] or full["class_"] or full["source"]
+    full["name"] = full["name"] or full["class_"] or full["source"].replace(":", "-")
     full["columns"] = tuple(full["columns"])
     return Dataset(**full)
 
@@ -331,6 +332,16 @@ def of_bytes(model: Model) -> list[str]:
     ]
 
 
+def is_own(name: str) -> bool:
+    """Return whether it is `module:callable`, a function of the user's own."""
+    return re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*", name) is not None
+
+
+def is_random(baseline: str) -> bool:
+    """Return whether a baseline depends on the study's seed, as one's own may."""
+    return baseline == "uniform" or is_own(baseline)
+
+
 def percent(p: float) -> str:
     """Return p as file names and tables have it: 50, 12.5."""
     return f"{p:g}"
@@ -382,11 +393,14 @@ def _explain(error: Any) -> list[str]:
         return [f"{where + '.' if where else ''}{missing}: missing"]
     if "propertyNames" in error.absolute_schema_path:
         return [f"{where}: the name {value!r} may only have {rules['allowed']}"]
+    hint = _suggestion(value, rules.get("examples", []))
     where = where or "configuration"
     if error.validator == "enum":
         hint = _suggestion(value, [str(choice) for choice in rules["enum"]])
         return [f"{where}: {_shown(value)} is not {_allowed(rules)}{hint}"]
-    return [f"{where}: {_problem(error)}; it must be {_allowed(rules)}{_remedy(value, rules)}"]
+    return [
+        f"{where}: {_problem(error)}; it must be {_allowed(rules)}{_remedy(value, rules)}{hint}"
+    ]
 
 
 def _problem(error: Any) -> str:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from igmask.engine.ig import integrated_gradients
 from igmask.engine.network import prepare
 from igmask.inputs import baselines, models
+from igmask.inputs.weights import weights_place
 from igmask.kernels import grid
 from igmask.plain import select
 from igmask.steps.attribute import GROUP
@@ -53,7 +55,7 @@ def are_to_come(model: Model) -> bool:
     if model.train is not None:
         return True
     of_file = model.weights_kind not in ("unsaid", "none")
-    return of_file and not models.weights_place(model)[0].is_file()
+    return of_file and not weights_place(model)[0].is_file()
 
 
 @contextmanager
@@ -92,14 +94,12 @@ def pace(
     def attribute(n_images: int, n_steps: int, engine: str = "eager") -> float:
         rows = torch.arange(n_images, device=images.device) % len(images)
         starts = baselines.make(
-            attribution["baseline"],
+            SimpleNamespace(**attribution),
             images[rows],
             mean=model.mean or (0, 0, 0),
             geometry=model.geometry,
             positions=np.arange(n_images),
             seed=seed,
-            n_baselines=attribution["n_baselines"],
-            blur_sigma=attribution["blur_sigma"],
         )
         options = {key: attribution[key] for key in ("of", "rule", "precision")}
         target = labels[rows] if attribution["target"] == "label" else None

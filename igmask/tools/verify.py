@@ -22,12 +22,14 @@ from safetensors import SafetensorError, safe_open
 from igmask import arrays
 from igmask.errors import InputError
 from igmask.inputs.data import index
+from igmask.inputs.own import code
+from igmask.inputs.sources import source_of
 from igmask.plan import Workflow
 from igmask.progress import progress
 from igmask.report.tables import texts
 from igmask.steps.prepare import decoded
 from igmask.study import config
-from igmask.study.config import stamp
+from igmask.study.config import is_random, stamp
 
 _CHUNK = 256  # rows checked at a time
 
@@ -55,9 +57,10 @@ def files(flow: Workflow) -> Iterator[Made]:
     """Yield every file of the study, those that others are made of first."""
     study, folder = flow.study, Path(flow.folder)
     settings: dict[str, Any] = stamp("index") | {"dataset": flow.index_settings()}
-    if study.dataset.source == "demo":
+    if source_of(study.dataset.source).is_drawn:
         settings["seed"] = study.seed
-    yield Made(folder / "index.parquet", settings)
+    own = code(study.dataset.source)
+    yield Made(folder / "index.parquet", settings, {"code": own} if own else {})
     prepared = {"on_bad_image": study.dataset.on_bad_image}
     settings = settings | stamp("prepare", settings) | prepared
     geometries = {model.geometry.name: model.geometry for model in flow.models.values()}
@@ -77,7 +80,7 @@ def files(flow: Workflow) -> Iterator[Made]:
 def _of_model(flow: Workflow, name: str, settings: dict[str, Any]) -> Iterator[Made]:
     study, model, one = flow.study, flow.models[name], SimpleNamespace(model=name)
     images, scores = ([Path(p) for p in paths] for paths in (flow.images(one), flow.scores(one)))
-    files = {"weights": [Path(p) for p in flow.weights(one)], "code": model.code}
+    files = {"weights": [Path(p) for p in flow.weights(one)], "code": code(model.source)}
     network = {kind: paths for kind, paths in files.items() if paths}
     if model.train is not None:
         yield Made(Path(str(model.weights)), stamp("train"))
@@ -88,7 +91,7 @@ def _of_model(flow: Workflow, name: str, settings: dict[str, Any]) -> Iterator[M
     original = settings | evaluated | {"mode": "original"}
     settings |= stamp("attribute", settings)
     settings |= {"attribution": flow.attribution_settings(), "side": study.squares["side"]}
-    if study.attribution["baseline"] == "uniform":
+    if is_random(study.attribution["baseline"]):
         settings["baseline_seed"] = study.seed
     for shard, array, path in zip(flow.shards, images, scores, strict=True):
         yield Made(path, settings | {"shard": shard}, {"images": [array]} | network)
@@ -246,11 +249,12 @@ def _problem(
         return f"damaged: {what}"
     if different := differences(made.settings, found):
         return f"stale: {', '.join(different)}"
+    read = found.get("read", {})
     for kind, paths in made.read.items():
         if any(path in bad for path in paths):
             return f"stale: its {kind} are"
-        elsewhere = kind == "code" and kind not in found["read"]  # than in the job's folder
-        if not elsewhere and found["read"].get(kind) != digests.of(paths):
+        elsewhere = kind == "code" and kind not in read  # than in the job's folder
+        if not elsewhere and read.get(kind) != digests.of(paths):
             return f"stale: made of other {kind}"
     return None
 
@@ -276,7 +280,7 @@ def _check_rows(path: Path) -> None:
 
 def _listing_problem(made: Made, results: Path, flow: Workflow) -> str | None:
     """What is wrong with an index that is whole: that it is not of the images and labels of now."""
-    if flow.study.dataset.source not in ("folder", "csv"):
+    if not source_of(flow.study.dataset.source).is_relisted:
         return None  # nothing that can change, or all images would have to be read
     try:
         now, classes = index(flow.study.dataset)
