@@ -73,7 +73,9 @@ def made(name, images, positions=(4, 7), seed=3):
     ],
 )
 def test_a_baseline_of_one_colour(here, images, name, colour):
-    expected = torch.tensor(colour, dtype=torch.float32).view(3, 1, 1).expand_as(images).unsqueeze(0)
+    expected = (
+        torch.tensor(colour, dtype=torch.float32).view(3, 1, 1).expand_as(images).unsqueeze(0)
+    )
     torch.testing.assert_close(made(name, images), expected)
 
 

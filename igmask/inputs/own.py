@@ -9,7 +9,7 @@ from igmask.errors import InputError
 from igmask.study.config import is_own
 
 # What a mistake in a user's function most often raises. Others come with their traceback.
-MISTAKES = (ImportError, AttributeError, TypeError, ValueError, LookupError, OSError)
+_MISTAKES = (ImportError, AttributeError, TypeError, ValueError, LookupError, OSError)
 
 
 def imported(name: str) -> Any:
@@ -31,7 +31,7 @@ def called(name: str, *arguments: Any, **keywords: Any) -> Any:
     function = imported(name)
     try:
         return function(*arguments, **keywords)
-    except MISTAKES as error:
+    except _MISTAKES as error:
         raise InputError(f"{name}: {type(error).__name__}: {error}") from error
 
 

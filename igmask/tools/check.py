@@ -221,7 +221,8 @@ def network(
 ) -> Iterator[Finding]:
     """Whether a network loads, answers, knows the labels and can be attributed; adds its pace."""
     compute, attribution = study.compute, dict(study.attribution)
-    if attribution["baseline"] not in config.BASELINES:
+    start = attribution["baseline"]
+    if start not in config.BASELINES and not config.is_own(start):
         attribution["baseline"] = "black"  # a file has a finding of its own
     try:
         device = pick_device(compute["device"])

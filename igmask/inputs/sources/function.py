@@ -71,10 +71,11 @@ def _images(dataset: Dataset) -> Images:
         raise InputError(f"{source}: {len(names):,} names and {len(given):,} labels")
     if twice := [name for name, n in Counter(names).items() if n > 1]:
         raise InputError(f"{source}: {twice[0]!r} is there twice")
-    whose = [f"{source}: the label of {name!r}" for name in names]
-    numbers = [integer(what, label) for what, label in zip(whose, given, strict=True)]
     known = [] if classes is None else [str(name) for name in classes]
-    for what, number in zip(whose, numbers, strict=True):
-        if known and not 0 <= number < len(known):
-            raise InputError(f"{what} is {number}, and the classes are 0 … {len(known) - 1}")
+    numbers = []
+    for name, label in zip(names, given, strict=True):
+        what = f"{source}: the label of {name!r}"
+        numbers.append(integer(what, label))
+        if known and not 0 <= numbers[-1] < len(known):
+            raise InputError(f"{what} is {label}, and the classes are 0 … {len(known) - 1}")
     return Images(names, np.array(numbers, dtype=np.int64), known, open_image)
