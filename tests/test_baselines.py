@@ -13,7 +13,7 @@ from igmask import plan
 from igmask.errors import InputError
 from igmask.inputs import baselines
 from igmask.plan import Workflow
-from igmask.study.config import Geometry
+from igmask.study.settings import Geometry
 
 MODULE = """
 import torch
@@ -133,7 +133,7 @@ def test_jobs_of_a_baseline_of_ones_own_are_told_all_that_it_may_need(here):
         "seed": 5,
     }
     flow, of = Workflow(study), SimpleNamespace(model="a")
-    words = shlex.split(flow.attribute_options(of))
+    words = shlex.split(flow.words("attribute")(of))
     given = dict(zip(words[::2], words[1::2], strict=True))
     assert given["--baseline"] == "own_baselines:noise"
     assert (given["--seed"], given["--n-baselines"], given["--blur-sigma"]) == ("5", "10", "10")

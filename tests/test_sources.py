@@ -20,6 +20,8 @@ from igmask.steps.index import index as write_index
 from igmask.steps.preflight import preflight
 from igmask.steps.prepare import prepare
 from igmask.study import config
+from igmask.study.fields import given
+from igmask.study.recipes import Index, Preflight, Prepare
 from igmask.tools import check
 from igmask.tools.verify import verify
 
@@ -229,11 +231,11 @@ def test_a_study_of_a_function_is_prepared_verified_and_made_again(table):
     flow = Workflow(STUDY)
     folder, model = Path(flow.folder), flow.models["a"]
     assert folder == Path("results/own_images-photos")
-    write_index(flow.index_settings(), folder / "index.parquet", seed=0)
+    write_index(folder / "index.parquet", flow.index(None))
     images = folder / "images" / "8" / "1-of-1.npy"
-    prepare(folder / "index.parquet", images, geometry=model.geometry)
+    prepare(folder / "index.parquet", images, Prepare(model.geometry))
     assert np.load(images)[:, 0, 0, 0].tolist() == [*range(N_IMAGES)]
-    preflight(folder / "index.parquet", folder / "models/a/preflight.json", model=model)
+    preflight(folder / "index.parquet", folder / "models/a/preflight.json", Preflight(model))
     found = json.loads((folder / "models/a/preflight.json").read_text())
     assert found["class_names"] == ["cat", "dog"]
     assert stale(flow) == stale(flow, deep=True) == {}
@@ -261,11 +263,10 @@ def test_a_study_of_a_function_is_prepared_verified_and_made_again(table):
 
 
 def test_a_function_lists_all_classes_of_a_network(table):
-    settings = own("photos")
-    write_index(config.settings(settings), Path("index.parquet"), seed=0)
+    write_index(Path("index.parquet"), Index(given(own("photos"))))
     model = config.model(STUDY["models"]["a"] | {"arguments": {"classes": 3}})
     with pytest.raises(InputError, match=r"the dataset's function lists 2 classes, .* 3 outputs"):
-        preflight(Path("index.parquet"), Path("p.json"), model=model)
+        preflight(Path("index.parquet"), Path("p.json"), Preflight(model))
 
 
 def test_check_finds_what_is_wrong_with_a_function(table):

@@ -14,7 +14,7 @@ from igmask.errors import InputError
 from igmask.inputs.contract import kind
 from igmask.inputs.decode import fit, read_rgb
 from igmask.inputs.own import called, imported
-from igmask.study.config import Geometry, is_own
+from igmask.study.settings import Geometry, is_own
 
 _STREAM = 2  # of random numbers; random squares have another
 

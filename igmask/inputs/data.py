@@ -11,7 +11,7 @@ from PIL import Image
 
 from igmask.errors import InputError
 from igmask.inputs.sources import source_of
-from igmask.study.config import Dataset
+from igmask.study.settings import Dataset
 
 
 def index(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:

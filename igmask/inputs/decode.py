@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from igmask.errors import InputError
-from igmask.study.config import Geometry
+from igmask.study.settings import Geometry
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF files, and one of its values
 

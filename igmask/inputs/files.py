@@ -4,10 +4,12 @@ Names that begin with a dot, as Jupyter's .ipynb_checkpoints, and macOS's __MACO
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from igmask.errors import InputError
-from igmask.study.config import EXTENSIONS
+from igmask.study.settings import EXTENSIONS
 
 
 def counts(name: str) -> bool:
@@ -52,12 +54,36 @@ def indexed_images(folder: Path) -> dict[str, str]:
     found = images_below(folder)
     for path in found.values():
         try:
-            path.isprintable() or path.encode()  # the former is quick
+            path.encode()
         except UnicodeEncodeError:
-            raise InputError(
-                f"the file name {os.fsencode(path)!r} is not UTF-8; rename it"
-            ) from None
+            name = os.fsencode(path)
+            raise InputError(f"the file name {name!r} is not UTF-8; rename it") from None
     return found
+
+
+def located(recipe: Any, beside: Path) -> Any:
+    """Return a recipe with the files that it names, weights and a baseline, where they are.
+
+    They are looked for in the working directory, and then above another file: executors without a
+    common file system hand a job its files below a folder of their own.
+
+    beside: a file that the job was given
+    """
+    found, model = {}, recipe.model
+    if model.weights_kind == "file":
+        found["model"] = replace(model, weights=_located(model.weights, beside))
+    if baseline := getattr(recipe, "baseline", None):
+        found["baseline"] = _located(baseline, beside)
+    if attribution := getattr(recipe, "attribution", None):
+        place = _located(attribution.baseline, beside)
+        found["attribution"] = replace(attribution, baseline=place)
+    return replace(recipe, **found)
+
+
+def _located(path: str, beside: Path) -> str:
+    """The file there or above, or the name as it is: a baseline's need not be a file's."""
+    there = [Path(path), *(folder / path for folder in beside.absolute().parents)]
+    return next((str(place) for place in there if place.is_file()), path)
 
 
 def read_text(path: Path) -> str:

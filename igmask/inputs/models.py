@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from igmask import arrays
 from igmask.errors import InputError
 from igmask.inputs import contract
-from igmask.inputs.own import code, imported
+from igmask.inputs.own import imported
 from igmask.inputs.weights import (
     check_torchvision_name,
     downloading,
@@ -23,7 +23,8 @@ from igmask.inputs.weights import (
     weights_file,
     weights_place,
 )
-from igmask.study.config import Model, of_bytes, with_plain_input
+from igmask.study.config import of_bytes, with_plain_input
+from igmask.study.settings import Model
 
 
 class Normalize(nn.Module):
@@ -162,7 +163,7 @@ def digests(model: Model) -> dict[str, str]:
     They are `arrays.digest_of_files`.
     """
     weights = [weights_file(model)] if model.weights_kind == "file" else []
-    files = {"weights": weights, "code": code(model.source)}
+    files = {"weights": weights, "code": model.code}
     return {kind: arrays.digest_of_files(paths) for kind, paths in files.items() if paths}
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from igmask.errors import InputError
-from igmask.study.config import is_own
 
 # What a mistake in a user's function most often raises. Others come with their traceback.
 _MISTAKES = (ImportError, AttributeError, TypeError, ValueError, LookupError, OSError)
@@ -33,15 +32,3 @@ def called(name: str, *arguments: Any, **keywords: Any) -> Any:
         return function(*arguments, **keywords)
     except _MISTAKES as error:
         raise InputError(f"{name}: {type(error).__name__}: {error}") from error
-
-
-def code(name: str) -> list[Path]:
-    """Return the files of its module or package, if that is in the working directory.
-
-    name: `module:callable`; any other has none
-    """
-    if not is_own(name):
-        return []
-    module = Path(*name.partition(":")[0].split("."))
-    alone = module.with_suffix(".py")
-    return [alone] if alone.is_file() else sorted(module.rglob("*.py"))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from igmask.errors import InputError
-from igmask.study.config import Model
+from igmask.study.settings import Model
 
 
 def weights_place(model: Model) -> tuple[Path, str | None]:

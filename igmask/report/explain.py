@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from igmask.devices import pick_device
-from igmask.engine.ig import Attribution, Auto, checked_rule, integrated_gradients
+from igmask.engine.ig import Attribution, checked_rule, integrated_gradients
 from igmask.errors import InputError
 from igmask.inputs import baselines, models
 from igmask.inputs.classes import (
@@ -27,8 +26,10 @@ from igmask.inputs.decode import fit, read_rgb
 from igmask.kernels import occlude, select, square_parts, square_scores, to_pixels
 from igmask.progress import say
 from igmask.report.drawing import check_output, draw_explanation
+from igmask.steps.attribute import arguments
 from igmask.study import config
-from igmask.study.config import Model, percent
+from igmask.study.recipes import Attribute, Mask
+from igmask.study.settings import Model, percent
 
 
 def load_model(source: str, *, device: str = "cpu", **settings: Any) -> torch.nn.Module:
@@ -45,22 +46,11 @@ def load_model(source: str, *, device: str = "cpu", **settings: Any) -> torch.nn
 def explain(
     image_path: Path,
     output: Path,
+    recipe: Attribute,
+    selection: Mask,
     *,
-    model: Model,
     classes: Path | None,
-    p: tuple[float, ...],
     fill: str,
-    score: str,
-    by: str,
-    side: int,
-    of: str,
-    target: str,
-    baseline: str,
-    blur_sigma: float,
-    n_baselines: int,
-    seed: int,
-    rule: str,
-    n_steps: int | str,
     device: str,
     batch_size: int | None,
 ) -> None:
@@ -69,25 +59,24 @@ def explain(
     The predicted class and its probability stand beneath each, the area kept above. What is cheap
     to see is seen before the network is loaded.
 
+    recipe:  its target is `predicted`, or a class by its number or name
     classes: a file that gives names to the classes of a network of one's own
-    target:  `predicted`, or a class by its number or name
-    the others: as in config.yaml
     raises   InputError, also for an output that cannot be written, or is the image itself
     """
     check_output(output)
     if output.exists() and image_path.exists() and output.samefile(image_path):
         raise InputError(f"{output}: is the image itself; name another file to write")
-    model = models.complete(model)
+    model, side, attribution = models.complete(recipe.model), recipe.side, recipe.attribution
     if classes and not classes.is_file():
         raise InputError(f"{classes}: there is no such file")
     numbers = class_numbers(classes) if classes else {}
     names = class_names(numbers) if classes else models.class_names(model)
+    target = attribution.target
     number = None if target == "predicted" else _class_number(target, names, numbers)
     read = _read(image_path, model)
-    baselines.check(baseline, model.geometry)
-    if isinstance(n_steps, int):
-        checked_rule(rule, n_steps)
-
+    baselines.check(attribution.baseline, model.geometry)
+    if isinstance(attribution.n_steps, int):
+        checked_rule(attribution.rule, attribution.n_steps)
     where = pick_device(device)
     network = models.load(model, device=where)
     n_classes = models.n_classes(network, model, read[None])
@@ -96,31 +85,17 @@ def explain(
     if note := models.random_weights(network, model):
         say(f"warning: the network {note}")
     image = models.pixels(read[None], where)
-    found = integrated_gradients(
-        network,
-        image,
-        baselines=baselines.make(
-            SimpleNamespace(baseline=baseline, blur_sigma=blur_sigma, n_baselines=n_baselines),
-            image,
-            mean=model.mean or (0, 0, 0),
-            geometry=model.geometry,
-            positions=np.zeros(1, dtype=np.int64),
-            seed=seed,
-        ),
-        target=number,
-        of=of,
-        rule=rule,
-        n_steps=n_steps if isinstance(n_steps, int) else Auto(side=side),
-        batch_size=batch_size,
-    )
+    asked = arguments(recipe, model, image, labels=[number or 0], positions=[0])
+    asked["target"] = number
+    found = integrated_gradients(network, image, **asked, batch_size=batch_size)
     panels = [
         ("original\n100 % of the area", _picture(image), _prediction(network, image, names)),
         _attribution(found, target, names, side=side),
     ]
-    scores = square_scores(found.values, side=side, score=score)
-    for percentage in p:
-        selection = select(scores, percentage, by=by)
-        for mode, kept in (("keep", selection), ("drop", ~selection)):
+    scores = square_scores(found.values, side=side, score=selection.score)
+    for percentage in selection.p:
+        chosen = select(scores, percentage, by=selection.by)
+        for mode, kept in (("keep", chosen), ("drop", ~chosen)):
             masked = occlude(image, kept, side=side, fill=fill, mean=torch.tensor(model.mean))
             area = to_pixels(kept, *image.shape[-2:], side=side).double().mean()
             title = f"{mode} {percent(percentage)} %\n{100 * float(area):.0f} % of the area"

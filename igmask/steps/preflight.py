@@ -12,12 +12,14 @@ from igmask.errors import InputError
 from igmask.inputs import baselines, models, sample
 from igmask.inputs.chance import by_luck
 from igmask.inputs.data import check_classes, check_labels, opener, unnamed_classes
+from igmask.inputs.files import located
 from igmask.progress import say
 from igmask.study import config
-from igmask.study.config import Model, stamp
+from igmask.study.recipes import Preflight, stamp
+from igmask.study.settings import Model
 
 
-def preflight(index_path: Path, output: Path, *, model: Model, baseline: str = "black") -> None:
+def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
     """Write, for people to read, what a model is found to be: classes, their names, parameters.
 
     And how often it is right about the first images; it is said if that is no better than chance,
@@ -28,6 +30,8 @@ def preflight(index_path: Path, output: Path, *, model: Model, baseline: str = "
            classes the dataset has is not said or there are more or fewer in a list, or if the
            baseline is a file, or one's own, that cannot be used
     """
+    here = located(recipe, index_path)
+    model, baseline = here.model, here.baseline
     records, made_by = arrays.read_records(index_path)
     network = models.load(model)
     images, labels = _first_images(model, records, made_by)

@@ -20,7 +20,7 @@ from igmask.kernels import fill_colours, to_pixels, unpack
 from igmask.kernels.occlude import FILLS
 from igmask.progress import progress, say
 from igmask.steps.evaluate import MODES, read_masks
-from igmask.study.config import EXTENSIONS
+from igmask.study.settings import EXTENSIONS
 
 SETTINGS, LABELS = "export.json", "labels.csv"
 
@@ -77,10 +77,9 @@ def export(
     label = f"export {made_by['mode']} {made_by.get('p', '')}".strip()
     batches, n_batches = images.batches(_BATCH), images.n_batches(_BATCH)
     with ThreadPoolExecutor(n_cores()) as pool:  # Pillow encodes without holding the GIL
-        for first, shown in progress(batches, total=n_batches, unit="batches", label=label):
-            rows = range(first, first + len(shown))
+        for rows, _, shown in progress(batches, total=n_batches, unit="batches", label=label):
             if applied is not None:
-                shown = _masked(shown, applied.read(np.array(rows)), made_by)
+                shown = _masked(shown, applied.read(rows), made_by)
             places = [output / files[row] for row in rows]
             list(pool.map(_write, places, shown))
     with arrays.replacing(output / LABELS) as temporary:

@@ -1,7 +1,7 @@
 """Where images come from: a file a kind of dataset, and its entry in `SOURCES`.
 
 Another one is a file with the two functions of a `Source`, an entry here, and its name with the
-keys that it needs in `study.config.SOURCES`.
+keys that it needs in `study.settings.SOURCES`.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from igmask.inputs.sources import demo, folder, function, table, torchvision_
-from igmask.study.config import Dataset, is_own
+from igmask.study.settings import Dataset, is_own
 
 
 class Source(NamedTuple):
@@ -20,7 +20,6 @@ class Source(NamedTuple):
                    image is no file of its own
     opener:        dataset, seed → the function that opens the image of an index record, in RGB,
                    from any thread, and raises InputError, naming it, if it cannot be read
-    is_drawn:      the study's seed makes the images
     below_root:    the images are files below `root`, whose names can be watched
     is_relisted:   listing is cheap and may find something else another time
     lists_classes: who lists all classes in the order of the network's outputs, if anyone does
@@ -29,7 +28,6 @@ class Source(NamedTuple):
 
     listed: Callable[[Dataset], tuple[dict[str, Any], list[str]]]
     opener: Callable[..., Callable[[Any], Image.Image]]
-    is_drawn: bool = False
     below_root: bool = False
     is_relisted: bool = False
     lists_classes: str = ""
@@ -37,7 +35,7 @@ class Source(NamedTuple):
 
 
 SOURCES = {
-    "demo": Source(demo.listed, demo.opener, is_drawn=True, lists_classes="the demo"),
+    "demo": Source(demo.listed, demo.opener, lists_classes="the demo"),
     "folder": Source(
         folder.listed,
         folder.opener,

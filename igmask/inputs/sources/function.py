@@ -23,7 +23,7 @@ from igmask.errors import InputError, integer
 from igmask.inputs.classes import relabelled
 from igmask.inputs.decode import by_place
 from igmask.inputs.own import called
-from igmask.study.config import Dataset
+from igmask.study.settings import Dataset
 
 
 class Images(NamedTuple):

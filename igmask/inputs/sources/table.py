@@ -11,7 +11,7 @@ from typing import Any
 from igmask.errors import InputError
 from igmask.inputs.classes import class_names, class_numbers, class_of, identifiers
 from igmask.inputs.files import existing, indexed_images, read_text
-from igmask.study.config import Dataset
+from igmask.study.settings import Dataset
 
 
 def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:

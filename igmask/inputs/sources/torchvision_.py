@@ -14,7 +14,7 @@ from igmask.inputs.decode import by_place
 from igmask.inputs.files import class_folders, counts
 from igmask.inputs.sources import folder
 from igmask.progress import progress
-from igmask.study.config import Dataset
+from igmask.study.settings import Dataset
 
 
 def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
