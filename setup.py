@@ -2,7 +2,7 @@
 
 from setuptools import setup
 
-ROOMS = ("study", "inputs", "engine", "steps", "report", "tools", "bench", "cli")
+ROOMS = ("study", "inputs", "inputs.sources", "engine", "steps", "report", "tools", "bench", "cli")
 
 setup(
     packages=["igmask", "igmask.kernels", *(f"igmask.{room}" for room in ROOMS)],

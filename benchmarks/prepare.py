@@ -23,7 +23,7 @@ from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 from igmask import arrays, devices
 from igmask.bench import machine
 from igmask.bench.pages import made_on, table
-from igmask.inputs import demo
+from igmask.inputs.sources import demo
 from igmask.steps.index import index as write_index
 from igmask.steps.prepare import prepare
 from igmask.study.recipes import Index, Prepare

@@ -17,10 +17,11 @@ from typing import Any
 from igmask import arrays
 from igmask.errors import InputError
 from igmask.inputs.files import class_folders, images_below
+from igmask.inputs.sources import source_of
 from igmask.study import config, recipes
 from igmask.study.fields import given
 from igmask.study.recipes import STAGES, Condition, made_by, stamp
-from igmask.study.settings import BASELINES, Model, percent
+from igmask.study.settings import BASELINES, Model, code_of, is_own, percent
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Workflow:
     def baseline(self, wildcards: Any) -> list[str]:
         """The baseline, if it is an image file."""
         baseline = self.study.attribution.baseline
-        return [] if baseline in BASELINES else [baseline]
+        return [] if baseline in BASELINES or is_own(baseline) else [baseline]
 
     def images(self, wildcards: SimpleNamespace) -> list[str]:
         """The image arrays of a model: of one shard if the job has one, else of all."""
@@ -127,10 +128,11 @@ class Workflow:
     # -- contents: what times of change alone would not tell -----------------------------------
 
     def dataset_contents(self, wildcards: SimpleNamespace) -> str:
-        """Of `labels` and `classes`, and the names of the images and class folders."""
+        """Of `labels`, `classes`, a function's code, and the names of images and class folders."""
         dataset = self.study.dataset
-        digests = [_digest(Path(path)) for path in (dataset.labels, dataset.classes) if path]
-        if dataset.root and dataset.source in ("folder", "csv"):
+        files = [Path(path) for path in (dataset.labels, dataset.classes) if path]
+        digests = [_digest(path) for path in files + code_of(dataset.source)]
+        if dataset.root and source_of(dataset.source).below_root:
             names = sorted(images_below(dataset.root)) + class_folders(dataset.root)
             digests.append(hashlib.sha256("\n".join(names).encode("utf-8", "replace")).hexdigest())
         return " ".join(digests)
@@ -144,8 +146,9 @@ class Workflow:
         return " ".join(_digest(path) for path in files)
 
     def baseline_contents(self, wildcards: SimpleNamespace) -> str:
-        """Of the baseline, if it is an image file."""
-        return " ".join(_digest(Path(path)) for path in self.baseline(wildcards))
+        """Of the baseline, if it is an image file or a function of one's own."""
+        baseline, files = self.study.attribution.baseline, map(Path, self.baseline(wildcards))
+        return " ".join(map(_digest, code_of(baseline) if is_own(baseline) else files))
 
     # -- cores ---------------------------------------------------------------------------------
 
@@ -238,7 +241,8 @@ class Workflow:
         """Yield every file of the study, those that others are made of first."""
         folder, one = Path(self.folder), SimpleNamespace()
         settings = stamp("index") | made_by(self.index(one))
-        yield Made(folder / "index.parquet", settings)
+        code = code_of(self.study.dataset.source)
+        yield Made(folder / "index.parquet", settings, {"code": code} if code else {})
         settings = settings | stamp("prepare", settings)
         for geometry in self.geometries:
             for shard in self.shards:

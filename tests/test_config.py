@@ -116,6 +116,13 @@ def test_settings_make_the_same_model_and_dataset_again():
         ("models/a/output", 1.5, "models.a.output: 1.5 is a number with decimals"),
         ("models/a/output", ["logits"], "models.a.output: .*'logits'.* is a list"),
         ("models", {}, "models: it is empty; it must be keys and values, at least one"),
+        (
+            "dataset/source",
+            "foldr",
+            "dataset.source: 'foldr' does not fit; it must be demo, folder, csv, torchvision or "
+            "module:callable; did you mean 'folder'",
+        ),
+        ("dataset/source", "csv:", "dataset.source: 'csv:' does not fit; .* did you mean 'csv'"),
         ("dataset", {"source": "folder"}, "dataset.root: missing"),
         ("dataset", {"source": "demo", "scale": 0}, "dataset.scale: 0 is"),
         ("dataset", {"source": "folder", "root": "no such"}, "dataset.root: there is no folder"),
@@ -205,7 +212,7 @@ def validators(rules):
 def test_every_validator_of_the_schema_has_words_of_its_own():
     found = list(validators(schema()))
     assert all("allowed" in rules for key, rules in found if key == "pattern")
-    annotations = {"$schema", "title", "description", "default", "allowed"}
+    annotations = {"$schema", "title", "description", "default", "allowed", "examples"}
     nested = {"properties", "items", "allOf", "propertyNames"}  # what is in them has validators
     known = {
         *("type", "enum", "pattern", "required", "additionalProperties", "uniqueItems"),

@@ -13,9 +13,9 @@ import torchvision.datasets
 from PIL import Image
 
 from igmask.errors import InputError
-from igmask.inputs import demo
 from igmask.inputs.classes import class_numbers
 from igmask.inputs.data import index, numbered_classes, opener, unnamed_classes
+from igmask.inputs.sources import demo
 from igmask.plan import Workflow
 from igmask.study import config, fields
 

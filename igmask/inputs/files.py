@@ -41,6 +41,26 @@ def images_below(folder: Path | str) -> dict[str, str]:
     return {path[start:]: path for path in paths}
 
 
+def existing(folder: str | None) -> Path:
+    """Return the folder; raise InputError if there is none of that name."""
+    path = Path(folder or "")
+    if not path.is_dir():
+        raise InputError(f"{path}: there is no such folder")
+    return path
+
+
+def indexed_images(folder: Path) -> dict[str, str]:
+    """Return `images_below`; raise InputError for a name that is no text, as records have to be."""
+    found = images_below(folder)
+    for path in found.values():
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            name = os.fsencode(path)
+            raise InputError(f"the file name {name!r} is not UTF-8; rename it") from None
+    return found
+
+
 def located(path: str, beside: Path) -> str:
     """Return where a file is that words name: in the working directory, else above another.
 

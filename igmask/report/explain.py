@@ -15,13 +15,13 @@ from igmask.engine.ig import Attribution, checked_rule, integrated_gradients
 from igmask.errors import InputError
 from igmask.inputs import baselines, models
 from igmask.inputs.classes import (
-    check_classes,
     class_name,
     class_names,
     class_numbers,
     class_of,
     identifiers,
 )
+from igmask.inputs.data import check_classes
 from igmask.inputs.decode import fit, read_rgb
 from igmask.kernels import occlude, select, square_parts, square_scores, to_pixels
 from igmask.progress import say
@@ -29,7 +29,7 @@ from igmask.report.drawing import check_output, draw_explanation
 from igmask.steps.attribute import arguments
 from igmask.study import config
 from igmask.study.recipes import Attribute, Mask
-from igmask.study.settings import BASELINES, Model, percent
+from igmask.study.settings import Model, percent
 
 
 def load_model(source: str, *, device: str = "cpu", **settings: Any) -> torch.nn.Module:
@@ -74,15 +74,14 @@ def explain(
     target = attribution.target
     number = None if target == "predicted" else _class_number(target, names, numbers)
     read = _read(image_path, model)
-    if attribution.baseline not in BASELINES:
-        baselines.read_baseline(attribution.baseline, model.geometry)
+    baselines.check(attribution.baseline, model.geometry)
     if isinstance(attribution.n_steps, int):
         checked_rule(attribution.rule, attribution.n_steps)
     where = pick_device(device)
     network = models.load(model, device=where)
     n_classes = models.n_classes(network, model, read[None])
-    listed = {"dataset": {"classes": classes and str(classes), "source": ""}, "classes": names}
-    check_classes(listed, n_classes)
+    if classes:
+        check_classes({"dataset": {"classes": str(classes)}, "classes": names}, n_classes)
     if note := models.random_weights(network, model):
         say(f"warning: the network {note}")
     image = models.pixels(read[None], where)

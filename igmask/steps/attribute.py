@@ -13,7 +13,7 @@ from igmask.engine.ig import Auto, NotFinite, attribute_squares
 from igmask.engine.network import prepare
 from igmask.errors import refuse
 from igmask.inputs import baselines, models
-from igmask.inputs.classes import check_labels
+from igmask.inputs.data import check_labels
 from igmask.inputs.files import with_located
 from igmask.kernels import grid
 from igmask.progress import progress
@@ -126,14 +126,12 @@ def arguments(
     of_label = torch.tensor(np.asarray(labels), device=pixels.device)
     return {
         "baselines": baselines.make(
-            asked.baseline,
+            asked,
             pixels,
             mean=model.mean or (0, 0, 0),
             geometry=model.geometry,
             positions=np.asarray(positions),
             seed=recipe.seed,
-            n_baselines=asked.n_baselines,
-            blur_sigma=asked.blur_sigma,
         ),
         "target": of_label if asked.target == "label" else None,
         "of": asked.of,

@@ -24,7 +24,7 @@ from igmask import arrays
 from igmask.devices import take_device
 from igmask.errors import InputError, refuse
 from igmask.inputs import models
-from igmask.inputs.classes import check_classes, check_labels
+from igmask.inputs.data import check_classes, check_labels
 from igmask.inputs.files import located, with_located
 from igmask.kernels import FILLS, fill_colours, fill_values, occluded_input
 from igmask.plain import area, pack, unpack

@@ -9,6 +9,7 @@ from igmask.progress import say
 from igmask.study import recipes
 from igmask.study.config import dataset
 from igmask.study.recipes import Index, stamp
+from igmask.study.settings import code_of
 
 
 def index(output: Path, recipe: Index) -> None:
@@ -18,6 +19,8 @@ def index(output: Path, recipe: Index) -> None:
     """
     records, classes = listed(dataset(recipe.dataset))
     made_by = stamp("index") | recipes.made_by(recipe) | {"classes": classes, "seed": recipe.seed}
+    if code := code_of(recipe.dataset["source"]):
+        made_by["read"] = {"code": arrays.digest_of_files(code)}
     if note := numbered_classes(made_by, records["label"]):
         say(note)
     arrays.write_records(output, records, made_by)

@@ -9,16 +9,14 @@ import pandas as pd
 
 from igmask import arrays
 from igmask.errors import InputError
-from igmask.inputs import models, sample
-from igmask.inputs.baselines import read_baseline
+from igmask.inputs import baselines, models, sample
 from igmask.inputs.chance import by_luck
-from igmask.inputs.classes import check_classes, check_labels
-from igmask.inputs.data import opener, unnamed_classes
+from igmask.inputs.data import check_classes, check_labels, opener, unnamed_classes
 from igmask.inputs.files import with_located
 from igmask.progress import say
 from igmask.study import config
 from igmask.study.recipes import Preflight, stamp
-from igmask.study.settings import BASELINES, Model
+from igmask.study.settings import Model
 
 
 def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
@@ -30,7 +28,7 @@ def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
     raises InputError if weights do not load or fit, hold NaN, if the output of a trial pass has
            no probabilities or is not (N, classes), if a label is not one of the classes, if which
            classes the dataset has is not said or there are more or fewer in a list, or if the
-           baseline is a file that cannot be used
+           baseline is a file, or one's own, that cannot be used
     """
     here = with_located(recipe, index_path)
     model, baseline = here.model, here.baseline
@@ -42,8 +40,7 @@ def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
     check_labels(records, n_classes)
     if note := unnamed_classes(made_by, n_classes):
         raise InputError(f"the network {note}")
-    if baseline not in BASELINES:
-        read_baseline(baseline, models.complete(model).geometry)
+    baselines.check(baseline, models.complete(model).geometry)
     predicted = sample.predicted(network, images)
     labels = labels[: len(predicted)]
     if note := models.random_weights(network, model):

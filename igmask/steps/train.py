@@ -15,7 +15,8 @@ from torch import nn
 
 from igmask import arrays
 from igmask.errors import InputError
-from igmask.inputs import demo, models
+from igmask.inputs import models
+from igmask.inputs.sources import demo
 from igmask.progress import Meter, progress
 from igmask.study.recipes import Train, stamp
 

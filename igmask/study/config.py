@@ -12,7 +12,7 @@ from typing import Any
 from igmask import quadrature
 from igmask.errors import InputError
 from igmask.study.fields import of_plain
-from igmask.study.settings import BASELINES, Dataset, Model, Study, percent, rules
+from igmask.study.settings import BASELINES, Dataset, Model, Study, is_own, percent, rules
 from igmask.study.validation import valid
 
 
@@ -81,8 +81,9 @@ def missing_files(study: Study) -> dict[str, str]:
         "dataset.labels": study.dataset.labels,
         "dataset.classes": study.dataset.classes,
     }
-    if study.attribution.baseline not in BASELINES:
-        files["attribution.baseline"] = study.attribution.baseline
+    baseline = study.attribution.baseline
+    if baseline not in BASELINES and not is_own(baseline):
+        files["attribution.baseline"] = baseline
     for name, item in study.models.items():
         if item.weights_kind == "file":
             files[f"models.{name}.weights"] = item.weights
@@ -91,8 +92,9 @@ def missing_files(study: Study) -> dict[str, str]:
         for key, path in files.items()
         if path is not None and not Path(path).is_file()
     }
-    root = study.dataset.root
-    if root and study.dataset.source != "torchvision" and not Path(root).is_dir():
+    root, source = study.dataset.root, study.dataset.source
+    elsewhere = source == "torchvision" or is_own(source)  # made, or whatever the function takes
+    if root and not elsewhere and not Path(root).is_dir():
         problems["dataset.root"] = f"there is no folder {root!r}"
     return problems
 
@@ -180,7 +182,8 @@ def _inconsistencies(study: Study) -> list[str]:
 
 
 def _named(dataset: Dataset) -> Dataset:
-    return replace(dataset, name=dataset.name or dataset.class_ or dataset.source)
+    name = dataset.name or dataset.class_ or dataset.source.replace(":", "-")
+    return replace(dataset, name=name)
 
 
 def _hint(key: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from igmask.study.fields import counting, counting_fields, given, plain
-from igmask.study.settings import Attribution, Geometry, Model, percent, rules
+from igmask.study.settings import Attribution, Geometry, Model, is_random, percent, rules
 
 # The algorithm of each step; raise a number when a step's results change.
 STAGES = {
@@ -84,7 +84,7 @@ class Attribute:
     seed: int = of(
         "seed",
         made_by="baseline_seed",
-        counts=lambda one: one.attribution.baseline == "uniform",
+        counts=lambda one: is_random(one.attribution.baseline),
     )
 
 

@@ -16,7 +16,9 @@ from igmask.study.fields import json_schema, setting
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 BASELINES = ("black", "white", "mean", "blur", "uniform")
+SOURCES = ("demo", "folder", "csv", "torchvision")
 
+_OWN = "[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*"  # module:callable
 _NAME: dict[str, Any] = {
     "pattern": "^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
     "allowed": "letters, digits and _ . + -, the first a letter or digit",
@@ -30,8 +32,12 @@ class Dataset:
 
     source: str = setting(
         means="demo: drawn here; folder: one folder of images a class; csv: one folder of images "
-        "and a table of labels; torchvision: a class of torchvision.datasets",
-        choices=("demo", "folder", "csv", "torchvision"),
+        "and a table of labels; torchvision: a class of torchvision.datasets; module:callable: a "
+        "function of your own, which is given these settings and returns names, labels, names of "
+        "classes and a function that opens the image at a place",
+        examples=list(SOURCES),
+        pattern=f"^({'|'.join(SOURCES)}|{_OWN})$",
+        allowed=f"{', '.join(SOURCES)} or module:callable",
     )
     name: str | None = setting(
         None,
@@ -201,18 +207,20 @@ class Attribution:
         "predicted", "the class whose output is attributed", choices=("predicted", "label")
     )
     baseline: str = setting(
-        "black", "start of the path: black, white, mean, blur, uniform (noise), or an image file"
+        "black",
+        "start of the path: black, white, mean, blur, uniform (noise), an image file, or "
+        "module:callable",
     )
     blur_sigma: float = setting(
         10,
         "of baseline blur: standard deviation of the Gaussian, in pixels",
-        counts=lambda group: group.baseline == "blur",
+        counts=lambda group: group.baseline == "blur" or is_own(group.baseline),
         exclusiveMinimum=0,
     )
     n_baselines: int = setting(
         10,
         "of baseline uniform: noise images averaged over",
-        counts=lambda group: group.baseline == "uniform",
+        counts=lambda group: is_random(group.baseline),
         minimum=1,
     )
     rule: str = setting(
@@ -367,6 +375,16 @@ class Study:
         "of everything drawn at random: demo images, training, noise baselines, random squares",
         minimum=0,
     )
+
+
+def is_own(name: str) -> bool:
+    """Return whether it is `module:callable`, a function of the user's own."""
+    return re.fullmatch(_OWN, name) is not None
+
+
+def is_random(baseline: str) -> bool:
+    """Return whether a baseline depends on the study's seed, as one of the user's own may."""
+    return baseline == "uniform" or is_own(baseline)
 
 
 def code_of(source: str) -> list[Path]:

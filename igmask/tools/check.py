@@ -24,11 +24,18 @@ from torch import nn
 
 from igmask.devices import n_cores, pick_device
 from igmask.errors import InputError
-from igmask.inputs import models, sample
-from igmask.inputs.baselines import read_baseline
+from igmask.inputs import baselines, models, sample
 from igmask.inputs.chance import by_luck
-from igmask.inputs.classes import check_classes, check_labels
-from igmask.inputs.data import index, numbered_classes, opener, unnamed_classes
+from igmask.inputs.data import (
+    check_classes,
+    check_labels,
+    index,
+    numbered_classes,
+    opener,
+    unnamed_classes,
+)
+from igmask.inputs.sources import source_of
+from igmask.inputs.weights import weights_place
 from igmask.kernels import grid
 from igmask.plan import Workflow
 from igmask.study import config
@@ -139,7 +146,7 @@ def advice(dataset: Dataset) -> list[str]:
     """How missing files are had, and which archive that lies about may hold the images."""
     lines = (dataset.obtain or "").splitlines()
     root = Path(dataset.root or ".")
-    if dataset.source not in ("folder", "csv") or (root.is_dir() and any(root.iterdir())):
+    if not source_of(dataset.source).below_root or (root.is_dir() and any(root.iterdir())):
         return lines
     for folder in dict.fromkeys([Path(), root.parent]):
         for archive in sorted(folder.glob("*")):
@@ -177,12 +184,12 @@ def decoding(study: Study, geometry: Geometry, images: Images) -> Finding:
 
 
 def baseline(study: Study, geometry: Geometry) -> Iterator[Finding]:
-    """Whether a baseline that is a file can be used in a geometry."""
+    """Whether a baseline that is a file, or one's own, can be used in a geometry."""
     kind = study.attribution.baseline
     if kind in BASELINES:
         return
     try:
-        read_baseline(kind, geometry)
+        baselines.check(kind, geometry)
         yield Finding("baseline", f"{kind}, as {geometry.name}")
     except InputError as error:
         yield Finding("baseline", str(error), "error")
@@ -196,7 +203,7 @@ def weights(name: str, model: Model) -> Finding:
         return Finding(name, "weights: random, as is meant")
     if model.weights_kind == "unsaid":
         return Finding(name, "weights: those that its callable gives it")
-    path, url = models.weights_place(model)
+    path, url = weights_place(model)
     if path.is_file():
         return Finding(name, f"weights: {path}, {_size(path.stat().st_size)}")
     if url is None:
@@ -213,8 +220,9 @@ def weights(name: str, model: Model) -> Finding:
 def network(name: str, flow: Workflow, images: Images, paces: dict[str, Pace]) -> Iterator[Finding]:
     """Whether a network loads, answers, knows the labels and can be attributed; adds its pace."""
     study, model = flow.study, flow.models[name]
-    compute, recipe = study.compute, flow.attribute(SimpleNamespace(model=name))
-    if study.attribution.baseline not in BASELINES:  # a file has a finding of its own
+    one = SimpleNamespace(model=name)
+    compute, recipe = study.compute, flow.attribute(one)
+    if flow.baseline(one):  # a file has a finding of its own
         recipe = replace(recipe, attribution=replace(recipe.attribution, baseline="black"))
     try:
         device = pick_device(compute.device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from igmask.engine.ig import attribute_squares
 from igmask.engine.network import prepare
 from igmask.inputs import models
+from igmask.inputs.weights import weights_place
 from igmask.kernels import grid
 from igmask.plain import select
 from igmask.steps.attribute import GROUP, arguments
@@ -53,7 +54,7 @@ def are_to_come(model: Model) -> bool:
     if model.train is not None:
         return True
     of_file = model.weights_kind not in ("unsaid", "none")
-    return of_file and not models.weights_place(model)[0].is_file()
+    return of_file and not weights_place(model)[0].is_file()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from igmask import arrays
 from igmask.errors import InputError
 from igmask.inputs.data import index
+from igmask.inputs.sources import source_of
 from igmask.plan import Made, Workflow
 from igmask.progress import progress
 from igmask.report.tables import texts
@@ -168,11 +169,12 @@ def _problem(
         return f"damaged: {what}"
     if different := differences(made.settings, found):
         return f"stale: {', '.join(different)}"
+    read = found.get("read", {})
     for kind, paths in made.read.items():
         if any(path in bad for path in paths):
             return f"stale: its {kind} are"
-        elsewhere = kind == "code" and kind not in found["read"]  # than in the job's folder
-        if not elsewhere and found["read"].get(kind) != digests.of(paths):
+        elsewhere = kind == "code" and kind not in read  # than in the job's folder
+        if not elsewhere and read.get(kind) != digests.of(paths):
             return f"stale: made of other {kind}"
     return None
 
@@ -198,7 +200,7 @@ def _check_rows(path: Path) -> None:
 
 def _listing_problem(made: Made, results: Path, flow: Workflow) -> str | None:
     """What is wrong with an index that is whole: that it is not of the images and labels of now."""
-    if flow.study.dataset.source not in ("folder", "csv"):
+    if not source_of(flow.study.dataset.source).is_relisted:
         return None  # nothing that can change, or all images would have to be read
     try:
         now, classes = index(flow.study.dataset)
