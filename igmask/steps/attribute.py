@@ -9,7 +9,7 @@ import torch
 from igmask import arrays
 from igmask.devices import take_device
 from igmask.engine.ig import Auto, NotFinite, attribute_squares
-from igmask.engine.network import prepare
+from igmask.engine.ready import prepare
 from igmask.errors import refuse
 from igmask.inputs import baselines, models
 from igmask.inputs.classes import check_labels

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from igmask.engine.ig import integrated_gradients
-from igmask.engine.network import prepare
+from igmask.engine.ready import prepare
 from igmask.inputs import baselines, models
 from igmask.kernels import grid
 from igmask.plain import select
