@@ -594,20 +594,17 @@ def bench(models: tuple[str, ...], output: Path, **options: Any) -> None:
     `igmask bench kernels` instead sets each Triton kernel beside PyTorch, eager and compiled, and
     beside a copy of as many bytes. Without a GPU it only shows that it works.
     """
-    from igmask.bench.attributions import attributions
-    from igmask.bench.attributions import attributions_page as bench_page
-    from igmask.bench.attributions import kernels as bench_kernels
-    from igmask.bench.attributions import kernels_page as bench_kernels_page
+    from igmask.bench import attributions, attributions_page, kernels, kernels_page
 
     write: Callable[..., list[Path]]
     if models == ("kernels",):
         _leave_out(options, "repeats", "budget_s", of="kernels")
         _use_threads(None, None, options.pop("threads"))
-        measured, write = bench_kernels.measure(**options), bench_kernels_page.write
+        measured, write = kernels.measure(**options), kernels_page.write
     else:
         _leave_out(options, "compiled", of="attributions")
         measured = attributions.measure(models or attributions.MODELS, **options)
-        write = bench_page.write
+        write = attributions_page.write
     command = shlex.join(["igmask", *sys.argv[1:]])
     paths: list[Path] = []
     for result in measured:
