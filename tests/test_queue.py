@@ -9,7 +9,7 @@ RULE = [0.25, 0.5, 1.0], [0.2, 0.3, 0.5]
 
 
 def queued(n_images, gradients=lambda pairs: (torch.tensor(pairs.alphas),), **options):
-    return [pairs for pairs, _ in batches(n_images, *RULE, gradients=gradients, **options)]
+    return [pairs for pairs, _ in batches(n_images, RULE, gradients=gradients, **options)]
 
 
 def test_pairs_of_an_image_are_next_to_each_other_and_the_last_batch_is_what_is_left():

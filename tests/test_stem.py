@@ -599,8 +599,7 @@ def test_what_follows_the_stem_is_taken_along(name, images, baselines):
             images,
             baselines,
             lambda outputs, *_: outputs[:, 0],
-            positions=[0.25, 0.5, 1],
-            weights=[0.25, 0.25, 0.5],
+            ([0.25, 0.5, 1], [0.25, 0.25, 0.5]),
             batch_size=4,
         )
     )
@@ -609,8 +608,7 @@ def test_what_follows_the_stem_is_taken_along(name, images, baselines):
         images,
         baselines,
         lambda outputs, *_: outputs[:, 0],
-        positions=[0.25, 0.5, 1],
-        weights=[0.25, 0.25, 0.5],
+        ([0.25, 0.5, 1], [0.25, 0.25, 0.5]),
     )
     torch.testing.assert_close(found, list(expected))
 
@@ -741,8 +739,7 @@ def test_relus_take_along_what_comes_before_them(block, n_fused, precision):
                     images,
                     torch.zeros_like(images),
                     lambda o, *_: o[:, 0].float(),
-                    positions=[0.5, 1],
-                    weights=[0.5, 0.5],
+                    ([0.5, 1], [0.5, 0.5]),
                 )
             )
         )

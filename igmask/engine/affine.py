@@ -37,7 +37,7 @@ _LINEAR_IN_FIRST = {
     "index_select", "interpolate",
 }  # fmt: skip
 _LINEAR_IN_ONE = {"mul", "multiply", "matmul", "bmm"}
-_TUPLES = {"chunk", "split", "tensor_split", "unbind"}
+TUPLES = {"chunk", "split", "tensor_split", "unbind"}
 _SHAPES = {"size", "dim", "numel", "shape", "ndim", "dtype", "device", "ndimension"}
 
 # Whose functions are meant by the names above.
@@ -61,11 +61,6 @@ def affine_in(image: fx.Node, graph: fx.Graph, layers: Mapping[str, nn.Module]) 
         if of_affine and _is_affine(node, layers, affine):
             affine.add(node)
     return affine
-
-
-def ends_in_tuples(nodes: list[fx.Node]) -> bool:
-    """Return whether one of the nodes has several values."""
-    return any(operation_of(node) in _TUPLES for node in nodes)
 
 
 def layer_of(node: fx.Node, layers: Mapping[str, Any]) -> Any:

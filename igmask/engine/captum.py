@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from functools import wraps
 from numbers import Real
 from typing import Any, TypeVar, cast
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from igmask.engine.gradients import input_gradients, ordinary
 from igmask.engine.ig import checked_rule
-from igmask.engine.queue import Pairs, batches, checked_size, path_gradients
+from igmask.engine.network import Network
+from igmask.engine.queue import Pairs, Rule, Tensors, batches, checked_size, path_gradients
 from igmask.engine.ready import check_model, prepare
 from igmask.engine.targets import checked_target, pick_target
 from igmask.errors import InputError
@@ -22,9 +24,6 @@ from igmask.kernels import on_device
 from igmask.tracing import running
 
 _BATCH_SIZE = 64  # of functions and of several inputs, whose memory is not known
-
-Rule = tuple[list[float], list[float]]  # positions, weights
-Tensors = tuple[Tensor, ...]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -112,7 +111,8 @@ class IntegratedGradients:
             bs = tuple(map(ordinary, bs))
             if self.gradient_func is gradients:
                 xs = tuple(map(ordinary, xs))
-            slopes, fault = self._slopes(xs, bs, target, extra, rule, internal_batch_size)
+            paths = _Paths(xs, bs, target, extra, rule, internal_batch_size)
+            slopes, fault = self._slopes(paths)
             if fault:  # Captum would attribute it
                 warnings.warn(fault, stacklevel=3)
             values = slopes
@@ -124,80 +124,20 @@ class IntegratedGradients:
             return result
         return result, self.compute_convergence_delta(values, bs, xs, target, extra or None)
 
-    def _slopes(
-        self,
-        xs: Tensors,
-        bs: Tensors,
-        target: Any,
-        extra: tuple[Any, ...],
-        rule: Rule,
-        batch_size: int | None,
-    ) -> tuple[Tensors, str]:
-        """(the weighted sums of gradients, why they would be of chance), the quicker way."""
-        f, alone = self.forward_func, len(xs) == 1 and not extra
-        alone = alone and self.gradient_func is gradients
-        fault = ""
+    def _slopes(self, paths: "_Paths") -> tuple[Tensors, str]:
+        """(the sums of gradients, by the engine if it can; why they would be of chance)."""
+        f, x, fault = self.forward_func, paths.ends[0], ""
+        alone = len(paths.ends) == 1 and not paths.extra and self.gradient_func is gradients
         if isinstance(f, nn.Module):
-            check_model(f, xs[0])
+            check_model(f, x)
             if alone:
-                return _behind_the_stem(f, xs[0], bs[0], target, rule, batch_size)
-        elif alone and len(xs[0]):
+                network = prepare(f, x)
+                fault = network.answer.fault if network.answer else ""
+                return paths.behind_the_stem(network), fault
+        elif alone and len(x):
             with suppress(InputError):  # as the function is called, it may be right
-                fault = contract.ask(f, xs[0]).fault
-        return self._whole(xs, bs, target, extra, rule, batch_size), fault
-
-    def _whole(
-        self,
-        xs: Tensors,
-        bs: Tensors,
-        target: Any,
-        extra: tuple[Any, ...],
-        rule: Rule,
-        batch_size: int | None,
-    ) -> Tensors:
-        """Weighted sums of `gradient_func`, differentiable again if its gradients are."""
-        device, n_examples = xs[0].device, len(xs[0])
-        wide = [torch.promote_types(x.dtype, torch.float32) for x in xs]
-        totals = [
-            torch.zeros_like(x, dtype=dtype).detach() for x, dtype in zip(xs, wide, strict=True)
-        ]
-
-        def gradients_of(pairs: Pairs) -> Tensors:
-            first = contract.right_averages(device) if not pairs.start else nullcontext()
-            with running(), first:
-                return self._gradients_at(xs, bs, pairs, target, extra)
-
-        size = checked_size(batch_size) or _BATCH_SIZE
-        for pairs, slopes in batches(n_examples, *rule, size=size, gradients=gradients_of):
-            pairs.check(slopes)
-            rows = on_device(pairs.owners, device)
-            weights = on_device(pairs.weights, device, torch.float64)
-            for i, (slope, dtype) in enumerate(zip(slopes, wide, strict=True)):
-                part = slope.to(dtype) * _along_rows(weights.to(dtype), slope)
-                totals[i] = (
-                    totals[i].index_add(0, rows, part)
-                    if part.requires_grad
-                    else totals[i].index_add_(0, rows, part)
-                )
-        return tuple(totals)
-
-    def _gradients_at(
-        self, xs: Tensors, bs: Tensors, pairs: Pairs, target: Any, extra: tuple[Any, ...]
-    ) -> Tensors:
-        rows = on_device(pairs.owners, xs[0].device)
-        alpha = on_device(pairs.alphas, xs[0].device, torch.float64)
-        points = []
-        for x, b in zip(xs, bs, strict=True):
-            start, end = b[rows], x[rows]
-            a = _along_rows(alpha.to(torch.promote_types(x.dtype, torch.float32)), x)
-            point = (start + a * (end - start)).to(x.dtype)
-            points.append(point if point.requires_grad else point.requires_grad_())
-        return self.gradient_func(
-            self.forward_func,
-            tuple(points),
-            _targets(target, rows, len(xs[0])),
-            _of_rows(extra, rows, len(xs[0])) or None,
-        )
+                fault = contract.ask(f, x).fault
+        return paths.sums(f, self.gradient_func), fault
 
     @_wrapped
     def compute_convergence_delta(
@@ -232,25 +172,75 @@ class IntegratedGradients:
         return delta
 
 
-def _behind_the_stem(
-    model: nn.Module, x: Tensor, baseline: Tensor, target: Any, rule: Rule, batch_size: int | None
-) -> tuple[Tensors, str]:
-    """What `_slopes` returns of a module of one input, by the engine."""
-    network = prepare(model, x)
-    slopes = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
-    if len(x):
-        paths = path_gradients(
-            network,
-            x,
-            baseline,
-            lambda outputs, owners, _: pick_target(outputs, target, owners),
-            positions=rule[0],
-            weights=rule[1],
-            batch_size=batch_size,
+@dataclass(frozen=True)
+class _Paths:
+    """What `attribute` was asked, checked: inputs as `ends`, baselines as `starts`, alike."""
+
+    ends: Tensors
+    starts: Tensors
+    target: Any
+    extra: tuple[Any, ...]
+    rule: Rule
+    batch_size: int | None
+
+    def behind_the_stem(self, network: Network) -> Tensors:
+        """Return the sums of gradients of a module with one input, by the engine."""
+        (x,), (baseline,) = self.ends, self.starts
+        slopes = torch.empty_like(x, dtype=_wide(x))
+        if len(x):
+
+            def pick(outputs: Tensor, owners: list[int], _: list[float]) -> Tensor:
+                return pick_target(outputs, self.target, owners)
+
+            size = self.batch_size
+            paths = path_gradients(network, x, baseline, pick, self.rule, batch_size=size)
+            for i, slope in enumerate(paths):
+                slopes[i] = slope[0]
+        return (slopes,)
+
+    def sums(self, f: Callable[..., Tensor], gradient_func: Callable[..., Tensors]) -> Tensors:
+        """Return the sums of `gradient_func`, differentiable again if its gradients are."""
+        device = self.ends[0].device
+        totals = [torch.zeros_like(x, dtype=_wide(x)).detach() for x in self.ends]
+
+        def gradients_of(pairs: Pairs) -> Tensors:
+            first = contract.right_averages(device) if not pairs.start else nullcontext()
+            with running(), first:
+                return gradient_func(f, *self._at(pairs))
+
+        queue = batches(
+            len(self.ends[0]),
+            self.rule,
+            size=checked_size(self.batch_size) or _BATCH_SIZE,
+            gradients=gradients_of,
         )
-        for i, slope in enumerate(paths):
-            slopes[i] = slope[0]
-    return (slopes,), "" if network.answer is None else network.answer.fault
+        for pairs, slopes in queue:
+            pairs.check(slopes)
+            rows = on_device(pairs.owners, device)
+            weights = on_device(pairs.weights, device, torch.float64)
+            for i, (slope, total) in enumerate(zip(slopes, totals, strict=True)):
+                part = slope.to(total.dtype) * _along_rows(weights.to(total.dtype), slope)
+                add = total.index_add if part.requires_grad else total.index_add_
+                totals[i] = add(0, rows, part)
+        return tuple(totals)
+
+    def _at(self, pairs: Pairs) -> tuple[Tensors, Any, Any]:
+        """What a `gradient_func` is given: points, targets and additional arguments of the rows."""
+        n_examples, device = len(self.ends[0]), self.ends[0].device
+        rows = on_device(pairs.owners, device)
+        alpha = on_device(pairs.alphas, device, torch.float64)
+        points = []
+        for x, b in zip(self.ends, self.starts, strict=True):
+            start, end = b[rows], x[rows]
+            point = (start + _along_rows(alpha.to(_wide(x)), x) * (end - start)).to(x.dtype)
+            points.append(point if point.requires_grad else point.requires_grad_())
+        extra = _of_rows(self.extra, rows, n_examples)
+        return tuple(points), _targets(self.target, rows, n_examples), extra or None
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The dtype of sums: float32 at least."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _checked_inputs(inputs: Any) -> Tensors:

@@ -4,9 +4,9 @@
 completeness. queue.py has the sums along the paths, captum.py the class with Captum's signature.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from igmask import quadrature
 from igmask.engine.gradients import ordinary
 from igmask.engine.network import Network
-from igmask.engine.queue import NotFinite, path_gradients
+from igmask.engine.queue import NotFinite, Rule, path_gradients
 from igmask.engine.ready import is_training, prepare
 from igmask.engine.targets import classes_of
 from igmask.errors import InputError, integer
@@ -200,17 +200,13 @@ def _check_network(model: Any, images: Tensor, precision: str, engine: str) -> N
         raise InputError("the model is in training mode; call model.eval() first")
 
 
-def checked_rule(rule: str, n_steps: int) -> tuple[list[float], list[float]]:
-    """Return (positions, weights) of a rule, or raise InputError."""
-    return _checked(quadrature.rule, rule, integer("n_steps", n_steps))
-
-
-T = TypeVar("T")
-
-
-def _checked(ask: Callable[[str, int], T], rule: str, n_steps: int) -> T:
+def checked_rule(rule: str, n_steps: int, *, refined: bool = False) -> Rule:
+    """Return (positions, weights) of a rule, one that can be `refined`, or raise InputError."""
+    n_steps = integer("n_steps", n_steps)
     try:
-        return ask(rule, n_steps)
+        if refined:
+            quadrature.between(rule, n_steps)
+        return quadrature.rule(rule, n_steps)
     except ValueError as error:
         raise InputError(str(error)) from None
 
@@ -250,44 +246,51 @@ class _Study:
         if isinstance(n_steps, Auto):
             found = self._until_settled(rule, n_steps)
         else:
-            with_ends = _with_ends(*checked_rule(rule, n_steps))
+            points = _with_ends(checked_rule(rule, n_steps))
             if side is not None and len(self._baselines) == 1:
-                return self._of_squares(*with_ends, n_steps, side)
-            found = self._of_pixels(*with_ends, n_steps)
+                parts = self._of_squares(points, side)
+                return self._answer(parts, self._at_baseline, n_steps, of_squares=True)
+            found = self._answer(*self._of_pixels(points), n_steps)
         if side is None:
             return found
         return replace(found, values=square_parts(found.values, side=side), of_squares=True)
 
-    def _of_pixels(
-        self, positions: Sequence[float], weights: Sequence[float], n_steps: int
+    def _answer(
+        self, values: Tensor, baseline_output: Tensor, n_steps: int, of_squares: bool = False
     ) -> Attribution:
-        values = torch.zeros_like(self._images)
-        baseline_output = torch.zeros_like(self._output)
-        for baseline in self._baselines:
-            values += self._along(baseline, positions, weights) / len(self._baselines)
-            baseline_output += self._at_baseline / len(self._baselines)
         steps = torch.full_like(self._predicted, n_steps)
-        return Attribution(
-            values, self._predicted, self._classes, self._output, baseline_output, steps
-        )
+        known = self._predicted, self._classes, self._output
+        return Attribution(values, *known, baseline_output, steps, of_squares)
 
-    def _of_squares(
-        self, positions: Sequence[float], weights: Sequence[float], n_steps: int, side: int
-    ) -> Attribution:
+    def _of_pixels(self, rule: Rule) -> tuple[Tensor, Tensor]:
+        """(φ, f at the baseline), averaged over the baselines."""
+        values, baseline_output = torch.zeros_like(self._images), torch.zeros_like(self._output)
+        for baseline in self._baselines:
+            of_one = torch.empty_like(self._images)
+            for i, slope in enumerate(self._slopes(baseline, rule)):
+                of_one[i] = (self._images[i] - baseline[i]) * slope[0]
+            values += of_one / len(self._baselines)
+            baseline_output += self._at_baseline / len(self._baselines)
+        return values, baseline_output
+
+    def _of_squares(self, rule: Rule, side: int) -> Tensor:
+        """The parts of the squares from the one baseline."""
         images, (baseline,) = self._images, self._baselines
         height, width = images.shape[2:]
         parts = self._output.new_empty((len(images), 2, *grid(height, width, side)))
-        for i, slope in enumerate(self._slopes(baseline, positions, weights)):
+        for i, slope in enumerate(self._slopes(baseline, rule)):
             x, b = (t[i : i + 1].to(slope) for t in (images, baseline))
             parts[i] = attribution_parts(x, b, slope, side=side)[0]
-        steps = torch.full_like(self._predicted, n_steps)
-        answers = self._predicted, self._classes, self._output, self._at_baseline, steps
-        return Attribution(parts, *answers, of_squares=True)
+        return parts
+
+    def _slopes(self, baseline: Tensor, rule: Rule) -> Iterator[Tensor]:
+        on_path = self._network, self._images, baseline, self._pick, rule
+        return path_gradients(*on_path, batch_size=self._batch_size)
 
     def _until_settled(self, rule: str, auto: Auto) -> Attribution:
         """As many steps as `auto` asks for, image by image."""
-        _checked(quadrature.between, rule, auto.first)  # before any work
-        found = self._of_pixels(*_with_ends(*checked_rule(rule, auto.first)), auto.first)
+        points = _with_ends(checked_rule(rule, auto.first, refined=True))
+        found = self._answer(*self._of_pixels(points), auto.first)
         open_images = torch.arange(len(self._images))
         while len(open_images):
             n_steps = int(found.n_steps[open_images[0]])
@@ -304,7 +307,7 @@ class _Study:
                 self._batch_size,
             )
             try:
-                between = part._of_pixels(positions, weights, doubled).values
+                between, _ = part._of_pixels((positions, weights))
             except NotFinite as error:
                 image = int(open_images[error.image])
                 raise NotFinite(image, error.alpha, error.step) from None
@@ -315,27 +318,6 @@ class _Study:
             settled = (agreement >= auto.agreement) & (inexact <= auto.completeness)
             open_images = open_images[~settled.cpu()]
         return found
-
-    def _along(
-        self, baseline: Tensor, positions: Sequence[float], weights: Sequence[float]
-    ) -> Tensor:
-        values = torch.empty_like(self._images)
-        for i, slope in enumerate(self._slopes(baseline, positions, weights)):
-            values[i] = (self._images[i] - baseline[i]) * slope[0]
-        return values
-
-    def _slopes(
-        self, baseline: Tensor, positions: Sequence[float], weights: Sequence[float]
-    ) -> Iterator[Tensor]:
-        return path_gradients(
-            self._network,
-            self._images,
-            baseline,
-            self._pick,
-            positions=positions,
-            weights=weights,
-            batch_size=self._batch_size,
-        )
 
     def _pick(self, logits: Tensor, owners: list[int], alphas: list[float]) -> Tensor:
         check_scores(logits, len(owners))
@@ -367,12 +349,10 @@ class _Study:
         return picked
 
 
-def _with_ends(
-    positions: Sequence[float], weights: Sequence[float]
-) -> tuple[list[float], list[float]]:
+def _with_ends(rule: Rule) -> Rule:
     """The positions with 1 and 0 first, of weight zero where the rule does without them."""
-    rule = dict(zip(positions, weights, strict=True))
-    ordered = {1.0: rule.pop(1.0, 0.0), 0.0: rule.pop(0.0, 0.0)} | rule
+    weights = dict(zip(*rule, strict=True))
+    ordered = {1.0: weights.pop(1.0, 0.0), 0.0: weights.pop(0.0, 0.0)} | weights
     return list(ordered), list(ordered.values())
 
 

@@ -29,6 +29,7 @@ from igmask.kernels import (
 Pick = Callable[[Tensor, list[int], list[float]], Tensor]
 
 Tensors = tuple[Tensor, ...]
+Rule = tuple[Sequence[float], Sequence[float]]  # positions and weights of the steps of a path
 
 
 class NotFinite(InputError):
@@ -71,31 +72,29 @@ class Pairs:
 
 def batches(
     n_images: int,
-    positions: Sequence[float],
-    weights: Sequence[float],
+    rule: Rule,
     *,
     size: int,
     gradients: Callable[[Pairs], Tensors],
     padded: bool = False,
 ) -> Iterator[tuple[Pairs, Tensors]]:
-    """Yield the queue's batches, each with its gradients; one that does not fit is halved.
+    """Yield the queue's batches, each with its gradients.
 
-    positions, weights: of the steps of every path
-    size:   of a batch; the last one is what is left, or `padded` by its last pair at weight zero
-    gradients: of a batch; tried again of a smaller one where memory runs out
+    size:      of a batch; the last is what is left, or `padded` by its last pair at weight zero
+    gradients: of a batch, which is halved and tried again where memory runs out
     """
-    n_steps = len(positions)
+    (positions, weights), n_steps = rule, len(rule[0])
     start, n_pairs = 0, n_images * n_steps
     while start < n_pairs:
         n_live = min(size, n_pairs - start)
-        rows = (min(start + row, n_pairs - 1) for row in range(size if padded else n_live))
-        owners, steps = map(list, zip(*(divmod(row, n_steps) for row in rows), strict=True))
+        rows = [min(start + row, n_pairs - 1) for row in range(size if padded else n_live)]
+        steps = [row % n_steps for row in rows]
         pairs = Pairs(
             start,
-            owners,
-            steps,
-            [positions[step] for step in steps],
-            [weights[step] if row < n_live else 0.0 for row, step in enumerate(steps)],
+            owners=[row // n_steps for row in rows],
+            steps=steps,
+            alphas=[positions[step] for step in steps],
+            weights=[weights[step] if row < n_live else 0.0 for row, step in enumerate(steps)],
             n_done=(start + n_live) // n_steps,
         )
         slopes: Tensors | None = None
@@ -125,10 +124,8 @@ def halved(size: int) -> int:
 
 def checked_size(batch_size: int | None) -> int | None:
     """Return how many pairs a batch was asked to have, None if it was not; or raise InputError."""
-    if batch_size is None:
-        return None
-    size = integer("the batch size", batch_size)
-    if size < 1:
+    size = None if batch_size is None else integer("the batch size", batch_size)
+    if size is not None and size < 1:
         raise InputError(f"the batch size must be at least 1, got {size}")
     return size
 
@@ -138,44 +135,39 @@ def path_gradients(
     images: Tensor,
     baselines: Tensor,
     pick: Pick,
+    rule: Rule,
     *,
-    positions: Sequence[float],
-    weights: Sequence[float],
     batch_size: int | None = None,
 ) -> Iterator[Tensor]:
     """Yield Σ_h w_h ∇f(b + α_h (x − b)) of each image, (1, C, H, W) in float32 at least, in order.
 
-    Memory depends neither on the number of positions nor of images.
+    Memory depends neither on the number of steps nor of images.
 
     images, baselines: (N, C, H, W)
     pick:              which number of the outputs to attribute; called batch by batch
     batch_size:        None: from the free memory
     raises             NotFinite; on a GPU, behind the last image
     """
-    size, n_pairs = checked_size(batch_size), len(images) * len(positions)
-    if not n_pairs:
+    size, n_steps = checked_size(batch_size), len(rule[0])
+    if not (n_pairs := len(images) * n_steps):
         return
     size = size or network.batch_size(images)
     if network.engine == "eager":  # for the others each shape costs
         size = -(-n_pairs // -(-n_pairs // size))  # the same number of batches, evenly filled
-    paths = _Paths(network, images, baselines, pick, n_slots=-(-size // len(positions)) + 1)
-    queue = batches(
-        len(images), positions, weights, size=size, gradients=paths.gradients, padded=True
-    )
+    paths = _Paths(network, images, baselines, pick, n_slots=-(-size // n_steps) + 1)
+    queue = batches(len(images), rule, size=size, gradients=paths.gradients, padded=True)
     finite: list[Tensor] = []
-    on_gpu = images.is_cuda
     for pairs, slopes in queue:
         paths.add(slopes, pairs.weights)
         for image in range(len(finite), pairs.n_done):
             total = paths.total(image)
             finite.append(torch.stack([t.isfinite().all() for t in total]).all())
             # To look at it is to wait for a GPU, and to let it wait for the next batch.
-            if not on_gpu and not finite[-1]:
-                raise _not_finite(network, images, baselines, pick, image, positions, weights)
+            if not images.is_cuda and not finite[-1]:
+                raise paths.not_finite(image, rule)
             yield paths.to_pixels(image, total)
-    if on_gpu and not all(known := torch.stack(finite).tolist()):
-        bad = known.index(False)
-        raise _not_finite(network, images, baselines, pick, bad, positions, weights)
+    if images.is_cuda and not all(known := torch.stack(finite).tolist()):
+        raise paths.not_finite(known.index(False), rule)
 
 
 class _Paths:
@@ -268,24 +260,20 @@ class _Paths:
         """Return the sum sent back through the stem, (1, C, H, W)."""
         return self._network.stem_transposed(self._images[image : image + 1], total)
 
-
-def _not_finite(
-    network: Network,
-    images: Tensor,
-    baselines: Tensor,
-    pick: Pick,
-    image: int,
-    positions: Sequence[float],
-    weights: Sequence[float],
-) -> NotFinite:
-    """The first step of an image whose gradient is not finite: its queue again, a pair a batch."""
-    own = slice(image, image + 1)
-    paths = _Paths(
-        network, images[own], baselines[own], lambda y, _, alphas: pick(y, [image], alphas), 1
-    )
-    steps = sorted(step for step in zip(positions, weights, strict=True) if step[1])
-    for pairs, slopes in batches(1, *zip(*steps, strict=True), size=1, gradients=paths.gradients):
-        paths.add(slopes, pairs.weights)
-        if not all_finite(paths.total(0)):
-            return NotFinite(image, pairs.alphas[0], pairs.steps[0] + 1)
-    return NotFinite(image, steps[-1][0], len(steps))  # in another order, their sum overflows
+    def not_finite(self, image: int, rule: Rule) -> NotFinite:
+        """Return the first step of an image that is not finite: its queue again, pair by pair."""
+        own = slice(image, image + 1)
+        paths = _Paths(
+            self._network,
+            self._images[own],
+            self._baselines[own],
+            lambda outputs, _, alphas: self._pick(outputs, [image], alphas),
+            n_slots=1,
+        )
+        steps = sorted(step for step in zip(*rule, strict=True) if step[1])
+        alphas, weights = zip(*steps, strict=True)
+        for pairs, slopes in batches(1, (alphas, weights), size=1, gradients=paths.gradients):
+            paths.add(slopes, pairs.weights)
+            if not all_finite(paths.total(0)):
+                return NotFinite(image, pairs.alphas[0], pairs.steps[0] + 1)
+        return NotFinite(image, steps[-1][0], len(steps))  # in another order, their sum overflows

@@ -4,7 +4,7 @@ import ctypes
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -53,27 +53,24 @@ def prepare(
 def _prepare(
     model: Callable[..., Tensor], example: Tensor, precision: str | None, engine: str
 ) -> Network:
+    made = partial(Network, model, example, precision=precision, engine=engine)
     if not isinstance(model, nn.Module):
         # Anew each time: what it calls may have changed since.
         contract.check_averages(model, example)
-        said = contract.ask(model, example) if len(example) else None
-        return Network(model, example, precision=precision, engine=engine, answer=said)
+        return made(answer=contract.ask(model, example) if len(example) else None)
     check_model(model, example)
     if not len(example):  # nothing to compare a split on
-        alone = stem.whole(model, "there is no image")
-        return Network(model, example, precision=precision, engine=engine, split=alone)
+        return made(split=stem.whole(model, "there is no image"))
     key = (_fingerprint(model), example.shape[1:], example.dtype, example.device, precision, engine)
     with _lock:
         ready = _ready.setdefault(model, {})
-        made = ready.get(key)
-    if isinstance(made, Network):
-        return made
-    if made is None:
+        known = ready.get(key)
+    if isinstance(known, Network):
+        return known
+    if known is None:
         contract.check_averages(model, example)
-    why_not, answer = made or ("", contract.ask(model, example))
-    split = stem.whole(model, why_not) if why_not else None
-    how: dict[str, Any] = {"precision": precision, "engine": engine}
-    network = Network(model, example, **how, split=split, answer=answer)
+    why_not, answer = known or ("", contract.ask(model, example))
+    network = made(split=stem.whole(model, why_not) if why_not else None, answer=answer)
     if answer.fault:  # and anew where it may have been mended, out of sight
         return network
     with _lock:

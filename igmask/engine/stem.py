@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from igmask.engine.affine import affine_in, ends_in_tuples, layer_of
+from igmask.engine.affine import TUPLES, affine_in, layer_of, operation_of
 from igmask.engine.fusion import activation_of, fold_batch_norms, fuse_relus, lay_out, parts_of
 from igmask.kernels import Pool, activate
 from igmask.tracing import running, tracing
@@ -148,13 +148,14 @@ def _split(network: nn.Module, example: Tensor, how: _How) -> Split:
         return whole(network, "it has hooks or parametrizations")
     try:
         with tracing():
-            trace = _traced(network)
+            graph, constants = _traced(network)
     except Exception as error:  # whatever a model's own code may raise at a symbolic input
         return whole(network, f"torch.fx cannot trace it ({type(error).__name__}: {error})")
-    if any(node.users for node in trace.inputs[1:]):
+    image, *others = [node for node in graph.nodes if node.op == "placeholder"]
+    if any(node.users for node in others):
         return whole(network, "it has several inputs")
     try:
-        found = _cut(trace, example, how)
+        found = _cut(network, graph, constants, image, example, how)
     # A layer that is called, and whose weights are read beside it; what a kernel does not take.
     except (KeyError, ValueError) as error:
         return whole(network, f"{_UNCUT} ({error})")
@@ -167,28 +168,15 @@ def _split(network: nn.Module, example: Tensor, how: _How) -> Split:
 _DIFFERS, _UNCUT = "its trace computes something else", "its trace cannot be cut"
 
 
-@dataclass(frozen=True)
-class _Trace:
-    """The graph of a network, and the tensors made in its forward pass, by their names in it."""
-
-    network: nn.Module
-    graph: fx.Graph
-    constants: dict[str, Any]
-
-    @property
-    def inputs(self) -> list[fx.Node]:
-        """What the network is given."""
-        return [node for node in self.graph.nodes if node.op == "placeholder"]
-
-
-def _traced(network: nn.Module) -> _Trace:
+def _traced(network: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
+    """The graph, and the tensors made in the forward pass, which torch.fx leaves on the network."""
     before = set(vars(network))
     try:
         with torch.enable_grad():
             graph = _Tracer().trace(network)
-    finally:  # torch.fx leaves the constants on the network
+    finally:
         constants = {name: vars(network).pop(name) for name in set(vars(network)) - before}
-    return _Trace(network, graph, constants)
+    return graph, constants
 
 
 class _Tracer(fx.Tracer):
@@ -255,24 +243,30 @@ def _difference(network: nn.Module, found: Split, example: Tensor) -> str:
     return ""
 
 
-def _cut(trace: _Trace, example: Tensor, how: _How) -> Split:
+def _cut(
+    network: nn.Module,
+    graph: fx.Graph,
+    constants: dict[str, Any],
+    image: fx.Node,
+    example: Tensor,
+    how: _How,
+) -> Split:
     """The network in two, cut where its affine part ends."""
-    graph, image = trace.graph, trace.inputs[0]
-    layers = dict(trace.network.named_modules(remove_duplicate=False))
+    layers = dict(network.named_modules(remove_duplicate=False))
     affine = affine_in(image, graph, layers)
     (output,) = [node for node in graph.nodes if node.op == "output"]
     behind = _needed([output], affine)
     frontier = [node for node in graph.nodes if node in behind and node in affine]
-    if ends_in_tuples(frontier):
-        return whole(trace.network, "its affine part ends in several values of one operation")
+    if any(operation_of(node) in TUPLES for node in frontier):
+        return whole(network, "its affine part ends in several values of one operation")
     if frontier == [image]:
-        return whole(trace.network, "its first operation is not affine")
+        return whole(network, "its first operation is not affine")
     head, entries = _head(frontier, behind, layers) if how.with_head else (Head(), frontier)
     stem, in_stem = _between(graph, [image], frontier)
     stem.output(tuple(in_stem[node] for node in frontier))
     trunk, _ = _between(graph, entries, [output])
 
-    parts = parts_of(trace.network, graph, trace.constants)
+    parts = parts_of(network, graph, constants)
     n_folded = sum(fold_batch_norms(part, parts) for part in (stem, trunk))
     if how.fused:
         fuse_relus(trunk, parts)
@@ -291,10 +285,11 @@ def _cut(trace: _Trace, example: Tensor, how: _How) -> Split:
     with running(), torch.no_grad():
         ends, alone = found.stem(example), found.stem(example[:1])
     if head.pool is not None and ends[0].ndim != 4:  # pooled as if the images were channels
-        return _cut(trace, example, replace(how, with_head=False))
+        how = replace(how, with_head=False)
+        return _cut(network, graph, constants, image, example, how)
     shapes = [(len(example), *u.shape[1:]) for u in alone]  # the engine's stem takes single images
     if shapes != [tuple(u.shape) for u in ends]:
-        return whole(trace.network, "its first axis is not that of the images")
+        return whole(network, "its first axis is not that of the images")
     return found
 
 
