@@ -26,26 +26,20 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from igmask.arrays import write_text
-from igmask.bench.attributions import FOUR, MODELS, Setting, build
+from igmask.bench.contestants import FOUR, MODELS, Setting, build
 from igmask.bench.machine import describe
 from igmask.bench.pages import figures_of, made_on, of, table
 from igmask.devices import n_cores, take_device
-from igmask.engine import ig, network
+from igmask.engine import network, queue
+from igmask.engine.gradients import input_gradients
 from igmask.engine.ig import integrated_gradients
-from igmask.engine.network import (
-    ENGINES,
-    PRECISIONS,
-    Network,
-    input_gradients,
-    multiply_in,
-    prepare,
-)
+from igmask.engine.network import ENGINES, PRECISIONS, Network, multiply_in
+from igmask.engine.ready import prepare
 
 STAGES = ("stem", "path", "forward", "backward", "accumulate")
 _N_IMAGES = {"cpu": 4, "cuda": 64}
 _N_STEPS = {"cpu": 10, "cuda": 50}
 _SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product is the limit
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _N_LARGEST = 5
 
 
@@ -97,8 +91,8 @@ class Clock:
 def by_stage(attribute: Callable[[], Any], device: torch.device) -> dict[str, float]:
     """Return the seconds of each stage of an attribution, and what is left as `rest`."""
     clock = Clock(device)
-    places = [(ig, name, "path") for name in ("spans_of", "path_points", "pooled_points")]
-    places += [(ig, name, "accumulate") for name in ("accumulate_", "accumulate_pooled_")]
+    places = [(queue, name, "path") for name in ("spans_of", "path_points", "pooled_points")]
+    places += [(queue, name, "accumulate") for name in ("accumulate_", "accumulate_pooled_")]
     places += [(Network, name, "stem") for name in ("stem", "stem_transposed")]
     with ExitStack() as stack:
         for owner, name, stage in places:
@@ -142,7 +136,7 @@ def operations(model: Any, images: torch.Tensor, precision: str) -> float:
 def product_rate(device: torch.device, precision: str) -> float:
     """Return the operations a second of a large matrix product."""
     side = _SIDE[device.type]
-    a, b = torch.rand(2, side, side, device=device, dtype=_DTYPES.get(precision, torch.float32))
+    a, b = torch.rand(2, side, side, device=device, dtype=PRECISIONS[precision] or torch.float32)
     if device.type == "cuda":
         multiply_in(precision)
     clock, times = Clock(device), []
@@ -188,8 +182,8 @@ def measure(name: str, where: torch.device, precision: str, engine: str) -> dict
 @click.command()
 @click.argument("networks", nargs=-1, type=click.Choice(MODELS))
 @click.option("--device", default="auto", show_default=True)
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
-@click.option("--engine", type=click.Choice(ENGINES), default="eager", show_default=True)
+@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="fp32", show_default=True)
+@click.option("--engine", type=click.Choice(list(ENGINES)), default="eager", show_default=True)
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from igmask.bench.attributions import CONTESTANTS, ON_A_GPU, Contestant, Setting
-from igmask.bench.attributions import attributions as bench
+from igmask.bench import attributions as bench
+from igmask.bench import run as bench_run
+from igmask.bench import worker as bench_worker
 from igmask.bench.attributions_page import summary, to_markdown, write
+from igmask.bench.contestants import CONTESTANTS, FOUR, ON_A_GPU, Contestant, Setting, build
 from igmask.engine.ig import integrated_gradients
-from igmask.engine.network import prepare
+from igmask.engine.ready import prepare
 from igmask.errors import InputError
 
 
@@ -68,7 +70,7 @@ def test_precision_and_engine_reach_igmask(monkeypatch):
         network.engine = "eager"
         return integrated_gradients(network, *arguments, **options | {"engine": "eager"})
 
-    monkeypatch.setattr(bench, "integrated_gradients", recorded)
+    monkeypatch.setattr(bench_run, "integrated_gradients", recorded)
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)
     contestant = Contestant("igmask bf16 compile", "igmask", "bf16", "compile")
     assert np.isfinite(run_here(contestant)["values"]).all()
@@ -101,10 +103,11 @@ def test_captum_gets_network_and_images_in_the_precision(like):
 
 
 def test_bare_passes_are_of_the_whole_network():
-    network, images, _ = bench.build(Setting("resnet20", 2, 4, "cpu", 1))
+    network, images, _ = build(Setting("resnet20", 2, 4, "cpu", 1))
     split = prepare(network, images, precision="fp32").split
     assert split.n_folded > 0
-    torch.testing.assert_close(bench._Whole(split)(images), network(images), rtol=1e-4, atol=1e-4)
+    found = bench_run._Whole(split)(images)
+    torch.testing.assert_close(found, network(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -115,7 +118,7 @@ def test_bare_passes_are_counted_in_every_precision(precision):
 def run_here(contestant):
     """What a contestant finds, without a process of its own."""
     with torch.random.fork_rng():
-        return bench._Run(Setting("resnet20", 1, 4, "cpu", 1), contestant).run(1)
+        return bench_run.Run(Setting("resnet20", 1, 4, "cpu", 1), contestant).run(1)
 
 
 def test_on_a_gpu_contestants_answer_from_this_process_and_give_its_memory_back(monkeypatch):
@@ -131,19 +134,19 @@ def test_on_a_gpu_contestants_answer_from_this_process_and_give_its_memory_back(
                 raise ValueError("too many")
             return n_images
 
-    monkeypatch.setattr(bench, "_Run", Run)
+    monkeypatch.setattr(bench_worker, "Run", Run)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
     setting = Setting("resnet20", 2, 4, "cuda", 1)
-    with bench._worker(setting, Contestant("", "igmask")) as ask:
+    with bench_worker.worker(setting, Contestant("", "igmask")) as ask:
         assert ask("run", 2) == 2
-        with pytest.raises(bench._Failed, match="ValueError: too many"):
+        with pytest.raises(bench_worker.Failed, match="ValueError: too many"):
             ask("run", 3)
         assert not emptied
     assert emptied
     message = "OutOfMemoryError: for its network"
     with (
-        bench._worker(setting, Contestant("broken", "igmask")) as ask,
-        pytest.raises(bench._Failed, match=message),
+        bench_worker.worker(setting, Contestant("broken", "igmask")) as ask,
+        pytest.raises(bench_worker.Failed, match=message),
     ):
         ask("run", 2)
 
@@ -155,7 +158,7 @@ def test_on_a_gpu_every_precision_has_its_captum_and_one_works_at_a_time(monkeyp
     def worker(_, contestant):
         def ask(question, *_):
             if question == "run" and contestant.name == "captum fp16":
-                raise bench._Failed("FloatingPointError: NaN or infinite attributions")
+                raise bench_worker.Failed("FloatingPointError: NaN or infinite attributions")
             found = {"seconds": 1, "n_pairs": 100, "peak_bytes": 2**30, "values": values}
             answers = {"tune": 16, "run": found | {"relative_completeness": 0.1}, "memory": 2**20}
             return answers.get(question)
@@ -165,7 +168,7 @@ def test_on_a_gpu_every_precision_has_its_captum_and_one_works_at_a_time(monkeyp
         yield ask
         at_work.remove(contestant.name)
 
-    monkeypatch.setattr(bench, "_worker", worker)
+    monkeypatch.setattr(bench, "worker", worker)
     setting, everyone = Setting("vgg16", 2, 50, "cuda", 1), CONTESTANTS + ON_A_GPU
     measured = bench._measure_model(setting, 3, 60, everyone, (10, 1000))
     rows = [row for few in measured for row in few]
@@ -213,7 +216,7 @@ def test_speedups_are_over_the_faster_of_captums_rules():
     assert found["speedup_over_lean"] == 1.8
     assert found["speedup_over_kept"] == found["speedup_over_best"] == 1.4
     assert found["of_the_limit"] == 1.25
-    rows = [{**r, "model": model} for model in bench.FOUR for r in rows[:1] + rows[2:]]
+    rows = [{**r, "model": model} for model in FOUR for r in rows[:1] + rows[2:]]
     page = to_markdown({"machine": MACHINE, "rows": rows})
     assert "Geometric mean of the four: 2.00 times, 1.40 at its best." in page
     assert "| vgg16 | 10.00 ms | 2.00 × | 1.80 × | 1.40 × | 1.40 × |  |" in page
@@ -282,8 +285,8 @@ def test_captum_may_have_the_batch_size_of_igmask(monkeypatch):
         tried.append(self._batch_size)
         return {}
 
-    run = bench._Run(Setting("resnet20", 4, 50, "cpu", 1), Contestant("captum right", "captum"))
-    monkeypatch.setattr(bench._Run, "_attribute", attribute)
+    run = bench_run.Run(Setting("resnet20", 4, 50, "cpu", 1), Contestant("captum right", "captum"))
+    monkeypatch.setattr(bench_run.Run, "_attribute", attribute)
     monkeypatch.setattr(run, "_timed", lambda work: (abs(100 - (work(), run._batch_size)[1]), None))
     assert run.tune(None, 64) == 64
     assert tried == [2, 4, 8, 16, 32, 64]

@@ -12,8 +12,9 @@ from captum._utils.gradient import compute_gradients
 from torch import nn
 
 import igmask
-from igmask.engine.captum import TargetError
+from igmask.engine.targets import TargetError
 from igmask.errors import InputError
+from igmask.inputs import contract
 from igmask.quadrature import CAPTUM_RULES
 
 
@@ -720,3 +721,29 @@ def test_inputs_have_as_many_examples_each():
     x = torch.rand(3, 4)
     with pytest.raises(InputError, match="as many examples each, got 3, 2"):
         igmask.IntegratedGradients(lambda a, b: a.sum(1)).attribute((x, x[:2]))
+
+
+@pytest.mark.parametrize("of", ["function", "inputs", "module"])
+def test_gradients_that_pytorch_has_wrong_are_refused_on_the_general_way(monkeypatch, of):
+    """Of padded averages in channels-last on a GPU: see `contract.averages_rightly`."""
+    monkeypatch.setattr(contract, "averages_rightly", lambda _: False)
+
+    class Averaging(nn.Module):
+        def __init__(self, padding):
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(3, 8, 3), nn.AvgPool2d(3, 1, padding)
+
+        def forward(self, x, *more):
+            return self.pool(self.conv(x).relu()).mean((2, 3)) + sum(y.sum() for y in more)
+
+    x = torch.rand(2, 3, 9, 9)
+    inputs, more = ((x, x), None) if of == "inputs" else (x, x if of == "module" else None)
+    options = {"target": 0, "n_steps": 2, "additional_forward_args": more}
+    for padding, layout in ((1, torch.contiguous_format), (0, torch.channels_last)):
+        network = Averaging(padding).eval().to(memory_format=layout)
+        f = network if of == "module" else lambda *given, network=network: network(*given)
+        igmask.IntegratedGradients(f).attribute(inputs, **options)
+    network = Averaging(1).eval().to(memory_format=torch.channels_last)
+    f = network if of == "module" else lambda *given: network(*given)
+    with pytest.raises(InputError, match=r"wrong gradients of padded average pooling"):
+        igmask.IntegratedGradients(f).attribute(inputs, **options)

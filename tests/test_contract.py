@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import igmask
 from igmask.engine.captum import IntegratedGradients
-from igmask.engine.network import prepare
+from igmask.engine.ready import prepare
 from igmask.errors import InputError
 from igmask.inputs import contract, models
 from igmask.study import config

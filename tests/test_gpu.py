@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from igmask.bench.attributions import Setting, build
-from igmask.engine import ig
+from igmask.bench.contestants import Setting, build
+from igmask.engine import queue
 from igmask.engine.ig import integrated_gradients
 
 pytestmark = [
@@ -39,7 +39,7 @@ def test_memory_that_is_nearly_full_halves_batches_and_loses_nothing(setting, mo
     expected = integrated_gradients(network, images, **options).values
     sizes = []
     monkeypatch.setattr(
-        ig, "halved", lambda size, halve=ig.halved: sizes.append(size) or halve(size)
+        queue, "halved", lambda size, halve=queue.halved: sizes.append(size) or halve(size)
     )
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()

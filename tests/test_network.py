@@ -19,8 +19,11 @@ from torchvision.ops import StochasticDepth
 
 import igmask
 from igmask.engine import network as network_module
+from igmask.engine import ready
+from igmask.engine.gradients import input_gradients
 from igmask.engine.ig import NotFinite, integrated_gradients
-from igmask.engine.network import Network, input_gradients, prepare
+from igmask.engine.network import Network
+from igmask.engine.ready import prepare
 from igmask.errors import InputError
 
 
@@ -234,13 +237,13 @@ def test_a_network_is_judged_in_ieee_single_precision_and_not_as_pytorch_is_set(
     under_way, seen = [], []
 
     @contextlib.contextmanager
-    def products(precision):
+    def multiplying_in(precision):
         under_way.append(precision)
         yield
         under_way.pop()
 
-    monkeypatch.setattr(network_module, "_products", products)
-    for module, name in ((network_module.stem, "split"), (network_module.contract, "ask")):
+    monkeypatch.setattr(ready, "multiplying_in", multiplying_in)
+    for module, name in ((network_module.stem, "split"), (ready.contract, "ask")):
         work = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda *a, w=work, **o: seen.append(under_way[-1]) or w(*a, **o)
@@ -296,12 +299,12 @@ def test_a_thread_that_prepares_and_one_in_tf32_do_not_wait_for_each_other(image
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     begun = threading.Event()
 
-    def ask(*arguments, work=network_module.contract.ask):
+    def ask(*arguments, work=ready.contract.ask):
         begun.set()
         time.sleep(0.3)
         return work(*arguments)
 
-    monkeypatch.setattr(network_module.contract, "ask", ask)
+    monkeypatch.setattr(ready.contract, "ask", ask)
     preparing = threading.Thread(
         target=lambda: prepare(classifier(seed=1), images, precision="fp32"), daemon=True
     )
@@ -504,20 +507,18 @@ def test_a_batch_that_does_not_fit_is_halved(images):
 )
 def test_a_batch_that_does_not_fit_behind_the_stem_is_halved(images, monkeypatch, error):
     expected = integrated_gradients(classifier(), images, n_steps=5)
-    make, sizes = Network._with_engine, []
+    sizes = []
 
-    def with_little_memory(self, engine):
-        run = make(self, engine)
-
+    def with_little_memory(trunk):
         def little(*points):
             sizes.append(len(points[0]))
             if len(points[0]) > 2:
                 raise error
-            return run(*points)
+            return trunk(*points)
 
         return little
 
-    monkeypatch.setattr(Network, "_with_engine", with_little_memory)
+    monkeypatch.setitem(network_module.ENGINES, "eager", with_little_memory)
     assert_same(integrated_gradients(classifier(), images, n_steps=5, batch_size=8), expected)
     assert set(sizes) == {6, 3, 1}  # 18 points in 3 batches, halved
 

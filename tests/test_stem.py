@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from igmask.engine import stem
-from igmask.engine.ig import integrated_gradients, path_gradients
+from igmask.engine import fusion
+from igmask.engine.ig import integrated_gradients
 from igmask.engine.network import Network
+from igmask.engine.queue import path_gradients
 from igmask.engine.stem import Head, split
 
 
@@ -598,8 +599,7 @@ def test_what_follows_the_stem_is_taken_along(name, images, baselines):
             images,
             baselines,
             lambda outputs, *_: outputs[:, 0],
-            positions=[0.25, 0.5, 1],
-            weights=[0.25, 0.25, 0.5],
+            ([0.25, 0.5, 1], [0.25, 0.25, 0.5]),
             batch_size=4,
         )
     )
@@ -608,8 +608,7 @@ def test_what_follows_the_stem_is_taken_along(name, images, baselines):
         images,
         baselines,
         lambda outputs, *_: outputs[:, 0],
-        positions=[0.25, 0.5, 1],
-        weights=[0.25, 0.25, 0.5],
+        ([0.25, 0.5, 1], [0.25, 0.25, 0.5]),
     )
     torch.testing.assert_close(found, list(expected))
 
@@ -740,8 +739,7 @@ def test_relus_take_along_what_comes_before_them(block, n_fused, precision):
                     images,
                     torch.zeros_like(images),
                     lambda o, *_: o[:, 0].float(),
-                    positions=[0.5, 1],
-                    weights=[0.5, 0.5],
+                    ([0.5, 1], [0.5, 0.5]),
                 )
             )
         )
@@ -798,7 +796,7 @@ def test_what_cannot_be_fused_keeps_its_stem_and_its_numbers(rest):
 def test_norms_of_networks_in_16_bits_are_taken_along_in_32(dtype):
     norm = nn.BatchNorm2d(4).eval()
     norm.running_mean.fill_(6.1)
-    shift, scale = stem._shift_and_scale(norm.to(dtype))
+    shift, scale = fusion._shift_and_scale(norm.to(dtype))
     assert shift.dtype == scale.dtype == torch.float32
     assert float(shift[0] / scale[0] + norm.running_mean[0]) == pytest.approx(0, abs=1e-5)
 

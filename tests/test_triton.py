@@ -17,8 +17,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from igmask import arrays
-from igmask.engine import definition, network, stem
+from igmask.engine import definition, fusion, stem
 from igmask.engine.ig import integrated_gradients
+from igmask.engine.ready import prepare as made_ready
 from igmask.inputs import models
 from igmask.kernels import (
     ACTIVATIONS,
@@ -515,7 +516,7 @@ def test_the_engine_takes_its_path_through_the_kernels(head, batch_size, monkeyp
     model = Small(*HEADS[head]).eval().to(DEVICE)
     images = torch.rand(3, 3, 11, 9, device=DEVICE)
     found = integrated_gradients(model, images, n_steps=6, batch_size=batch_size)
-    split = network.prepare(model, images, precision="fp32").split
+    split = made_ready(model, images, precision="fp32").split
     expected = {"pool": stem.Head("relu", Pool()), "none": stem.Head()}
     assert split.head == expected.get(head, stem.Head(head))
     points = torch.stack([images.double() * (step / 6) for step in range(1, 7)]).requires_grad_()
@@ -618,6 +619,6 @@ def test_networks_have_fused_relus_but_for_compile(engine, n_fused):
     layers = nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten()
     model = nn.Sequential(*layers, nn.Linear(36, 2)).eval().to(DEVICE)
     images = torch.rand(2, 3, 7, 7, device=DEVICE)
-    ready = network.prepare(model, images, precision="fp32", engine=engine)
-    found = [part for part in ready.split.trunk.modules() if isinstance(part, stem._FusedRelu)]
+    ready = made_ready(model, images, precision="fp32", engine=engine)
+    found = [part for part in ready.split.trunk.modules() if isinstance(part, fusion._FusedRelu)]
     assert len(found) == n_fused

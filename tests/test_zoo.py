@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import igmask
-from igmask.engine.network import prepare
+from igmask.engine.ready import prepare
 from igmask.engine.stem import Split
 
 NAMES = torchvision.models.list_models(module=torchvision.models)
@@ -64,7 +64,7 @@ def rows() -> Iterator[list[Row]]:
 def room(monkeypatch):
     """Memory for the next network: the largest takes 12 GB, and eighty run in one process."""
     # What one has freed, the next cannot use piece by piece.
-    monkeypatch.setattr("igmask.engine.network.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("igmask.engine.ready.keep_freed_memory", lambda: None)
     yield
     gc.collect()  # the networks, which torch.fx leaves in cycles
     gc.collect()  # what was made ready of them

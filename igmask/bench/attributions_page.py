@@ -5,14 +5,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from igmask.bench.attributions import FOUR
+from igmask.bench.contestants import FOUR
 from igmask.bench.pages import (
     Cell,
     Row,
-    made_on,
     mib_of,
     ms,
     of,
+    page,
     span_of,
     table,
     time_of,
@@ -82,48 +82,48 @@ def _setting(result: dict[str, Any]) -> Row:
 
 def to_markdown(result: dict[str, Any]) -> str:
     """Return the result as a page: the speed-ups, then every row."""
-    machine, setting = result["machine"], result["rows"][0]
+    machine, rows = result["machine"], result["rows"]
     on_gpu = machine["kind"] == "cuda"
-    compared = summary(result["rows"])
-    lines = [
-        "# Attribution: igmask and Captum",
-        "",
-        made_on(machine),
-        f"{setting['n_images']} images, m = {setting['n_steps']}, random weights; "
+    compared = summary(rows)
+    return page(
+        "Attribution: igmask and Captum",
+        machine,
+        "\n".join(dict.fromkeys(row["command"] for row in rows)),
+        table(compared, _SUMMARY),
+        _mean_of_four(compared),
+        [_CAPTUM_IS],
+        [_ON_A_GPU] if on_gpu else [],
+        table(rows, _ROWS | (_GPU_ROWS if on_gpu else {})),
+        ran=f"{rows[0]['n_images']} images, m = {rows[0]['n_steps']}, random weights; "
         f"medians of runs{'' if on_gpu else ' that took turns'}, in ms an (image, step) pair.",
-        "",
-        *(f"    {command}" for command in dict.fromkeys(row["command"] for row in result["rows"])),
-        "",
-        *table(compared, _SUMMARY),
-    ]
+    )
+
+
+def _mean_of_four(compared: list[Row]) -> list[str]:
+    """A line on the study's four networks, where all of them were measured."""
     four = [row for row in compared if _label(row) in FOUR and row["speedup_over_best"]]
-    if len(four) == len(FOUR):
-        mean, least = (
-            statistics.geometric_mean(row[key] for row in four)
-            for key in ("speedup", "speedup_over_best")
-        )
-        lines += ["", f"Geometric mean of the four: {mean:.2f} times, {least:.2f} at its best."]
-    lines += [
-        "",
-        "*Captum*: the network as it is, the best `internal_batch_size` of 2, 4, 8, 16, 32 (GPU: "
-        "16, 64, 200) and igmask's own, the faster of its rules, with its convergence delta; "
-        "igmask returns that too. *No delta*: without it. *Memory kept*: and malloc told to keep "
-        "freed memory, as in any process that has used igmask. *At its best*: the fastest of these "
-        "and of *tuned*, the network also in channels-last and its weights frozen, as igmask has "
-        "it itself (but not in fp32 on a GPU). What a row lacks was not run. igmask gets a network "
-        "made ready, as a study hands it over, and each the batch size that is best for it. First "
-        "calls, igmask's trace among them, are not timed. *Bare passes*: as many forward passes "
-        "and input gradients of the whole network in its best form, and no attribution. Error and "
-        "IoU: against float64, "
-        "first image; completeness: mean of |Σφ − Δf| / |Δf|. Peak: memory of one image beyond the "
-        "network's, both in batches of 8.",
-        *(["", _ON_A_GPU] if on_gpu else []),
-        "",
-        *table(result["rows"], _ROWS | (_GPU_ROWS if on_gpu else {})),
-    ]
-    return "\n".join(lines) + "\n"
+    if len(four) < len(FOUR):
+        return []
+    mean, least = (
+        statistics.geometric_mean(row[key] for row in four)
+        for key in ("speedup", "speedup_over_best")
+    )
+    return [f"Geometric mean of the four: {mean:.2f} times, {least:.2f} at its best."]
 
 
+_CAPTUM_IS = (
+    "*Captum*: the network as it is, the best `internal_batch_size` of 2, 4, 8, 16, 32 (GPU: "
+    "16, 64, 200) and igmask's own, the faster of its rules, with its convergence delta; "
+    "igmask returns that too. *No delta*: without it. *Memory kept*: and malloc told to keep "
+    "freed memory, as in any process that has used igmask. *At its best*: the fastest of these "
+    "and of *tuned*, the network also in channels-last and its weights frozen, as igmask has "
+    "it itself (but not in fp32 on a GPU). What a row lacks was not run. igmask gets a network "
+    "made ready, as a study hands it over, and each the batch size that is best for it. First "
+    "calls, igmask's trace among them, are not timed. *Bare passes*: as many forward passes "
+    "and input gradients of the whole network in its best form, and no attribution. Error and "
+    "IoU: against float64, first image; completeness: mean of |Σφ − Δf| / |Δf|. Peak: memory of "
+    "one image beyond the network's, both in batches of 8."
+)
 _ON_A_GPU = (
     "On a GPU contestants do not take turns: one at a time has the memory. Captum is compared at "
     "igmask's precision: fp32 is IEEE single precision, tf32 allows TF32 in its products, bf16 and "
@@ -150,7 +150,7 @@ def write(result: dict[str, Any], folder: Path, command: str) -> list[Path]:
             "Captum at its best": [row["speedup_over_best"] for row in compared],
         },
         labels=[_label(row) for row in compared],
-        title=f"Time of Captum / time of igmask, {result['machine']['device']}",
+        title="Time of Captum / time of igmask",
     )
 
 

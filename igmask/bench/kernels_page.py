@@ -6,8 +6,8 @@ from typing import Any
 from igmask.bench.pages import (
     Cell,
     Row,
-    made_on,
     of,
+    page,
     span_of,
     table,
     time_of,
@@ -28,14 +28,7 @@ def to_markdown(result: dict[str, Any]) -> str:
             "that it shows is that the command works."
         )
     n_images, n_steps, n_masked = (result[key] for key in ("n_images", "n_steps", "n_masked"))
-    lines = [
-        "# The kernels, and PyTorch",
-        "",
-        made_on(result["machine"]),
-        ran,
-        "",
-        f"    {result['command']}",
-        "",
+    text = (
         f"A batch of the queue has {n_images} images with {n_steps} steps each; {n_masked} images "
         "are scored, selected or masked together. *MB*: what has to be read and written, each "
         "number once. *Of a copy*: the share of the speed at which the device copies, "
@@ -43,11 +36,11 @@ def to_markdown(result: dict[str, Any]) -> str:
         "*compiled*: how many times longer PyTorch takes for the same, as it is and by "
         "`torch.compile`. Medians; a GPU's cache is flushed before each run. What differs from the "
         "definition in float64 is *wrong* and has no time; *off*: by how many roundings of the "
-        "largest number what is right differs.",
-        "",
-        *table(result["rows"], _KERNELS),
-    ]
-    return "\n".join(lines) + "\n"
+        "largest number what is right differs."
+    )
+    numbers = table(result["rows"], _KERNELS)
+    title, command = "The kernels, and PyTorch", result["command"]
+    return page(title, result["machine"], command, [text], numbers, ran=ran)
 
 
 def write(result: dict[str, Any], folder: Path, command: str) -> list[Path]:
@@ -61,7 +54,7 @@ def write(result: dict[str, Any], folder: Path, command: str) -> list[Path]:
         to_markdown(result),
         {way: [_share(row, way) for row in shown.values()] for way in _WAYS},
         labels=[" ".join(label) for label in shown],
-        title=f"Share of the speed of a copy, {result['machine']['device']}",
+        title="Share of the speed of a copy",
     )
 
 

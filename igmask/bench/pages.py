@@ -23,12 +23,13 @@ def write_beside(
 ) -> list[Path]:
     """Write the result as stem.json, stem.md and stem.png; return their paths.
 
-    bars, labels, title: as `draw_bars` takes them
+    bars, labels, title: as `draw_bars` takes them; the device is added to the title
     """
     paths = [stem.with_suffix(suffix) for suffix in (".json", ".md", ".png")]
     write_text(paths[0], json.dumps(result, indent=1) + "\n")
     write_text(paths[1], page)
-    draw_bars(paths[2], bars, labels=labels, title=title)
+    device = result["machine"]["device"]
+    draw_bars(paths[2], bars, labels=labels, title=f"{title}, {device}")
     return paths
 
 
@@ -40,10 +41,16 @@ def made_on(machine: Row) -> str:
     return f"{machine['device']}, {threads}, {machine['date']}; {versions}."
 
 
-def page(title: str, machine: Row, command: str, text: list[str], numbers: list[str]) -> str:
-    """Return a page of one table: what it is, made on what and how, lines of text, the table's."""
-    lines = [f"# {title}", "", made_on(machine), "", f"    {command}", "", *text, "", *numbers]
-    return "\n".join(lines) + "\n"
+def page(title: str, machine: Row, command: str, *blocks: list[str], ran: str = "") -> str:
+    """Return a page: what it is, made on what and how, and blocks of lines, but for empty ones.
+
+    command: one in each line
+    ran:     a line on how, beside the machine
+    """
+    about = [made_on(machine), ran] if ran else [made_on(machine)]
+    commands = [f"    {line}" for line in command.splitlines()]
+    every = [f"# {title}"], about, commands, *blocks
+    return "\n\n".join("\n".join(block) for block in every if block) + "\n"
 
 
 def table(rows: list[Row], columns: dict[str, Cell]) -> list[str]:

@@ -2,8 +2,9 @@
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from functools import wraps
 from numbers import Real
 from typing import Any, TypeVar, cast
@@ -11,24 +12,18 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from igmask.engine.ig import (
-    NotFinite,
-    TargetError,
-    checked_rule,
-    checked_target,
-    halved,
-    is_out_of_memory,
-    ordinary,
-    path_gradients,
-)
-from igmask.engine.network import Network, check_model, input_gradients, prepare
-from igmask.errors import InputError, integer
+from igmask.engine.gradients import input_gradients, ordinary
+from igmask.engine.ig import checked_rule
+from igmask.engine.network import Network
+from igmask.engine.queue import Pairs, Rule, Tensors, batches, checked_size, path_gradients
+from igmask.engine.ready import check_model, prepare
+from igmask.engine.targets import checked_target, pick_target
+from igmask.errors import InputError
 from igmask.inputs import contract
-from igmask.inputs.contract import tensor
+from igmask.kernels import on_device
 from igmask.tracing import running
 
 _BATCH_SIZE = 64  # of functions and of several inputs, whose memory is not known
-
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -107,39 +102,20 @@ class IntegratedGradients:
         return_convergence_delta: also return (N,) Σφ − (f(x) − f(b))
         raises     InputError for shapes that do not fit, an unknown method, or a bad target
         """
-        xs = inputs if isinstance(inputs, tuple) else (inputs,)
-        if not all(isinstance(x, Tensor) and x.is_floating_point() for x in xs):
-            raise InputError("the inputs must be floating-point tensors")
-        if len({len(x) for x in xs}) > 1:
-            sizes = ", ".join(str(len(x)) for x in xs)
-            raise InputError(f"the inputs must have as many examples each, got {sizes}")
+        xs = _checked_inputs(inputs)
         bs = _expand_baselines(xs, baselines)
         rule = checked_rule(method, n_steps)
         extra = _as_tuple(additional_forward_args)
         target = checked_target(target, len(xs[0]))
         with torch.inference_mode(False):
             bs = tuple(map(ordinary, bs))
-            own = self.gradient_func is not gradients
-            if not own:
+            if self.gradient_func is gradients:
                 xs = tuple(map(ordinary, xs))
-            if isinstance(self.forward_func, nn.Module):
-                check_model(self.forward_func, xs[0])
-            alone = len(xs) == 1 and not extra and not own
-            answer = None
-            if alone and isinstance(self.forward_func, nn.Module):
-                network = prepare(self.forward_func, xs[0])
-                answer = network.answer
-                slopes = self._behind_the_stem(
-                    network, xs[0], bs[0], target, rule, internal_batch_size
-                )
-            else:
-                if alone and len(xs[0]):
-                    with suppress(InputError):  # as the function is called, it may be right
-                        answer = contract.ask(self.forward_func, xs[0])
-                slopes = self._whole(xs, bs, target, extra, rule, internal_batch_size)
-            if answer is not None and answer.fault:  # Captum would attribute it
-                warnings.warn(answer.fault, stacklevel=3)
-            values: tuple[Tensor, ...] = slopes
+            paths = _Paths(xs, bs, target, extra, rule, internal_batch_size)
+            slopes, fault = self._slopes(paths)
+            if fault:  # Captum would attribute it
+                warnings.warn(fault, stacklevel=3)
+            values = slopes
             if self._multiply_by_inputs:
                 values = tuple((x - b) * s for x, b, s in zip(xs, bs, slopes, strict=True))
         values = tuple(v.to(x.dtype) for v, x in zip(values, xs, strict=True))
@@ -148,101 +124,20 @@ class IntegratedGradients:
             return result
         return result, self.compute_convergence_delta(values, bs, xs, target, extra or None)
 
-    def _behind_the_stem(
-        self,
-        network: Network,
-        x: Tensor,
-        baseline: Tensor,
-        target: Any,
-        rule: tuple[list[float], list[float]],
-        batch_size: int | None,
-    ) -> tuple[Tensor, ...]:
-        slopes = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
-        if len(x):
-            paths = path_gradients(
-                network,
-                x,
-                baseline,
-                lambda outputs, owners, _: pick_target(outputs, target, owners),
-                positions=rule[0],
-                weights=rule[1],
-                batch_size=batch_size,
-            )
-            for i, slope in enumerate(paths):
-                slopes[i] = slope[0]
-        return (slopes,)
-
-    def _whole(
-        self,
-        xs: tuple[Tensor, ...],
-        bs: tuple[Tensor, ...],
-        target: Any,
-        extra: tuple[Any, ...],
-        rule: tuple[list[float], list[float]],
-        batch_size: int | None,
-    ) -> tuple[Tensor, ...]:
-        """Weighted sums of `gradient_func`, differentiable again if its gradients are."""
-        n_examples, n_steps, device = len(xs[0]), len(rule[0]), xs[0].device
-        positions, weights = (torch.tensor(v, dtype=torch.float64, device=device) for v in rule)
-        wide = [torch.promote_types(x.dtype, torch.float32) for x in xs]
-        totals = [
-            torch.zeros_like(x, dtype=dtype).detach() for x, dtype in zip(xs, wide, strict=True)
-        ]
-        n_pairs, start = n_examples * n_steps, 0
-        size = _BATCH_SIZE if batch_size is None else integer("the batch size", batch_size)
-        if size < 1:
-            raise InputError(f"the batch size must be at least 1, got {size}")
-        while start < n_pairs:
-            pairs = torch.arange(start, min(start + size, n_pairs), device=device)
-            rows, alpha = pairs // n_steps, positions[pairs % n_steps]
-            try:
-                with running():
-                    slopes = self._gradients_at(xs, bs, rows, alpha, target, extra)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or size == 1:
-                    raise
-                slopes = ()
-            if not slopes:
-                size = halved(size)
-                continue
-            weight = weights[pairs % n_steps]
-            for i, (slope, dtype) in enumerate(zip(slopes, wide, strict=True)):
-                part = slope.to(dtype) * _along_rows(weight.to(dtype), slope)
-                totals[i] = (
-                    totals[i].index_add(0, rows, part)
-                    if part.requires_grad
-                    else totals[i].index_add_(0, rows, part)
-                )
-            broken = [not bool(slope.isfinite().all()) for slope in slopes]
-            if any(broken):
-                slope = slopes[broken.index(True)].flatten(1)
-                row = int((~slope.isfinite()).any(dim=1).nonzero()[0])
-                raise NotFinite(int(rows[row]), float(alpha[row]), int(pairs[row] % n_steps) + 1)
-            start += len(pairs)
-        return tuple(totals)
-
-    def _gradients_at(
-        self,
-        xs: tuple[Tensor, ...],
-        bs: tuple[Tensor, ...],
-        rows: Tensor,
-        alpha: Tensor,
-        target: Any,
-        extra: tuple[Any, ...],
-    ) -> tuple[Tensor, ...]:
-        points = []
-        for x, b in zip(xs, bs, strict=True):
-            start, end = b[rows], x[rows]
-            a = _along_rows(alpha.to(torch.promote_types(x.dtype, torch.float32)), x)
-            point = (start + a * (end - start)).to(x.dtype)
-            points.append(point if point.requires_grad else point.requires_grad_())
-        arguments = _of_rows(extra, rows, len(xs[0]))
-        return self.gradient_func(
-            self.forward_func,
-            tuple(points),
-            _targets(target, rows, len(xs[0])),
-            arguments or None,
-        )
+    def _slopes(self, paths: "_Paths") -> tuple[Tensors, str]:
+        """(the sums of gradients, by the engine if it can; why they would be of chance)."""
+        f, x, fault = self.forward_func, paths.ends[0], ""
+        alone = len(paths.ends) == 1 and not paths.extra and self.gradient_func is gradients
+        if isinstance(f, nn.Module):
+            check_model(f, x)
+            if alone:
+                network = prepare(f, x)
+                fault = network.answer.fault if network.answer else ""
+                return paths.behind_the_stem(network), fault
+        elif alone and len(x):
+            with suppress(InputError):  # as the function is called, it may be right
+                fault = contract.ask(f, x).fault
+        return paths.sums(f, self.gradient_func), fault
 
     @_wrapped
     def compute_convergence_delta(
@@ -275,6 +170,87 @@ class IntegratedGradients:
                 total = sum(v[rows].reshape(len(rows), -1).sum(dim=1) for v in values)
                 delta[rows] = (total - (at_end - at_start).reshape(-1)).to(delta.dtype)
         return delta
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """What `attribute` was asked, checked: inputs as `ends`, baselines as `starts`, alike."""
+
+    ends: Tensors
+    starts: Tensors
+    target: Any
+    extra: tuple[Any, ...]
+    rule: Rule
+    batch_size: int | None
+
+    def behind_the_stem(self, network: Network) -> Tensors:
+        """Return the sums of gradients of a module with one input, by the engine."""
+        (x,), (baseline,) = self.ends, self.starts
+        slopes = torch.empty_like(x, dtype=_wide(x))
+        if len(x):
+
+            def pick(outputs: Tensor, owners: list[int], _: list[float]) -> Tensor:
+                return pick_target(outputs, self.target, owners)
+
+            size = self.batch_size
+            paths = path_gradients(network, x, baseline, pick, self.rule, batch_size=size)
+            for i, slope in enumerate(paths):
+                slopes[i] = slope[0]
+        return (slopes,)
+
+    def sums(self, f: Callable[..., Tensor], gradient_func: Callable[..., Tensors]) -> Tensors:
+        """Return the sums of `gradient_func`, differentiable again if its gradients are."""
+        device = self.ends[0].device
+        totals = [torch.zeros_like(x, dtype=_wide(x)).detach() for x in self.ends]
+
+        def gradients_of(pairs: Pairs) -> Tensors:
+            first = contract.right_averages(device) if not pairs.start else nullcontext()
+            with running(), first:
+                return gradient_func(f, *self._at(pairs))
+
+        queue = batches(
+            len(self.ends[0]),
+            self.rule,
+            size=checked_size(self.batch_size) or _BATCH_SIZE,
+            gradients=gradients_of,
+        )
+        for pairs, slopes in queue:
+            pairs.check(slopes)
+            rows = on_device(pairs.owners, device)
+            weights = on_device(pairs.weights, device, torch.float64)
+            for i, (slope, total) in enumerate(zip(slopes, totals, strict=True)):
+                part = slope.to(total.dtype) * _along_rows(weights.to(total.dtype), slope)
+                add = total.index_add if part.requires_grad else total.index_add_
+                totals[i] = add(0, rows, part)
+        return tuple(totals)
+
+    def _at(self, pairs: Pairs) -> tuple[Tensors, Any, Any]:
+        """What a `gradient_func` is given: points, targets and additional arguments of the rows."""
+        n_examples, device = len(self.ends[0]), self.ends[0].device
+        rows = on_device(pairs.owners, device)
+        alpha = on_device(pairs.alphas, device, torch.float64)
+        points = []
+        for x, b in zip(self.ends, self.starts, strict=True):
+            start, end = b[rows], x[rows]
+            point = (start + _along_rows(alpha.to(_wide(x)), x) * (end - start)).to(x.dtype)
+            points.append(point if point.requires_grad else point.requires_grad_())
+        extra = _of_rows(self.extra, rows, n_examples)
+        return tuple(points), _targets(self.target, rows, n_examples), extra or None
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The dtype of sums: float32 at least."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _checked_inputs(inputs: Any) -> Tensors:
+    xs = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not all(isinstance(x, Tensor) and x.is_floating_point() for x in xs):
+        raise InputError("the inputs must be floating-point tensors")
+    if len({len(x) for x in xs}) > 1:
+        sizes = ", ".join(str(len(x)) for x in xs)
+        raise InputError(f"the inputs must have as many examples each, got {sizes}")
+    return xs
 
 
 def gradients(
@@ -342,40 +318,3 @@ def _expand_baseline(x: Tensor, baseline: Any) -> Tensor:
             f"{x.device}; they must be alike"
         )
     return baseline.expand_as(x)
-
-
-def pick_target(output: Tensor, target: Any, rows: Sequence[int]) -> Tensor:
-    """Return (B,): of each row's output the number that `target` names, in Captum's notation.
-
-    output: (B, ...);  rows: B examples, one a row, by which a target per example is found
-    raises  TargetError if the target does not name one number an example, InputError if the output
-            is no tensor
-    """
-    output = tensor(output)
-    if target is None:
-        if output.numel() not in (1, len(rows)):
-            raise TargetError(
-                f"an output of shape {tuple(output.shape)} has several numbers an example: "
-                "target must say which one to attribute"
-            )
-        return output.reshape(-1)
-    if isinstance(target, Tensor):
-        target = target.item() if target.numel() == 1 else target.tolist()
-    per_row = [target[i] for i in rows] if isinstance(target, list) else [target] * len(rows)
-    places = [t if isinstance(t, tuple) else (t,) for t in per_row]
-    sizes = output.shape[1:]
-    n_named = {len(place) for place in places}
-    if len(n_named) > 1 or any(n > len(sizes) or sizes[n:].numel() > 1 for n in n_named):
-        raise TargetError(
-            f"target {places[0]} does not name one number in an output of shape "
-            f"{tuple(output.shape)}"
-        )
-    # Here, since a GPU would not survive it. Captum takes −1 for the last, but not from many ints.
-    for place, of_row in zip(places, per_row, strict=True):
-        least = 0 if isinstance(target, list) and not isinstance(of_row, tuple) else -1
-        if not all(least * n <= t < n for t, n in zip(place, sizes, strict=False)):
-            raise TargetError(
-                f"target {place} is out of range for an output of shape {tuple(output.shape)}"
-            )
-    index = torch.tensor(places, device=output.device).unbind(1)
-    return output[(torch.arange(len(rows), device=output.device), *index)].reshape(-1)

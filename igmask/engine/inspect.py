@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from igmask.engine.network import prepare
+from igmask.engine.ready import prepare
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ two logits or more an image, no probabilities. What a network does counts, not w
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -90,6 +91,16 @@ def check_averages(network: Callable[[Tensor], Any], images: Tensor) -> None:
     """Raise InputError if the network's gradients would be wrong by `averages_rightly`."""
     if averages_rightly(images.device) or not len(images):
         return
+    with torch.no_grad(), running(), right_averages(images.device):
+        _outputs(network, images[:1].contiguous(), images)
+
+
+@contextmanager
+def right_averages(device: torch.device) -> Iterator[None]:
+    """Raise InputError behind a block in which gradients would be wrong by `averages_rightly`."""
+    if averages_rightly(device):
+        yield
+        return
     found = []
 
     class Watch(TorchDispatchMode):
@@ -101,13 +112,13 @@ def check_averages(network: Callable[[Tensor], Any], images: Tensor) -> None:
                 found.append(last and not args[0].is_contiguous())
             return function(*args, **(kwargs or {}))
 
-    with torch.no_grad(), running(), Watch():
-        _outputs(network, images[:1].contiguous(), images)
+    with Watch():
+        yield
     if any(found):
         raise InputError(
             f"PyTorch {torch.__version__} has wrong gradients of padded average pooling on this "
-            "device if channels lie last in memory, as in this network; call "
-            "model.to(memory_format=torch.contiguous_format), or update PyTorch"
+            "device if channels lie last in memory, as in this network or its input; call "
+            ".to(memory_format=torch.contiguous_format) of both, or update PyTorch"
         )
 
 

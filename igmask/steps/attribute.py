@@ -10,7 +10,7 @@ from torch import Tensor
 from igmask import arrays
 from igmask.devices import take_device
 from igmask.engine.ig import Auto, NotFinite, attribute_squares
-from igmask.engine.network import prepare
+from igmask.engine.ready import prepare
 from igmask.errors import refuse
 from igmask.inputs import baselines, models
 from igmask.inputs.data import check_labels

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from igmask.engine.ig import attribute_squares
-from igmask.engine.network import prepare
+from igmask.engine.ready import prepare
 from igmask.inputs import models
 from igmask.inputs.weights import weights_place
 from igmask.kernels import grid

@@ -1,0 +1,120 @@
+"""What is affine in the image, in the graph of a network by torch.fx."""
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+# Layers that are affine in their only input; of the others only some settings are.
+_AFFINE_LAYERS = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.ZeroPad2d,
+    nn.ConstantPad1d, nn.ConstantPad2d, nn.ReflectionPad1d, nn.ReflectionPad2d,
+    nn.ReplicationPad1d, nn.ReplicationPad2d, nn.PixelShuffle, nn.PixelUnshuffle,
+    nn.ChannelShuffle, nn.Unfold, nn.Upsample,
+)  # fmt: skip
+_AFFINE_IN_EVALUATION = (
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
+    nn.Dropout3d, nn.AlphaDropout,
+)  # fmt: skip
+
+# Linear in all of their tensors together: affine if each is affine or constant.
+_LINEAR = {
+    "reshape", "view", "permute", "transpose", "flatten", "unflatten", "unsqueeze", "squeeze",
+    "contiguous", "clone", "to", "expand", "repeat", "movedim", "moveaxis", "swapaxes", "flip",
+    "roll", "add", "sub", "subtract", "neg", "negative", "pos", "sum", "mean", "cat", "concat",
+    "concatenate", "stack", "chunk", "split", "tensor_split", "unbind", "narrow", "select",
+    "float", "double", "avg_pool2d", "adaptive_avg_pool2d", "pixel_shuffle",
+    "pixel_unshuffle", "unfold", "t",
+}  # fmt: skip
+# Linear in the first if the others are constant; `mul` and `matmul` in either.
+_LINEAR_IN_FIRST = {
+    "div", "truediv", "true_divide", "conv1d", "conv2d", "conv3d", "linear", "getitem",
+    "index_select", "interpolate",
+}  # fmt: skip
+_LINEAR_IN_ONE = {"mul", "multiply", "matmul", "bmm"}
+TUPLES = {"chunk", "split", "tensor_split", "unbind"}
+_SHAPES = {"size", "dim", "numel", "shape", "ndim", "dtype", "device", "ndimension"}
+
+# Whose functions are meant by the names above.
+_HOMES = {
+    module.__name__ for module in (operator, torch, F)
+} | {"_operator", "torch._C._nn", "torch._tensor", "builtins", "torch.functional"}  # fmt: skip
+
+
+def affine_in(image: fx.Node, graph: fx.Graph, layers: Mapping[str, nn.Module]) -> set[fx.Node]:
+    """Return the nodes of a graph that are affine in the image, itself among them.
+
+    layers: what the nodes call, by name
+    """
+    depends, affine = {image}, {image}
+    for node in graph.nodes:
+        of_input = [n for n in node.all_input_nodes if n in depends]
+        if node is image or not of_input or _is_shape(node):
+            continue
+        depends.add(node)
+        of_affine = node.op != "output" and all(n in affine for n in of_input)
+        if of_affine and _is_affine(node, layers, affine):
+            affine.add(node)
+    return affine
+
+
+def layer_of(node: fx.Node, layers: Mapping[str, Any]) -> Any:
+    """Return the layer that a node calls, of those by name; None if it calls none."""
+    return layers[str(node.target)] if node.op == "call_module" else None
+
+
+def operation_of(node: fx.Node) -> str:
+    """Return the name of the method, or of PyTorch's function, that a node calls, else nothing."""
+    if node.op == "call_function":
+        known = getattr(node.target, "__module__", "") in _HOMES
+        return getattr(node.target, "__name__", "") if known else ""
+    return str(node.target) if node.op == "call_method" else ""
+
+
+def _is_affine(node: fx.Node, layers: Mapping[str, nn.Module], affine: set[fx.Node]) -> bool:
+    """Whether a node that depends on the input is affine in it, given the nodes that are."""
+    layer = layer_of(node, layers)
+    if isinstance(layer, _AFFINE_IN_EVALUATION):
+        return not layer.training and getattr(layer, "running_mean", layer) is not None
+    if layer is not None:
+        return type(layer) in _AFFINE_LAYERS
+    # In-place operators have names of their own (iadd) and are not affine here: they would change
+    # what others read.
+    name = operation_of(node)
+    given = [*node.args, *node.kwargs.values()]
+    if node.kwargs.get("out") or _is_integer(given):
+        return False
+    if name == "pad":
+        return _argument(node, 2, "mode", "constant") == "constant"
+    if name == "dropout":
+        return _argument(node, 2, "training", True) is False
+    if name == "squeeze" and len(given) == 1:
+        return False  # for a single image it drops the axis of the images
+    if name in _LINEAR:
+        return True
+    operands = [n for n in node.all_input_nodes if n in affine]
+    if name in _LINEAR_IN_FIRST:
+        exact = node.kwargs.get("rounding_mode") is None
+        return exact and operands == [_argument(node, 0, "input", None)]
+    return name in _LINEAR_IN_ONE and len([v for v in given if v in operands]) == 1
+
+
+def _is_integer(given: list[Any]) -> bool:
+    """Whether a dtype that is given is not of floating point."""
+    return any(isinstance(v, torch.dtype) and not v.is_floating_point for v in given)
+
+
+def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
+def _is_shape(node: fx.Node) -> bool:
+    """Whether a node asks for a property of a tensor rather than for its numbers."""
+    if node.op == "call_method":
+        return node.target in _SHAPES
+    return node.target is getattr and node.args[1] in _SHAPES

@@ -1,0 +1,279 @@
+"""One queue of (image, step) pairs, in batches, from which sums along paths come back.
+
+`batches` is the queue itself: pairs of an image next to each other, batches of one size whatever
+the number of steps or images, halved where memory runs out. `path_gradients` sends it behind the
+affine stem of a network; captum.py sends it through functions that have none.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from igmask.engine.gradients import all_finite
+from igmask.engine.network import Network
+from igmask.errors import InputError, integer
+from igmask.kernels import (
+    accumulate_,
+    accumulate_pooled_,
+    memory_format_of,
+    on_device,
+    path_points,
+    pooled_points,
+    spans_of,
+)
+
+# Of the outputs of a batch, with the image and the α of each of its rows, what is attributed: (B,).
+Pick = Callable[[Tensor, list[int], list[float]], Tensor]
+
+Tensors = tuple[Tensor, ...]
+Rule = tuple[Sequence[float], Sequence[float]]  # positions and weights of the steps of a path
+
+
+class NotFinite(InputError):
+    """A gradient that is NaN or infinite: of `image`, counted from 0, at `alpha` on its path."""
+
+    def __init__(self, image: int, alpha: float, step: int, name: str | None = None) -> None:
+        name = f"image {image}" if name is None else name
+        super().__init__(
+            f"{name}: NaN or infinite gradient at step {step}, α = {alpha:.4g}; look for a "
+            "logarithm, square root or division at zero in the network, or, in half precision, "
+            "for overflow"
+        )
+        self.image, self.alpha, self.step = image, alpha, step
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A batch of the queue: of each row the image, and step, position and weight on its path.
+
+    Images and steps count from 0.
+
+    start:  where in the queue the first row is
+    n_done: images whose last pair is in this batch or before it
+    """
+
+    start: int
+    owners: list[int]
+    steps: list[int]
+    alphas: list[float]
+    weights: list[float]
+    n_done: int
+
+    def check(self, slopes: Tensors) -> None:
+        """Raise NotFinite of the first row whose gradient, of (B, ...), is not finite."""
+        for slope in slopes:
+            if not all_finite((slope,)):
+                row = int((~slope.flatten(1).isfinite()).any(dim=1).nonzero()[0])
+                raise NotFinite(self.owners[row], self.alphas[row], self.steps[row] + 1)
+
+
+def batches(
+    n_images: int,
+    rule: Rule,
+    *,
+    size: int,
+    gradients: Callable[[Pairs], Tensors],
+    padded: bool = False,
+) -> Iterator[tuple[Pairs, Tensors]]:
+    """Yield the queue's batches, each with its gradients.
+
+    size:      of a batch; the last is what is left, or `padded` by its last pair at weight zero
+    gradients: of a batch, which is halved and tried again where memory runs out
+    """
+    (positions, weights), n_steps = rule, len(rule[0])
+    start, n_pairs = 0, n_images * n_steps
+    while start < n_pairs:
+        n_live = min(size, n_pairs - start)
+        rows = [min(start + row, n_pairs - 1) for row in range(size if padded else n_live)]
+        steps = [row % n_steps for row in rows]
+        pairs = Pairs(
+            start,
+            owners=[row // n_steps for row in rows],
+            steps=steps,
+            alphas=[positions[step] for step in steps],
+            weights=[weights[step] if row < n_live else 0.0 for row, step in enumerate(steps)],
+            n_done=(start + n_live) // n_steps,
+        )
+        slopes: Tensors | None = None
+        try:
+            slopes = gradients(pairs)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error) or size == 1:
+                raise
+        if slopes is None:  # out of the block, whose traceback holds on to the batch
+            size = halved(size)
+            continue
+        yield pairs, slopes
+        start += n_live
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on a GPU or here."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def halved(size: int) -> int:
+    """Return half the size, memory that PyTorch keeps for itself given back."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return size // 2
+
+
+def checked_size(batch_size: int | None) -> int | None:
+    """Return how many pairs a batch was asked to have, None if it was not; or raise InputError."""
+    size = None if batch_size is None else integer("the batch size", batch_size)
+    if size is not None and size < 1:
+        raise InputError(f"the batch size must be at least 1, got {size}")
+    return size
+
+
+def path_gradients(
+    network: Network,
+    images: Tensor,
+    baselines: Tensor,
+    pick: Pick,
+    rule: Rule,
+    *,
+    batch_size: int | None = None,
+) -> Iterator[Tensor]:
+    """Yield Σ_h w_h ∇f(b + α_h (x − b)) of each image, (1, C, H, W) in float32 at least, in order.
+
+    Memory depends neither on the number of steps nor of images.
+
+    images, baselines: (N, C, H, W)
+    pick:              which number of the outputs to attribute; called batch by batch
+    batch_size:        None: from the free memory
+    raises             NotFinite; on a GPU, behind the last image
+    """
+    size, n_steps = checked_size(batch_size), len(rule[0])
+    if not (n_pairs := len(images) * n_steps):
+        return
+    size = size or network.batch_size(images)
+    if network.engine == "eager":  # for the others each shape costs
+        size = -(-n_pairs // -(-n_pairs // size))  # the same number of batches, evenly filled
+    paths = _Paths(network, images, baselines, pick, n_slots=-(-size // n_steps) + 1)
+    queue = batches(len(images), rule, size=size, gradients=paths.gradients, padded=True)
+    finite: list[Tensor] = []
+    for pairs, slopes in queue:
+        paths.add(slopes, pairs.weights)
+        for image in range(len(finite), pairs.n_done):
+            total = paths.total(image)
+            finite.append(torch.stack([t.isfinite().all() for t in total]).all())
+            # To look at it is to wait for a GPU, and to let it wait for the next batch.
+            if not images.is_cuda and not finite[-1]:
+                raise paths.not_finite(image, rule)
+            yield paths.to_pixels(image, total)
+    if images.is_cuda and not all(known := torch.stack(finite).tolist()):
+        raise paths.not_finite(known.index(False), rule)
+
+
+class _Paths:
+    """The paths of the images that the queue is at: end points and sums behind the stem."""
+
+    def __init__(
+        self, network: Network, images: Tensor, baselines: Tensor, pick: Pick, n_slots: int
+    ) -> None:
+        self._network, self._images, self._baselines = network, images, baselines
+        self._pick, self._n_slots, self._n_open = pick, n_slots, 0
+        self._starts: Tensors = ()
+        self._ends: Tensors = ()
+        self._totals: Tensors = ()
+        self._batch: tuple[Tensor, Tensor, Any] = (torch.empty(0),) * 3
+
+    def gradients(self, pairs: Pairs) -> Tensors:
+        """Return the gradient at each point of a batch, which `add` then takes."""
+        self._open(pairs.owners[-1])
+        head, dtype = self._network.split.head, self._network.dtype
+        device = self._ends[0].device
+        spans = spans_of([owner % self._n_slots for owner in pairs.owners], self._n_slots, device)
+        positions = on_device(pairs.alphas, device, torch.float64)
+        ends = zip(self._starts, self._ends, strict=True)
+        taken = None
+        if head.pool is None:
+            points = tuple(
+                path_points(start, end, spans, positions, activation=head.activation, dtype=dtype)
+                for start, end in ends
+            )
+        else:
+            pooled, taken = pooled_points(*next(ends), spans, positions, head.pool, dtype=dtype)
+            points = (pooled,)
+        slopes = self._network.gradients(
+            points, lambda outputs: self._pick(outputs, pairs.owners, pairs.alphas)
+        )
+        # Here, where memory may run out: `add` takes none.
+        forms = [memory_format_of(total) for total in self._totals]
+        slopes = tuple(
+            s.contiguous(memory_format=form) for s, form in zip(slopes, forms, strict=True)
+        )
+        self._batch = spans, positions, taken
+        return slopes
+
+    def _open(self, last: int) -> None:
+        """Send the images up to `last` that are new, and their baselines, through the stem."""
+        for image in range(self._n_open, last + 1):
+            starts = self._network.stem(self._baselines[image : image + 1])
+            ends = self._network.stem(self._images[image : image + 1])
+            if not self._ends:
+                wide = [torch.promote_types(u.dtype, torch.float32) for u in ends]
+                # Together: memory may run out between them.
+                self._starts, self._ends, self._totals = (
+                    tuple(map(self._slots, starts)),
+                    tuple(map(self._slots, ends)),
+                    tuple(map(self._slots, ends, wide)),
+                )
+            slot = image % self._n_slots
+            for kept, u in zip(self._starts + self._ends, starts + ends, strict=True):
+                kept[slot] = u[0]
+            for total in self._totals:
+                total[slot] = 0
+            self._n_open = image + 1
+
+    def _slots(self, u: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(
+            (self._n_slots, *u.shape[1:]),
+            dtype=dtype or u.dtype,
+            device=u.device,
+            memory_format=memory_format_of(u),
+        )
+
+    def add(self, slopes: Tensors, weights: list[float]) -> None:
+        """Add the gradients of the last batch to their images' sums."""
+        head, (spans, positions, taken) = self._network.split.head, self._batch
+        weight = on_device(weights, spans.device, torch.float64)
+        if head.pool is not None:
+            accumulate_pooled_(self._totals[0], slopes[0], taken, spans, weight, head.pool)
+            return
+        ends = zip(self._totals, slopes, self._starts, self._ends, strict=True)
+        for total, slope, start, end in ends:
+            path = (start, end, positions)
+            accumulate_(total, slope, spans, weight, path=path, activation=head.activation)
+
+    def total(self, image: int) -> Tensors:
+        """Return the sums of an image, which its slot holds until another image needs it."""
+        slot = image % self._n_slots
+        return tuple(total[slot : slot + 1] for total in self._totals)
+
+    def to_pixels(self, image: int, total: Tensors) -> Tensor:
+        """Return the sum sent back through the stem, (1, C, H, W)."""
+        return self._network.stem_transposed(self._images[image : image + 1], total)
+
+    def not_finite(self, image: int, rule: Rule) -> NotFinite:
+        """Return the first step of an image that is not finite: its queue again, pair by pair."""
+        own = slice(image, image + 1)
+        paths = _Paths(
+            self._network,
+            self._images[own],
+            self._baselines[own],
+            lambda outputs, _, alphas: self._pick(outputs, [image], alphas),
+            n_slots=1,
+        )
+        steps = sorted(step for step in zip(*rule, strict=True) if step[1])
+        alphas, weights = zip(*steps, strict=True)
+        for pairs, slopes in batches(1, (alphas, weights), size=1, gradients=paths.gradients):
+            paths.add(slopes, pairs.weights)
+            if not all_finite(paths.total(0)):
+                return NotFinite(image, pairs.alphas[0], pairs.steps[0] + 1)
+        return NotFinite(image, steps[-1][0], len(steps))  # in another order, their sum overflows
