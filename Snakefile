@@ -198,7 +198,7 @@ rule attribute:
         gpu=GPU,
     params:
         options=flow.words("attribute"),
-        contents=flow.model_contents,
+        contents=flow.contents("attribute"),
         baseline=flow.baseline_contents,
         version=code_version("attribute"),
     shell:
@@ -251,7 +251,7 @@ rule evaluate:
     params:
         options=flow.words("evaluate"),
         folder=folder,
-        contents=flow.model_contents,
+        contents=flow.contents("evaluate"),
         version=code_version("evaluate"),
     shell:
         "igmask --log {log:q} evaluate {input.images:q} {params.options} {COMPUTE}"

@@ -21,7 +21,7 @@ from igmask.inputs.sources import source_of
 from igmask.study import config, recipes
 from igmask.study.fields import given
 from igmask.study.recipes import STAGES, Condition, made_by, stamp
-from igmask.study.settings import BASELINES, Model, code_of, is_own, percent
+from igmask.study.settings import BASELINES, Model, code_of, is_own, own_code, percent
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,24 @@ class Workflow:
             files.append(Path(str(model.weights)))
         return " ".join(_digest(path) for path in files)
 
+    def own(self, step: str) -> list[Path]:
+        """The modules in the working directory of what a step has of the user's own."""
+        masking = self.study.masking
+        names = {
+            "attribute": (self.study.attribution.method,),
+            "evaluate": (*masking.fills, *masking.controls),
+        }
+        return own_code(*names[step])
+
+    def contents(self, step: str) -> Callable[[Any], str]:
+        """Return what gives `model_contents`, and those of what a step has of the user's own."""
+
+        def of(wildcards: Any) -> str:
+            own = [_digest(path) for path in self.own(step)]
+            return " ".join(filter(None, [self.model_contents(wildcards), *own]))
+
+        return of
+
     def baseline_contents(self, wildcards: SimpleNamespace) -> str:
         """Of the baseline, if it is an image file or a function of one's own."""
         baseline, files = self.study.attribution.baseline, map(Path, self.baseline(wildcards))
@@ -220,6 +238,12 @@ class Workflow:
         """Return the recipe of a model's pictures."""
         return recipes.Examples(wildcards.model, n_images=self.study.figures.n_images)
 
+    def _of_network(self, wildcards: Any, step: str | None = None) -> dict[str, list[Path]]:
+        """The files that a model is made of, and what a step has of the user's own."""
+        code = self.models[wildcards.model].code + (self.own(step) if step else [])
+        files = {"weights": [Path(path) for path in self.weights(wildcards)], "code": code}
+        return {kind: paths for kind, paths in files.items() if paths}
+
     def compute_options(self) -> str:
         """Options that change no result, and so are no params: device, batch size, threads.
 
@@ -263,8 +287,6 @@ class Workflow:
         images, scores = (
             [Path(x) for x in paths] for paths in (self.images(one), self.scores(one))
         )
-        files = {"weights": [Path(p) for p in self.weights(one)], "code": model.code}
-        network = {kind: paths for kind, paths in files.items() if paths}
         if model.train is not None:
             yield Made(Path(str(model.weights)), stamp("train"))
         looked_at = stamp("preflight", stamp("index"))
@@ -278,20 +300,21 @@ class Workflow:
         evaluate, original = self.evaluate(one), settings | stamp("evaluate", settings)
         settings |= stamp("attribute", settings) | made_by(self.attribute(one))
         for shard, array, path in zip(self.shards, images, scores, strict=True):
-            yield Made(path, settings | {"shard": shard}, {"images": [array]} | network)
+            read = {"images": [array]} | self._of_network(one, "attribute")
+            yield Made(path, settings | {"shard": shard}, read)
         settings |= stamp("mask", settings) | made_by(self.mask(one))
         masks_of = dict(zip(self.study.selection.p, map(Path, self.masks(one)), strict=True))
         for p, masks in masks_of.items():
             yield Made(masks, settings | {"p": p}, {"scores": scores})
         settings |= stamp("evaluate", settings)
-        read = {"images": images} | network
+        read = {"images": images}
         for condition, records in zip(self.conditions, self.records(one), strict=True):
-            own = evaluate.of_condition(condition)
+            said = evaluate.of_condition(condition)
             if condition.p is None:
-                yield Made(Path(records), original | own, read)
+                yield Made(Path(records), original | said, read | self._of_network(one))
             else:
-                applied = {"masks": [masks_of[condition.p]]}
-                yield Made(Path(records), settings | own, read | applied)
+                applied = {"masks": [masks_of[condition.p]]} | self._of_network(one, "evaluate")
+                yield Made(Path(records), settings | said, read | applied)
 
     def _placed_models(self) -> dict[str, Model]:
         placed, problems = {}, []

@@ -5,7 +5,7 @@ import pytest
 from igmask import kernels, quadrature
 from igmask.engine import ig, network
 from igmask.inputs import baselines, decode, sources
-from igmask.steps import controls, evaluate
+from igmask.steps import controls, evaluate, methods
 from igmask.study.settings import BASELINES, Dataset, schema
 
 
@@ -14,7 +14,8 @@ def choices(*path):
     rules = schema()
     for key in path:
         rules = rules["properties"][key]
-    return rules.get("items", rules)["enum"]
+    one = rules.get("items", rules)
+    return one.get("enum") or one["examples"]
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,7 @@ def choices(*path):
         (("attribution", "of"), ig.FUNCTIONS),
         (("attribution", "rule"), quadrature.RULES),
         (("attribution", "precision"), network.PRECISIONS),
+        (("attribution", "method"), methods.METHODS),
         (("compute", "engine"), network.ENGINES),
         (("squares", "score"), kernels.SCORES),
         (("selection", "by"), kernels.SELECTIONS),

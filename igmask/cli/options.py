@@ -59,6 +59,18 @@ class IntegerOr(click.IntRange):
 ONE = {"multiple": False}
 
 
+class NameOrOwn(click.Choice):
+    """One of some names, or a function of one's own, `module:callable`."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the name, or fail as click does."""
+        return value if settings.is_own(value) else super().convert(value, param, ctx)
+
+    def get_metavar(self, *arguments: Any, **keywords: Any) -> str:
+        """Return what stands for it in the help."""
+        return f"[{'|'.join(map(str, self.choices))}|module:callable]"
+
+
 def setting(*path: str, **changes: Any) -> Callable:
     """Return the option of a key of the configuration, such as ("attribution", "n_steps").
 
@@ -83,6 +95,8 @@ def _kind(rules: dict[str, Any]) -> Any:
     kind: Any = rules.get("type")
     if "enum" in rules:
         return click.Choice(rules["enum"])
+    if "examples" in rules:
+        return NameOrOwn(rules["examples"])
     if kind == ["integer", "string"]:
         return IntegerOr(rules["minimum"], rules["pattern"].strip("^$"))
     if isinstance(kind, list):

@@ -18,8 +18,8 @@ from igmask.inputs.chance import by_luck, wilson
 from igmask.inputs.classes import class_name
 from igmask.inputs.data import unnamed_classes
 from igmask.report.published import CITATION, published_top1
-from igmask.steps.controls import CONTROLS
-from igmask.study.settings import percent
+from igmask.steps.controls import control_of
+from igmask.study.settings import is_own, percent
 
 COLUMNS = [
     "model", "mode", "p", "fill", "mask", "n", "top1", "ci_low", "ci_high", "area_kept",
@@ -225,9 +225,10 @@ def _cell(row: Any) -> dict[str, str]:
 
 def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[str]:
     controls = "".join(
-        f"{name} squares: top-1 with {control.is_of}; {name} area: the area kept with those; "
-        for name, control in CONTROLS.items()
-        if name in accuracy["mask"].unique()
+        f"{name} squares: top-1 with {control_of(name).is_of}; {name} area: the area kept with "
+        "those; "
+        for name in accuracy["mask"].unique()
+        if name not in _STUDIED
     )
     notes = [
         "top-1: accuracy in %; 95 % interval: Wilson's; area kept: pixels left as they were, in %, "
@@ -239,20 +240,9 @@ def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[s
             notes.append(f"{name} {luck[1]}")
     if accuracy["published_top1"].notna().any():
         notes.append(CITATION)
-    for name, found in made_by.items():
-        if "attribution" in found:
-            settings = found["attribution"]
-            error = found["completeness"]
-            left_out = error["n_without_change"]
-            notes.append(
-                f"{name}: Integrated Gradients of the {settings['target']} class's "
-                f"{settings['of']}, baseline {settings['baseline']}, rule {settings['rule']}, "
-                f"m = {settings['n_steps']}; {found['score']} scores of {found['side']}×"
-                f"{found['side']} squares, selected by {found['by']}; relative completeness error "
-                f"{error['median']:.3f} in the median, {error['mean']:.3f} on average, at most "
-                f"{error['max']:.3g}"
-                + (f" ({left_out} images without a change of f left out)" if left_out else "")
-            )
+    notes += [
+        f"{name}: {_said(found)}" for name, found in made_by.items() if "attribution" in found
+    ]
     blanks = accuracy.dropna(subset="blank_predicted").drop_duplicates(["model", "fill"])
     for row in blanks.itertuples():
         notes.append(
@@ -267,6 +257,28 @@ def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[s
         listed = "; ".join(f"{name} ({reason})" for name, reason in sorted(skipped.items()))
         notes.append(f"{len(skipped)} images were skipped: {listed}")
     return notes
+
+
+def _said(made_by: dict[str, Any]) -> str:
+    """How the squares of a model were attributed and selected."""
+    asked, error = made_by["attribution"], made_by["completeness"]
+    name = asked.get("method", "integrated-gradients")
+    method = name if is_own(name) else name.replace("-", " ").title()
+    path = f", baseline {asked['baseline']}, rule {asked['rule']}, m = {asked['n_steps']}"
+    said = (
+        f"{method} of the {asked['target']} class's {asked['of']}{path * (not is_own(name))}; "
+        f"{made_by['score']} scores of {made_by['side']}×{made_by['side']} squares, selected by "
+        f"{made_by['by']}"
+    )
+    if error is None:
+        return said
+    left_out = error["n_without_change"]
+    return (
+        f"{said}; relative completeness error {error['median']:.3f} in the median, "
+        f"{error['mean']:.3f} on average, at most {error['max']:.3g}"
+        + f" ({left_out} images without a change of f left out)"
+        * (left_out > 0)
+    )
 
 
 def _nearest(percents: Iterable[str], p: float) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from igmask import arrays
 from igmask.devices import take_device
-from igmask.engine.ig import Auto, NotFinite, attribute_squares
+from igmask.engine.ig import Auto, NotFinite
 from igmask.engine.ready import prepare
 from igmask.errors import refuse
 from igmask.inputs import baselines, models
@@ -17,6 +17,7 @@ from igmask.inputs.data import check_labels
 from igmask.inputs.files import with_located
 from igmask.kernels import grid
 from igmask.progress import progress
+from igmask.steps.methods import method_of
 from igmask.study import recipes
 from igmask.study.fields import plain
 from igmask.study.recipes import Attribute, stamp
@@ -64,7 +65,8 @@ def attribute(
     network = models.load(model, device=where)
     check_labels(records, models.n_classes(network, model))
     # Now, not after hours in which a file may have changed.
-    read = {"images": arrays.digest(records)} | models.digests(model)
+    read = {"images": arrays.digest(records)} | models.digests(model, recipe.attribution.method)
+    method = method_of(recipe.attribution.method)
     how: dict[str, Any] = {"batch_size": batch_size, "engine": engine}
     ready = None  # made of the first images
     columns = {name: np.zeros(len(records), dtype) for name, dtype in _COLUMNS.items()}
@@ -80,7 +82,7 @@ def attribute(
                     network, pixels, precision=recipe.attribution.precision, engine=engine
                 )
                 asked = arguments(here, model, pixels, batch["label"], batch["position"])
-                found = attribute_squares(ready, pixels, side=side, **asked, **how)
+                found = method.squares(ready, network, pixels, side=side, **asked, **how)
             except NotFinite as error:
                 name = batch["name"].iloc[error.image]
                 raise NotFinite(error.image, error.alpha, error.step, name) from None
@@ -89,7 +91,10 @@ def attribute(
             refuse("attributions of", records["name"].iloc[live], bad.tolist())
             scores.append(parts.numpy())
             for name, column in columns.items():
-                column[live] = getattr(found, name)[: group.n_live].cpu()
+                if method.is_complete or "complete" not in name:
+                    column[live] = getattr(found, name)[: group.n_live].cpu()
+                else:
+                    column[live] = np.nan
     made_by |= (
         stamp("attribute", made_by)
         | recipes.made_by(recipe)

@@ -1,10 +1,13 @@
 """Other masks of the same area, to set beside those of a selection."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from igmask.errors import InputError
+from igmask.inputs.own import called
 from igmask.plain import pixels_of_squares
 
 _STREAM = 1  # of random numbers; noise baselines have another
@@ -52,6 +55,22 @@ class Control(NamedTuple):
 
     like: Callable[..., np.ndarray]
     is_of: str
+
+
+def control_of(name: str) -> Control:
+    """Return the control of a name: one of CONTROLS, or a function of one's own, as `Control.like`.
+
+    raises InputError (when called) if the function fails, or returns no masks of the same shape
+    """
+    return CONTROLS.get(name) or Control(partial(_own, name), f"the masks of {name}")
+
+
+def _own(name: str, mask: np.ndarray, *arguments: Any, **keywords: Any) -> np.ndarray:
+    found = called(name, mask, *arguments, **keywords)
+    if not isinstance(found, np.ndarray) or (found.shape, found.dtype) != (mask.shape, mask.dtype):
+        came = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(found)
+        raise InputError(f"the control {name} returned {came}, not masks bool {mask.shape}")
+    return found
 
 
 CONTROLS = {

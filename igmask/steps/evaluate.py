@@ -29,10 +29,10 @@ from igmask.inputs.files import located, with_located
 from igmask.kernels import FILLS, fill_colours, fill_values, occluded_input
 from igmask.plain import area, pack, unpack
 from igmask.progress import progress, say
-from igmask.steps.controls import CONTROLS
+from igmask.steps.controls import CONTROLS, control_of
 from igmask.steps.metrics import METRICS
 from igmask.study.recipes import Condition, Evaluate, stamp
-from igmask.study.settings import percent
+from igmask.study.settings import is_own, percent
 
 MODES = ("keep", "drop")
 
@@ -72,7 +72,7 @@ def evaluate(
         ("fill", recipe.fills, FILLS),
         ("control", recipe.controls, CONTROLS),
     ):
-        if unknown := sorted(set(asked) - set(known)):
+        if unknown := sorted(name for name in {*asked} - {*known} if not is_own(name)):
             raise InputError(f"unknown {kind} {unknown[0]!r}; choose from {', '.join(known)}")
     images = arrays.Shards(image_paths)
     if images.records.empty:
@@ -205,7 +205,7 @@ def _answers(
         return answers.assign(**said, area_kept=1.0)
     mask, side = unpack(condition.masks.read(rows), tuple(made_by["grid"])), made_by["side"]
     if kind != "selection":
-        like, seed = CONTROLS[kind].like, made_by["control_seed"]
+        like, seed = control_of(kind).like, made_by["control_seed"]
         mask = like(mask, batch["position"].to_numpy(), height, width, side=side, seed=seed)
     normalize, classifier = network.children()  # as `models.load` puts them together
     mean, std = (value.flatten() for value in normalize.buffers())

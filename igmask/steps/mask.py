@@ -2,8 +2,10 @@
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from igmask import arrays
 from igmask.errors import InputError, refuse
@@ -52,14 +54,16 @@ def mask(score_paths: list[Path], folder: Path, recipe: Mask) -> None:
         "grid": list(grid),
         "by": recipe.by,
         "score": recipe.score,
-        "completeness": {
-            "mean": error.mean(),
-            "median": error.median(),
-            "max": error.max(),
-            "n_without_change": int(error.isna().sum()),
-        },
+        "completeness": None if error.isna().all() else _spread(error),
     }
     kept = records[["name", "label", "position", "predicted"]]
     for p, output, bits, n_selected in zip(recipe.p, outputs, writers, counts, strict=True):
         own = kept.assign(n_selected=n_selected, crc32=bits.checksums)
         arrays.write_records(arrays.records_of(output), own, made_by | {"p": p})
+
+
+def _spread(error: pd.Series) -> dict[str, Any]:
+    """Relative errors of completeness, as the notes under the tables have them."""
+    n_without_change = int(error.isna().sum())
+    of = {"mean": error.mean(), "median": error.median(), "max": error.max()}
+    return of | {"n_without_change": n_without_change}

@@ -7,12 +7,15 @@ from dataclasses import MISSING, field, fields
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
+OWN = "[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*"  # module:callable
+
 
 def setting(
     default: Any = MISSING,
     means: str = "",
     *,
     choices: tuple[str, ...] = (),
+    own: bool = False,
     counts: Callable[[Any], bool] | None = None,
     **rules: Any,
 ) -> Any:
@@ -21,10 +24,11 @@ def setting(
     default: what it is where it is not given; without one it has to be given
     means:   its meaning, in the words of --help
     choices: the names that it, or each in a list, may have
+    own:     whether a `module:callable` of one's own may stand in place of a name, too
     counts:  the group → whether the setting matters there; it always does if None
     rules:   further ones of JSON schema; `allowed` says in words what a pattern takes
     """
-    metadata = {"means": means, "choices": choices, "counts": counts, "rules": rules}
+    metadata = {"means": means, "choices": choices, "own": own, "counts": counts, "rules": rules}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -99,11 +103,13 @@ def _of_field(one: dataclasses.Field) -> dict[str, Any]:
     """The JSON schema of a setting."""
     said, found = one.metadata, _of_kind(one.type)
     if said["choices"]:
-        names = [*said["choices"]] + [None] * (NoneType in get_args(one.type))
-        if "items" in found:
-            found["items"] = {"enum": names}
-        else:
-            found = {"enum": names}
+        names = said["choices"]
+        of_one: dict[str, Any] = {"enum": [*names, *[None] * (NoneType in get_args(one.type))]}
+        if said["own"]:
+            pattern, allowed = f"^({'|'.join(names)}|{OWN})$", f"one of {', '.join(names)}"
+            of_one = {"type": "string", "examples": list(names), "pattern": pattern}
+            of_one["allowed"] = f"{allowed} or module:callable"
+        found = found | {"items": of_one} if "items" in found else of_one
     found |= said["rules"] | {"description": said["means"]}
     default = _default(one)
     return found if default is MISSING else found | {"default": default}

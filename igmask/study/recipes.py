@@ -107,7 +107,10 @@ class Condition(NamedTuple):
     @property
     def name(self) -> str:
         """A name for files: original, keep-50-black."""
-        return self.mode if self.p is None else f"{self.mode}-{percent(self.p)}-{self.fill}"
+        if self.p is None:
+            return self.mode
+        fill = str(self.fill).replace(":", "-")  # of one's own, module:callable
+        return f"{self.mode}-{percent(self.p)}-{fill}"
 
 
 @dataclass(frozen=True)

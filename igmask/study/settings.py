@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from igmask.errors import InputError
-from igmask.study.fields import json_schema, setting
+from igmask.study.fields import OWN, json_schema, setting
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 BASELINES = ("black", "white", "mean", "blur", "uniform")
 SOURCES = ("demo", "folder", "csv", "torchvision")
 
-_OWN = "[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*"  # module:callable
 _NAME: dict[str, Any] = {
     "pattern": "^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
     "allowed": "letters, digits and _ . + -, the first a letter or digit",
@@ -35,9 +34,8 @@ class Dataset:
         "and a table of labels; torchvision: a class of torchvision.datasets; module:callable: a "
         "function of your own, which is given these settings and returns names, labels, names of "
         "classes and a function that opens the image at a place",
-        examples=list(SOURCES),
-        pattern=f"^({'|'.join(SOURCES)}|{_OWN})$",
-        allowed=f"{', '.join(SOURCES)} or module:callable",
+        choices=SOURCES,
+        own=True,
     )
     name: str | None = setting(
         None,
@@ -196,8 +194,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Integrated Gradients."""
+    """How pixels are given their share of an output: by Integrated Gradients, or otherwise."""
 
+    method: str = setting(
+        "integrated-gradients",
+        "how: integrated-gradients, to which the other keys belong, or a function of your own, "
+        "which is given network, images and classes and returns attributions shaped as the images",
+        choices=("integrated-gradients",),
+        own=True,
+        counts=lambda group: group.method != "integrated-gradients",
+    )
     of: str = setting(
         "probability",
         "what is attributed: the target's softmax probability or its logit",
@@ -303,6 +309,7 @@ class Masking:
         ("black",),
         "what masked pixels become",
         choices=("black", "mean", "image-mean"),
+        own=True,
         minItems=1,
         uniqueItems=True,
     )
@@ -310,6 +317,7 @@ class Masking:
         ("random",),
         "other masks of the same area, evaluated beside: random squares",
         choices=("random",),
+        own=True,
         uniqueItems=True,
     )
 
@@ -379,7 +387,7 @@ class Study:
 
 def is_own(name: str) -> bool:
     """Return whether it is `module:callable`, a function of the user's own."""
-    return re.fullmatch(_OWN, name) is not None
+    return re.fullmatch(OWN, name) is not None
 
 
 def is_random(baseline: str) -> bool:
@@ -394,6 +402,11 @@ def code_of(source: str) -> list[Path]:
     module = Path(*source.partition(":")[0].split("."))
     alone = module.with_suffix(".py")
     return [alone] if alone.is_file() else sorted(module.rglob("*.py"))
+
+
+def own_code(*names: str) -> list[Path]:
+    """Return the files of those among some names that are `module:callable`, each once."""
+    return list(dict.fromkeys(path for name in names if is_own(name) for path in code_of(name)))
 
 
 @cache

@@ -63,14 +63,12 @@ def _explain(error: Any) -> list[str]:
         return [f"{where + '.' if where else ''}{missing}: missing"]
     if "propertyNames" in error.absolute_schema_path:
         return [f"{where}: the name {value!r} may only have {rules['allowed']}"]
-    hint = _suggestion(value, rules.get("examples", []))
     where = where or "configuration"
-    if error.validator == "enum":
-        hint = _suggestion(value, [str(choice) for choice in rules["enum"]])
+    names = rules.get("enum") or rules.get("examples")
+    if names and error.validator in ("enum", "pattern"):
+        hint = _suggestion(value, [str(name) for name in names])
         return [f"{where}: {_shown(value)} is not {_allowed(rules)}{hint}"]
-    return [
-        f"{where}: {_problem(error)}; it must be {_allowed(rules)}{_remedy(value, rules)}{hint}"
-    ]
+    return [f"{where}: {_problem(error)}; it must be {_allowed(rules)}{_remedy(value, rules)}"]
 
 
 def _problem(error: Any) -> str:
