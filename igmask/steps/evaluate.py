@@ -25,8 +25,8 @@ from igmask.devices import take_device
 from igmask.errors import InputError, refuse
 from igmask.inputs import models
 from igmask.inputs.classes import check_classes, check_labels
-from igmask.kernels import FILLS, fill_colours, fill_values, occluded_input
-from igmask.plain import area, pack, unpack
+from igmask.kernels import occluded_input
+from igmask.plain import FILLS, area, common_fill, fill_values, pack, unpack
 from igmask.progress import progress, say
 from igmask.steps.attribute import full_batch
 from igmask.steps.controls import CONTROLS
@@ -197,15 +197,16 @@ def _evaluated(
     mean, std = (value.flatten() for value in normalize.buffers())
     n_batches = images.n_batches(batch_size) * len(kinds)
     batches = (
-        (rows, n_live, shown, i)
-        for rows, n_live, shown in _batches(images, batch_size, device)
+        (*batch, i)
+        for batch in _batches(images, batch_size, device, made_by.get("fill"), mean)
         for i in range(len(kinds))
     )
     label = f"evaluate {condition.name}"
     found = np.zeros((len(records), len(kinds)), dtype=_RECORD)
-    for rows, n_live, shown, i in progress(batches, total=n_batches, unit="batches", label=label):
+    told = progress(batches, total=n_batches, unit="batches", label=label)
+    for rows, n_live, shown, fill, i in told:
         batch = records.iloc[rows]
-        if condition.masks is None:
+        if condition.masks is None or fill is None:
             record = _predict(network, models.pixels(shown, device), batch)
             record["area_kept"] = 1
         else:
@@ -223,7 +224,7 @@ def _evaluated(
                 torch.from_numpy(pack(mask)).to(device),
                 side=made_by["side"],
                 drop=made_by["mode"] == "drop",
-                fill=fill_colours(shown, made_by["fill"], mean),
+                fill=fill,
                 mean=mean,
                 std=std,
                 memory_format=torch.channels_last,  # that of the bytes
@@ -254,14 +255,15 @@ def _blank(network: nn.Module, fill: str, size: int, device: torch.device) -> di
 
     None where there is no such image, the fill being each image's own, or no answer to it.
     """
-    if fill == "image-mean":
-        return None
     normalize, _ = network.children()
     mean, _ = normalize.buffers()
-    image = torch.zeros(1, 3, size, size, device=device)
-    blank = fill_values(image, fill, mean.flatten()).expand_as(image)
+    colour = common_fill(fill, 3, mean.flatten().numpy(force=True))
+    if colour is None:
+        return None
+    blank = torch.tensor(colour, dtype=torch.float32).expand(1, size, size, 3)
     with torch.no_grad():
-        probability, predicted = network(blank).softmax(dim=1).max(dim=1)
+        outputs = network(blank.permute(0, 3, 1, 2).contiguous().to(device))
+        probability, predicted = outputs.softmax(dim=1).max(dim=1)
     known = bool(probability.isfinite())
     return {"class": int(predicted), "probability": float(probability)} if known else None
 
@@ -283,12 +285,19 @@ def _predict(network: nn.Module, inputs: Tensor, batch: pd.DataFrame) -> np.ndar
 
 
 def _batches(
-    images: arrays.Shards, size: int, device: torch.device
-) -> Iterator[tuple[np.ndarray, int, Tensor]]:
-    """Yield (rows of all images, how many are not padding, the images in uint8), shard by shard."""
-    for first, shown in images.batches(size):
-        rows = full_batch(0, len(shown), size)
-        yield first + rows, len(shown), torch.from_numpy(shown[rows]).to(device)
+    images: arrays.Shards, size: int, device: torch.device, fill: str | None, mean: Tensor
+) -> Iterator[tuple[np.ndarray, int, Tensor, Tensor | None]]:
+    """Yield (rows of all images, how many are not padding, the images in uint8, what fills them).
+
+    Shard by shard; with no `fill` the last is None.
+    """
+    colour = mean.numpy(force=True)
+    for first, found in images.batches(size):
+        rows = full_batch(0, len(found), size)
+        shown = found[rows]
+        filled = None if fill is None else torch.from_numpy(fill_values(shown, fill, colour))
+        on_device = torch.from_numpy(shown).to(device)
+        yield first + rows, len(found), on_device, None if filled is None else filled.to(device)
 
 
 def read_masks(path: Path, images: arrays.Shards) -> arrays.Shards:
