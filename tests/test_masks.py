@@ -91,7 +91,7 @@ def test_pixels_of_squares_are_the_kernels():
         plain.to_pixels(values, 10, 16)
 
 
-@pytest.mark.parametrize("fill", plain.FILLS)
+@pytest.mark.parametrize("fill", ["black", "mean", "image-mean"])
 def test_fills_are_colours(fill):
     images, mean = np.random.default_rng(0).random((3, 6, 7, 3)), [0.1, 0.2, 0.3]
     found = plain.fill_values(images, fill, mean)
