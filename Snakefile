@@ -16,6 +16,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from igmask.study.config import refuse_doubled_keys, warnings
+from igmask.arrays import records_of
 from igmask.errors import InputError
 from igmask.plan import Workflow, code_version
 
@@ -63,7 +64,19 @@ ENGINE = flow.engine_options()
 
 # Asked for by attribute and evaluate, which take one; a cluster gives it, `--resources gpu=2` or the
 # default profile count it, and nothing else heeds it. Resources re-run nothing.
-GPU = int(flow.study.compute["device"] != "cpu")
+GPU = int(flow.study.compute.device != "cpu")
+
+
+def beside(*arrays):
+    """The records beside arrays: where nodes share no files, a job has what its rule declares."""
+    return lambda wildcards: [
+        str(records_of(Path(path))) for of in arrays for path in of(wildcards)
+    ]
+
+
+def folder(wildcards, output):
+    """Where a job's files go: under a name of Snakemake's own where nodes share no files."""
+    return os.path.dirname(output[0])
 
 
 def growing(figure):
@@ -102,7 +115,7 @@ rule train:
     resources:
         **JOB,
     params:
-        options=flow.train_options,
+        options=flow.words("train"),
         contents=flow.model_contents,
         version=code_version("train"),
     shell:
@@ -117,7 +130,7 @@ rule index:
     resources:
         **JOB,
     params:
-        options=flow.index_options,
+        options=flow.words("index"),
         contents=flow.dataset_contents,
         version=code_version("index"),
     shell:
@@ -129,6 +142,7 @@ rule preflight:
     input:
         index="results/{data}/index.parquet",
         weights=flow.weights,
+        baseline=flow.baseline,
     output:
         "results/{data}/models/{model}/preflight.json",
     log:
@@ -137,7 +151,7 @@ rule preflight:
     resources:
         **JOB,
     params:
-        options=flow.preflight_options,
+        options=flow.words("preflight"),
         contents=flow.model_contents,
         baseline=flow.baseline_contents,
         version=code_version("preflight"),
@@ -159,7 +173,7 @@ rule prepare:
     resources:
         **JOB,
     params:
-        options=flow.prepare_options,
+        options=flow.words("prepare"),
         version=code_version("prepare"),
     shell:
         "igmask --log {log:q} prepare {input:q} {params.options} --workers {threads}"
@@ -169,19 +183,21 @@ rule prepare:
 rule attribute:
     input:
         images=flow.images,
+        beside=beside(flow.images),
         weights=flow.weights,
+        baseline=flow.baseline,
         preflight="results/{data}/models/{model}/preflight.json",
     output:
         "results/{data}/models/{model}/scores/{shard}.npy",
         "results/{data}/models/{model}/scores/{shard}.parquet",
     log:
         "results/{data}/logs/attribute/{model}-{shard}.log",
-    threads: flow.study.compute["threads"]
+    threads: flow.study.compute.threads
     resources:
         **NETWORK,
         gpu=GPU,
     params:
-        options=flow.attribute_options,
+        options=flow.words("attribute"),
         contents=flow.model_contents,
         baseline=flow.baseline_contents,
         version=code_version("attribute"),
@@ -192,7 +208,8 @@ rule attribute:
 
 rule mask:
     input:
-        flow.scores,
+        scores=flow.scores,
+        beside=beside(flow.scores),
     output:
         expand(
             "results/{{data}}/models/{{model}}/masks/{p}.{kind}",
@@ -204,11 +221,11 @@ rule mask:
     resources:
         **JOB,
     params:
-        options=flow.mask_options,
-        folder=flow.masks_folder,
+        options=flow.words("mask"),
+        folder=folder,
         version=code_version("mask"),
     shell:
-        "igmask --log {log:q} mask {input:q} {params.options} --output {params.folder:q}"
+        "igmask --log {log:q} mask {input.scores:q} {params.options} --output {params.folder:q}"
 
 
 # All conditions of a model in one process, since importing PyTorch takes longer than a small one does.
@@ -217,6 +234,7 @@ rule evaluate:
     input:
         images=flow.images,
         masks=flow.masks,
+        beside=beside(flow.images, flow.masks),
         weights=flow.weights,
         preflight="results/{data}/models/{model}/preflight.json",
     output:
@@ -226,13 +244,13 @@ rule evaluate:
         ),
     log:
         "results/{data}/logs/evaluate/{model}.log",
-    threads: flow.study.compute["threads"]
+    threads: flow.study.compute.threads
     resources:
         **NETWORK,
         gpu=GPU,
     params:
-        options=flow.evaluate_options,
-        folder=flow.records_folder,
+        options=flow.words("evaluate"),
+        folder=folder,
         contents=flow.model_contents,
         version=code_version("evaluate"),
     shell:
@@ -259,8 +277,10 @@ rule tables:
         "results/logs/tables.log",
     resources:
         **JOB,
+    params:
+        folder=folder,
     shell:
-        "igmask --log {log:q} tables {input:q} --output results/tables"
+        "igmask --log {log:q} tables {input:q} --output {params.folder:q}"
 
 
 rule examples:
@@ -268,6 +288,7 @@ rule examples:
         images=flow.images,
         scores=flow.scores,
         masks=flow.masks,
+        beside=beside(flow.images, flow.scores, flow.masks),
         records=flow.records,
     output:
         report(
@@ -280,10 +301,11 @@ rule examples:
     resources:
         **JOB,
     params:
-        options=flow.example_options,
+        options=flow.words("examples"),
+        folder=folder,
     shell:
         "igmask --log {log:q} examples {input.images:q} {input.scores:q} {input.masks:q}"
-        " {input.records:q} {params.options} --output results/figures"
+        " {input.records:q} {params.options} --output {params.folder:q}"
 
 
 rule curves:
@@ -299,8 +321,10 @@ rule curves:
         "results/logs/curves.log",
     resources:
         **JOB,
+    params:
+        folder=folder,
     shell:
-        "igmask --log {log:q} curves {input:q} --output results/figures"
+        "igmask --log {log:q} curves {input:q} --output {params.folder:q}"
 
 
 # Not part of the study: `snakemake --cores 1 benchmarks`. Nothing else should run meanwhile.
@@ -309,7 +333,7 @@ rule benchmarks:
         kernels="benchmarks/results/bench-kernels.log",
         attributions="benchmarks/results/bench.log",
     params:
-        options=f"--device {shlex.quote(flow.study.compute['device'])} --output benchmarks/results",
+        options=f"--device {shlex.quote(flow.study.compute.device)} --output benchmarks/results",
     shell:
         "igmask --log {log.kernels:q} bench kernels {params.options}"
         " && igmask --log {log.attributions:q} bench {params.options}"

@@ -2,10 +2,9 @@
 
 from setuptools import setup
 
-ROOMS = ("study", "inputs", "engine", "steps", "report", "tools", "bench")
+ROOMS = ("study", "inputs", "inputs.sources", "engine", "steps", "report", "tools", "bench", "cli")
 
 setup(
     packages=["igmask", "igmask.kernels", *(f"igmask.{room}" for room in ROOMS)],
     package_dir={"igmask": "igmask", "igmask.kernels": "kernels"},
-    package_data={"igmask.study": ["*.json"]},
 )

@@ -48,13 +48,13 @@ def jobs(flow: Workflow) -> list[tuple[str, list[str]]]:
     index = f"{flow.folder}/index.parquet"
     (images,), (scores,) = flow.images(one), flow.scores(one)
     shard = SimpleNamespace(**vars(one), shard=flow.shards[0])
-    attribute_options = f"{flow.attribute_options(one)} {flow.compute_options()}"
-    evaluate_options = f"{flow.evaluate_options(one)} {flow.compute_options()}"
+    attribute_options = f"{flow.words('attribute')(one)} {flow.compute_options()}"
+    evaluate_options = f"{flow.words('evaluate')(one)} {flow.compute_options()}"
     return [
-        ("index", ["index", flow.index_options(one), "-o", index]),
-        ("prepare", ["prepare", index, flow.prepare_options(shard), "-o", images]),
+        ("index", ["index", flow.words("index")(one), "-o", index]),
+        ("prepare", ["prepare", index, flow.words("prepare")(shard), "-o", images]),
         ("attribute", ["attribute", images, attribute_options, "-o", scores]),
-        ("mask", ["mask", scores, flow.mask_options(one), "-o", flow.masks_folder(one)]),
+        ("mask", ["mask", scores, flow.words("mask")(one), "-o", flow.masks_folder(one)]),
         ("evaluate", ["evaluate", images, evaluate_options, "-o", flow.records_folder(one)]),
         ("tables", ["tables", *flow.records(one), "-o", "results/tables"]),
     ]

@@ -23,10 +23,11 @@ from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 from igmask import arrays, devices
 from igmask.bench import machine
 from igmask.bench.pages import made_on, table
-from igmask.inputs import demo
+from igmask.inputs.sources import demo
 from igmask.steps.index import index as write_index
 from igmask.steps.prepare import prepare
-from igmask.study.config import Geometry
+from igmask.study.recipes import Index, Prepare
+from igmask.study.settings import Geometry
 
 N_IMAGES, N_ROUNDS, BATCH = 400, 3, 64
 GEOMETRY = Geometry(224, 256, "bilinear")
@@ -53,7 +54,7 @@ def load(root: Path, workers: int) -> None:
 
 def read_batches(path: Path) -> None:
     """Read every batch of an array as the steps after preparation do."""
-    for _, rows in arrays.Shards([path]).batches(BATCH):
+    for _, _, rows in arrays.Shards([path]).batches(BATCH):
         rows.max()
 
 
@@ -77,10 +78,10 @@ def main(page: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         root, index, output = (Path(name) / part for part in ("photos", "index.parquet", "x.npy"))
         draw(root, N_IMAGES)
-        write_index({"source": "folder", "root": str(root)}, index, seed=0)
+        write_index(index, Index({"source": "folder", "root": str(root)}))
         ways: dict[str, Callable[[], None]] = {
             f"prepare, {n} worker{'s' * (n > 1)}": (
-                lambda n=n: prepare(index, output, geometry=GEOMETRY, workers=n)
+                lambda n=n: prepare(index, output, Prepare(GEOMETRY), workers=n)
             )
             for n in (1, 2)
         }

@@ -20,10 +20,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from igmask.arrays import write_text
+from igmask.arrays import KEPT, write_text
 from igmask.bench.machine import describe
 from igmask.bench.pages import figures_of, of, page, table
-from igmask.study.config import KEPT
 
 SNAKEFILE = Path(__file__).resolve().parents[1] / "Snakefile"
 WITHOUT_BAR = ("preflight", "tables", "examples", "curves")

@@ -19,7 +19,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from igmask.errors import InputError
 
 CHECKSUM = "crc32"  # the column of the records
+KEPT = ".kept"  # a folder beside the records, in which `evaluate` keeps those it has finished
 
 _METADATA = b"igmask"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -198,6 +199,19 @@ def read_settings(path: Path) -> dict[str, Any]:
         return _settings(pq.read_schema(path))
 
 
+class Batch(NamedTuple):
+    """Some rows of an array.
+
+    rows:   (n,) their numbers through all shards
+    n_live: how many come first that no other batch has; the rest fill it up
+    values: (n, …) the rows
+    """
+
+    rows: np.ndarray
+    n_live: int
+    values: np.ndarray
+
+
 class Shards:
     """An array in shards, of which a few rows at a time are read, and checked as they are.
 
@@ -231,14 +245,20 @@ class Shards:
         parts = [self._checked(i, wanted[owners == i] - self._starts[i]) for i in np.unique(owners)]
         return np.concatenate(parts)[places]
 
-    def batches(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (number of the first row, rows) of the shards, `size` rows or fewer at once.
+    def batches(self, size: int, *, full: bool = False) -> Iterator[Batch]:
+        """Yield the rows of the shards in order, `size` or fewer at once, each batch of one shard.
 
-        A batch is of one shard. Few rows are in memory at a time, and all checked as by `read`.
+        Few rows are in memory at a time, and all are checked as by `read`.
+
+        full: the last batch of a shard repeats its last row, so that all have one shape, which
+              makes results independent of how images are sharded
         """
         for i, (first, end) in enumerate(pairwise(self._starts.tolist())):
             for start in range(0, end - first, size):
-                yield first + start, self._checked(i, slice(start, start + size))
+                values = self._checked(i, slice(start, start + size))
+                places = np.arange(size if full else len(values)).clip(max=len(values) - 1)
+                rows = first + start + places
+                yield Batch(rows, len(values), values[places] if full else values)
 
     def n_batches(self, size: int) -> int:
         """Return how many `batches` there are."""

@@ -1,43 +1,66 @@
-"""What the Snakefile asks for: the files of a study, and the options of each job.
+"""What a study is made of: its files, and the job and recipe of each; Snakefile and tools ask here.
 
-Options carry every setting a job depends on and no other, in a fixed order, as one string: so that
-Snakemake re-runs a job exactly when one of its own settings has changed.
+The words of a job carry every setting that its result depends on and no other, in a fixed order, as
+one string: so that Snakemake re-runs a job exactly when one of its own settings has changed.
 """
 
 import dataclasses
 import hashlib
-import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from igmask import arrays
 from igmask.errors import InputError
 from igmask.inputs.files import class_folders, images_below
-from igmask.study import config
-from igmask.study.config import STAGES, Condition, Model, percent
+from igmask.inputs.sources import source_of
+from igmask.study import config, recipes
+from igmask.study.fields import given
+from igmask.study.recipes import STAGES, Condition, made_by, stamp
+from igmask.study.settings import BASELINES, Model, code_of, is_own, percent
+
+
+@dataclass(frozen=True)
+class Made:
+    """A file of the study, and what it should be.
+
+    settings: those that it carries, or some of them; None if it carries none
+    read:     what it was made of: arrays, in order, or files of weights or code
+    """
+
+    path: Path
+    settings: dict[str, Any] | None = None
+    read: dict[str, list[Path]] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> list[Path]:
+        """Return the files of the same job: an array has its records beside it."""
+        paired = self.path.suffix == ".npy"
+        return [self.path, arrays.records_of(self.path)] if paired else [self.path]
 
 
 class Workflow:
-    """The jobs of one configuration; methods named `…_options` take a rule's wildcards."""
+    """The files and jobs of one configuration; methods of a step's name return a job's recipe."""
 
     def __init__(self, settings: Mapping[str, Any], *, with_files: bool = True) -> None:
         self.study = config.parse(settings, with_files=with_files)
         dataset = self.study.dataset
-        self.data = dataset.name + (f"-first{dataset.limit}" if dataset.limit else "")
+        self.data = str(dataset.name) + (f"-first{dataset.limit}" if dataset.limit else "")
         self.folder = f"results/{self.data}"
         self.models = self._placed_models()
+        self.geometries = {model.geometry.name: model.geometry for model in self.models.values()}
         self.shards = [
-            f"{i}-of-{self.study.compute['shards']}"
-            for i in range(1, self.study.compute["shards"] + 1)
+            f"{i}-of-{self.study.compute.shards}" for i in range(1, self.study.compute.shards + 1)
         ]
         self.conditions = [Condition("original")] + [
             Condition(mode, p, fill)
-            for mode in self.study.masking["modes"]
-            for p in self.study.selection["p"]
-            for fill in self.study.masking["fills"]
+            for mode in self.study.masking.modes
+            for p in self.study.selection.p
+            for fill in self.study.masking.fills
         ]
 
     # -- files ---------------------------------------------------------------------------------
@@ -46,6 +69,11 @@ class Workflow:
         """The local weights file of a model, if it has one, so that a new one re-runs its jobs."""
         model = self.models[wildcards.model]
         return [str(model.weights)] if model.weights_kind == "file" else []
+
+    def baseline(self, wildcards: Any) -> list[str]:
+        """The baseline, if it is an image file."""
+        baseline = self.study.attribution.baseline
+        return [] if baseline in BASELINES or is_own(baseline) else [baseline]
 
     def images(self, wildcards: SimpleNamespace) -> list[str]:
         """The image arrays of a model: of one shard if the job has one, else of all."""
@@ -64,7 +92,7 @@ class Workflow:
 
     def mask_files(self) -> list[str]:
         """The names of the masks of every p, without their ending."""
-        return [percent(p) for p in self.study.selection["p"]]
+        return [percent(p) for p in self.study.selection.p]
 
     def masks(self, wildcards: SimpleNamespace) -> list[str]:
         """The masks of a model, one file a p."""
@@ -86,7 +114,7 @@ class Workflow:
 
     def example_figures(self) -> list[str]:
         """The pictures of one model, with a wildcard for its name."""
-        modes = self.study.masking["modes"]
+        modes = self.study.masking.modes
         kinds = ["attributions", *modes] + (["keep_drop"] if len(modes) == 2 else [])
         return [f"results/figures/{kind}-{{model}}.png" for kind in kinds]
 
@@ -100,10 +128,11 @@ class Workflow:
     # -- contents: what times of change alone would not tell -----------------------------------
 
     def dataset_contents(self, wildcards: SimpleNamespace) -> str:
-        """Of `labels` and `classes`, and the names of the images and class folders."""
+        """Of `labels`, `classes`, a function's code, and the names of images and class folders."""
         dataset = self.study.dataset
-        digests = [_digest(Path(path)) for path in (dataset.labels, dataset.classes) if path]
-        if dataset.root and dataset.source in ("folder", "csv"):
+        files = [Path(path) for path in (dataset.labels, dataset.classes) if path]
+        digests = [_digest(path) for path in files + code_of(dataset.source)]
+        if dataset.root and source_of(dataset.source).below_root:
             names = sorted(images_below(dataset.root)) + class_folders(dataset.root)
             digests.append(hashlib.sha256("\n".join(names).encode("utf-8", "replace")).hexdigest())
         return " ".join(digests)
@@ -117,109 +146,152 @@ class Workflow:
         return " ".join(_digest(path) for path in files)
 
     def baseline_contents(self, wildcards: SimpleNamespace) -> str:
-        """Of the baseline, if it is an image file."""
-        baseline = self.study.attribution["baseline"]
-        return "" if baseline in config.BASELINES else _digest(Path(baseline))
+        """Of the baseline, if it is an image file or a function of one's own."""
+        baseline, files = self.study.attribution.baseline, map(Path, self.baseline(wildcards))
+        return " ".join(map(_digest, code_of(baseline) if is_own(baseline) else files))
 
     # -- cores ---------------------------------------------------------------------------------
 
     def prepare_threads(self, cores: int | None) -> int:
         """Of `igmask prepare`: an equal share of the cores, or one where their number is open."""
-        geometries = {model.geometry.name for model in self.models.values()}
-        return max(1, (cores or 1) // (len(self.shards) * len(geometries)))
+        return max(1, (cores or 1) // (len(self.shards) * len(self.geometries)))
 
-    # -- options -------------------------------------------------------------------------------
+    # -- recipes: what the result of a job depends on --------------------------------------------
 
-    def train_options(self, wildcards: SimpleNamespace) -> str:
-        """Of `igmask train`."""
+    def words(self, step: str) -> Callable[[Any], str]:
+        """Return what gives the options of a step's job, from its rule's wildcards.
+
+        From these alone: Snakemake compares no params that are made of input or output.
+        """
+
+        def options(wildcards: Any) -> str:
+            more = {"masks": self.masks(wildcards)} if step == "evaluate" else {}
+            return shlex.join(recipes.words(getattr(self, step)(wildcards), **more))
+
+        return options
+
+    def train(self, wildcards: Any) -> recipes.Train:
+        """Return the recipe of a model's weights, wherever they are put."""
         model = dataclasses.replace(self.models[wildcards.model], weights=None)
-        return _options(model=_of(model), n_train=self.study.dataset.n_train, seed=self.study.seed)
+        return recipes.Train(model, n_train=self.study.dataset.n_train, seed=self.study.seed)
 
-    def index_settings(self) -> dict[str, Any]:
-        """The dataset's settings that differ from their defaults, without other steps' concerns."""
-        defaults = config.dataset({"source": "demo"})
-        others = ("on_bad_image", "n_train", "obtain", "n_expected")
-        dataset = dataclasses.replace(
-            self.study.dataset, **{key: getattr(defaults, key) for key in others}
-        )
-        return config.given_settings(dataset)
+    def index(self, wildcards: Any) -> recipes.Index:
+        """Return the recipe of the index, without other steps' concerns."""
+        dataset, others = self.study.dataset, ("on_bad_image", "n_train", "obtain", "n_expected")
+        own = {name: value for name, value in given(dataset).items() if name not in others}
+        return recipes.Index(own, seed=self.study.seed)
 
-    def index_options(self, wildcards: SimpleNamespace) -> str:
-        """Of `igmask index`."""
-        seed = self.study.seed if self.study.dataset.source == "demo" else None
-        return _options(dataset=_json(self.index_settings()), seed=seed)
+    def preflight(self, wildcards: Any) -> recipes.Preflight:
+        """Return the recipe of a model's look ahead."""
+        return recipes.Preflight(self.models[wildcards.model], self.study.attribution.baseline)
 
-    def preflight_options(self, wildcards: SimpleNamespace) -> str:
-        """Of `igmask preflight`."""
-        model = self.models[wildcards.model]
-        return _options(model=_of(model), baseline=self.study.attribution["baseline"])
+    def prepare(self, wildcards: Any) -> recipes.Prepare:
+        """Return the recipe of a shard's images in one geometry."""
+        geometry = self.geometries[wildcards.geometry]
+        return recipes.Prepare(geometry, wildcards.shard, self.study.dataset.on_bad_image)
 
-    def prepare_options(self, wildcards: SimpleNamespace) -> str:
-        """Of `igmask prepare`."""
-        geometry = next(
-            model.geometry
-            for model in self.models.values()
-            if model.geometry.name == wildcards.geometry
-        )
-        return _options(
-            **vars(geometry),
-            shard=wildcards.shard,
-            on_bad_image=self.study.dataset.on_bad_image,
+    def attribute(self, wildcards: Any) -> recipes.Attribute:
+        """Return the recipe of a model's scores."""
+        return recipes.Attribute(
+            self.models[wildcards.model],
+            self.study.attribution,
+            side=self.study.squares.side,
+            seed=self.study.seed,
         )
 
-    def attribution_settings(self) -> dict[str, Any]:
-        """The settings of attributions, without what only another baseline or rule would need."""
-        attribution, kind = self.study.attribution, self.study.attribution["baseline"]
-        of_other = {"blur_sigma": kind != "blur", "n_baselines": kind != "uniform"}
-        fixed = attribution["n_steps"] != "auto"
-        of_other |= dict.fromkeys(("tolerance", "agreement", "most_steps"), fixed)
-        return {key: value for key, value in attribution.items() if not of_other.get(key)}
+    def mask(self, wildcards: Any) -> recipes.Mask:
+        """Return the recipe of masks, the same for all models."""
+        selection = self.study.selection
+        return recipes.Mask(selection.p, by=selection.by, score=self.study.squares.score)
 
-    def attribute_options(self, wildcards: SimpleNamespace) -> str:
-        """Of `igmask attribute`."""
-        return _options(
-            model=_of(self.models[wildcards.model]),
-            **self.attribution_settings(),
-            side=self.study.squares["side"],
-            seed=self.study.seed if self.study.attribution["baseline"] == "uniform" else None,
-        )
-
-    def mask_options(self, wildcards: SimpleNamespace) -> str:
-        """Of `igmask mask`."""
-        return _options(
-            p=self.mask_files(),
-            by=self.study.selection["by"],
-            score=self.study.squares["score"],
-        )
-
-    def evaluate_options(self, wildcards: SimpleNamespace) -> str:
-        """Of `igmask evaluate`, its masks included, of which it takes several."""
+    def evaluate(self, wildcards: Any) -> recipes.Evaluate:
+        """Return the recipe of a model's records."""
         masking = self.study.masking
-        return _options(
-            masks=self.masks(wildcards),
-            model=_of(self.models[wildcards.model]),
+        return recipes.Evaluate(
+            self.models[wildcards.model],
             name=wildcards.model,
-            mode=masking["modes"],
-            fill=masking["fills"],
-            control=masking["controls"],
-            seed=self.study.seed if masking["controls"] else None,
+            modes=masking.modes,
+            fills=masking.fills,
+            controls=masking.controls,
+            seed=self.study.seed,
         )
+
+    def examples(self, wildcards: Any) -> recipes.Examples:
+        """Return the recipe of a model's pictures."""
+        return recipes.Examples(wildcards.model, n_images=self.study.figures.n_images)
 
     def compute_options(self) -> str:
         """Options that change no result, and so are no params: device, batch size, threads.
 
         The engine, which is none of evaluation's, stands in `engine_options`.
         """
-        compute = self.study.compute
-        return _options(**{key: compute[key] for key in ("device", "batch_size", "threads")})
+        return self._of_compute("device", "batch_size", "threads")
 
     def engine_options(self) -> str:
         """Of `igmask attribute`, no params either."""
-        return _options(engine=self.study.compute["engine"])
+        return self._of_compute("engine")
 
-    def example_options(self, wildcards: SimpleNamespace) -> str:
-        """Of `igmask examples`."""
-        return _options(model_name=wildcards.model, **self.study.figures)
+    def _of_compute(self, *names: str) -> str:
+        values = {name: getattr(self.study.compute, name) for name in names}
+        return shlex.join(recipes.option_words(values))
+
+    # -- what each file should say of its making ---------------------------------------------------
+
+    def made(self) -> Iterator[Made]:
+        """Yield every file of the study, those that others are made of first."""
+        folder, one = Path(self.folder), SimpleNamespace()
+        settings = stamp("index") | made_by(self.index(one))
+        code = code_of(self.study.dataset.source)
+        yield Made(folder / "index.parquet", settings, {"code": code} if code else {})
+        settings = settings | stamp("prepare", settings)
+        for geometry in self.geometries:
+            for shard in self.shards:
+                recipe = self.prepare(SimpleNamespace(geometry=geometry, shard=shard))
+                path = folder / "images" / geometry / f"{shard}.npy"
+                yield Made(path, settings | made_by(recipe))
+        for name in self.models:
+            yield from self._made_of(name, settings)
+        yield Made(Path("results/tables/accuracy.csv"))
+        for number in (1, 2, 3):
+            for kind in ("csv", "md", "html", "tex"):
+                yield Made(Path(f"results/tables/table{number}.{kind}"))
+        yield from (Made(Path(figure)) for figure in self.figures())
+
+    def _made_of(self, name: str, settings: dict[str, Any]) -> Iterator[Made]:
+        """Every file of a model; `settings` are those of prepared images, whatever their shard."""
+        model, one = self.models[name], SimpleNamespace(model=name)
+        images, scores = (
+            [Path(x) for x in paths] for paths in (self.images(one), self.scores(one))
+        )
+        files = {"weights": [Path(p) for p in self.weights(one)], "code": model.code}
+        network = {kind: paths for kind, paths in files.items() if paths}
+        if model.train is not None:
+            yield Made(Path(str(model.weights)), stamp("train"))
+        looked_at = stamp("preflight", stamp("index"))
+        yield Made(Path(self.folder, "models", name, "preflight.json"), looked_at)
+        of_shards = {
+            shard: made_by(self.prepare(SimpleNamespace(geometry=model.geometry.name, shard=shard)))
+            for shard in self.shards
+        }
+        settings = settings | of_shards[self.shards[0]]
+        del settings["shard"]
+        evaluate, original = self.evaluate(one), settings | stamp("evaluate", settings)
+        settings |= stamp("attribute", settings) | made_by(self.attribute(one))
+        for shard, array, path in zip(self.shards, images, scores, strict=True):
+            yield Made(path, settings | {"shard": shard}, {"images": [array]} | network)
+        settings |= stamp("mask", settings) | made_by(self.mask(one))
+        masks_of = dict(zip(self.study.selection.p, map(Path, self.masks(one)), strict=True))
+        for p, masks in masks_of.items():
+            yield Made(masks, settings | {"p": p}, {"scores": scores})
+        settings |= stamp("evaluate", settings)
+        read = {"images": images} | network
+        for condition, records in zip(self.conditions, self.records(one), strict=True):
+            own = evaluate.of_condition(condition)
+            if condition.p is None:
+                yield Made(Path(records), original | own, read)
+            else:
+                applied = {"masks": [masks_of[condition.p]]}
+                yield Made(Path(records), settings | own, read | applied)
 
     def _placed_models(self) -> dict[str, Model]:
         placed, problems = {}, []
@@ -248,23 +320,6 @@ class Workflow:
 def code_version(stage: str) -> str:
     """What stands in a rule's params for the version of its step's algorithm."""
     return f"{stage} v{STAGES[stage]}"
-
-
-def _options(**values: Any) -> str:
-    words = []
-    for name, value in values.items():
-        for item in value if isinstance(value, list) else [value]:
-            if item is not None:
-                words += [f"--{name.replace('_', '-')}", str(item)]
-    return shlex.join(words)
-
-
-def _of(model: Model) -> str:
-    return _json(config.given_settings(model))
-
-
-def _json(settings: dict[str, Any]) -> str:
-    return json.dumps(settings, sort_keys=True, ensure_ascii=False)
 
 
 @cache

@@ -10,11 +10,11 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
+from steps import run_train
 
 from igmask import arrays
 from igmask.errors import InputError
 from igmask.report.drawing import Column, write_table
-from igmask.steps.train import train as write_weights
 from igmask.study import config
 
 
@@ -74,7 +74,7 @@ WRITERS = {
         path, pd.DataFrame({"x": np.random.default_rng(0).random(100_000)}), {}
     ),
     "text": lambda path: arrays.write_text(path, "x" * 100_000),
-    "weights": lambda path: write_weights(
+    "weights": lambda path: run_train(
         path,
         model=config.model(
             {
@@ -255,10 +255,20 @@ def test_shards_are_read_as_one_array(tmp_path, n_rows):
     for size in (1, 2, 100):
         found = list(shards.batches(size))
         assert len(found) == shards.n_batches(size)
-        assert max(len(rows) for _, rows in found) <= size
-        for first, rows in found:
-            np.testing.assert_array_equal(rows, whole[first : first + len(rows)])
-        assert sum(len(rows) for _, rows in found) == 7
+        assert max(len(batch.values) for batch in found) <= size
+        for batch in found:
+            np.testing.assert_array_equal(batch.values, whole[batch.rows])
+            assert batch.n_live == len(batch.rows)
+        assert [row for batch in found for row in batch.rows] == list(range(7))
+
+
+def test_full_batches_repeat_the_last_row_of_a_shard(tmp_path):
+    paths, whole = written(tmp_path, (3, 4))
+    found = list(arrays.Shards(paths).batches(2, full=True))
+    assert [batch.rows.tolist() for batch in found] == [[0, 1], [2, 2], [3, 4], [5, 6]]
+    assert [batch.n_live for batch in found] == [2, 1, 2, 2]
+    for batch in found:
+        np.testing.assert_array_equal(batch.values, whole[batch.rows])
 
 
 @pytest.mark.parametrize("row", range(7))

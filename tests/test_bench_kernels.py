@@ -6,7 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from igmask.bench.attributions import cases as bench_cases
+from igmask.bench import cases as bench_cases
 from igmask.bench.cases import KERNELS
 from igmask.bench.kernels import measure
 from igmask.bench.kernels_page import to_markdown, write

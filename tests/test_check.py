@@ -354,3 +354,18 @@ def test_the_command_exits_with_one_and_takes_the_configuration_at_hand(study, t
 def test_lines_are_aligned():
     lines = str(Finding("disk", "one\ntwo", "warning")).splitlines()
     assert lines == ["warning  disk           one", "                        two"]
+
+
+def test_a_baseline_of_ones_own_is_tried(study):
+    functions = (
+        "def same(images, **_): return images / 2",
+        "def one(images, **_): return images[0]",
+    )
+    Path("check_start.py").write_text("\n".join(functions))
+    study["attribution"]["baseline"] = "check_start:same"
+    assert found(study, "baseline") == {"ok": "check_start:same, as 16"}
+    assert set(found(study, "a")) == {"ok"}
+    study["attribution"]["baseline"] = "check_start:one"
+    assert "the baseline check_start:one returned Tensor (3, 16, 16)" in found(study, "a")["error"]
+    study["attribution"]["baseline"] = "check_start:none"
+    assert "no attribute 'none'" in found(study, "baseline")["error"]

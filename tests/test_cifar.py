@@ -2,15 +2,12 @@
 
 import numpy as np
 import pytest
+from steps import run_attribute, run_evaluate, run_index, run_mask, run_prepare
 
 from igmask import arrays
 from igmask.report.tables import collect
-from igmask.steps.attribute import attribute as write_scores
-from igmask.steps.evaluate import evaluate
-from igmask.steps.index import index as write_index
-from igmask.steps.mask import mask as write_masks
-from igmask.steps.prepare import prepare
-from igmask.study import config
+from igmask.study import config, fields
+from igmask.study.settings import Geometry
 
 TOP1 = {
     "original": [80.4],
@@ -35,27 +32,27 @@ def accuracy(cifar, tmp_path_factory):
             "std": [0.229, 0.224, 0.225],
         }
     )
-    study = config.parse({"dataset": {"source": "demo"}, "models": {"a": config.settings(model)}})
+    study = config.parse({"dataset": {"source": "demo"}, "models": {"a": fields.plain(model)}})
     folder = tmp_path_factory.mktemp("cifar")
     images, scores = [folder / "images.npy"], [folder / "scores.npy"]
     settings = {"source": "folder", "root": str(cifar / "test")}
-    write_index(settings, folder / "index.parquet", seed=0)
-    geometry = config.Geometry(32, None, "bilinear")
-    prepare(folder / "index.parquet", images[0], geometry=geometry)
-    write_scores(
+    run_index(settings, folder / "index.parquet", seed=0)
+    geometry = Geometry(32, None, "bilinear")
+    run_prepare(folder / "index.parquet", images[0], geometry=geometry)
+    run_attribute(
         images[0],
         scores[0],
         model=model,
         attribution=study.attribution,
-        side=study.squares["side"],
+        side=study.squares.side,
         seed=study.seed,
-        batch_size=study.compute["batch_size"],
+        batch_size=study.compute.batch_size,
     )
-    percents, how = study.selection["p"], {"by": "mass", "score": "positive"}
-    write_masks(scores, folder / "masks", percents=percents, **how)
+    percents, how = study.selection.p, {"by": "mass", "score": "positive"}
+    run_mask(scores, folder / "masks", percents=percents, **how)
     masks = tuple(folder / "masks" / f"{p}.npy" for p in percents)
-    evaluate(images, folder / "records", model=model, masks=masks, controls=())
-    conditions = ["original"] + [f"{m}-{p}-black" for p in percents for m in study.masking["modes"]]
+    run_evaluate(images, folder / "records", model=model, masks=masks, controls=())
+    conditions = ["original"] + [f"{m}-{p}-black" for p in percents for m in study.masking.modes]
     records = [folder / "records" / f"{name}.parquet" for name in conditions]
     return collect(records).accuracy, arrays.read_records(folder / "scores.parquet")[0]
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from igmask import cli
+from igmask.cli import options
 
 NETWORK = """
 import torch
@@ -160,6 +161,6 @@ def test_the_log_takes_the_error(here):
 
 def test_threads_are_set():
     before = torch.get_num_threads()
-    cli._use_threads(None, None, 1)
+    options.use_threads(None, None, 1)
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)

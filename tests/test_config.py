@@ -5,7 +5,8 @@ import copy
 import pytest
 
 from igmask.errors import InputError
-from igmask.study import config
+from igmask.study import config, fields
+from igmask.study.settings import Geometry, percent, schema
 
 MINIMAL = {
     "dataset": {"source": "demo"},
@@ -25,7 +26,7 @@ def changed(path, value):
 
 def test_defaults_are_the_experiment_as_published():
     study = config.parse(MINIMAL)
-    assert study.attribution == {
+    assert fields.plain(study.attribution) == {
         "of": "probability",
         "target": "predicted",
         "baseline": "black",
@@ -38,12 +39,12 @@ def test_defaults_are_the_experiment_as_published():
         "most_steps": 800,
         "precision": "fp32",
     }
-    assert study.squares == {"side": 3, "score": "positive"}
-    assert study.selection == {"by": "mass", "p": [90, 70, 50, 30]}
-    assert study.masking == {
-        "modes": ["keep", "drop"],
-        "fills": ["black"],
-        "controls": ["random"],
+    assert fields.plain(study.squares) == {"side": 3, "score": "positive"}
+    assert fields.plain(study.selection) == {"by": "mass", "p": (90, 70, 50, 30)}
+    assert fields.plain(study.masking) == {
+        "modes": ("keep", "drop"),
+        "fills": ("black",),
+        "controls": ("random",),
     }
     assert study.dataset.name == "demo"
 
@@ -58,7 +59,7 @@ def test_defaults_are_filled_in_below_models_and_train():
 def test_settings_make_the_same_model_and_dataset_again():
     study = config.parse(changed("models/a/train", {}))
     for item, make in ((study.models["a"], config.model), (study.dataset, config.dataset)):
-        assert make(config.settings(item)) == item
+        assert make(fields.plain(item)) == item
 
 
 @pytest.mark.parametrize(
@@ -115,6 +116,13 @@ def test_settings_make_the_same_model_and_dataset_again():
         ("models/a/output", 1.5, "models.a.output: 1.5 is a number with decimals"),
         ("models/a/output", ["logits"], "models.a.output: .*'logits'.* is a list"),
         ("models", {}, "models: it is empty; it must be keys and values, at least one"),
+        (
+            "dataset/source",
+            "foldr",
+            "dataset.source: 'foldr' does not fit; it must be demo, folder, csv, torchvision or "
+            "module:callable; did you mean 'folder'",
+        ),
+        ("dataset/source", "csv:", "dataset.source: 'csv:' does not fit; .* did you mean 'csv'"),
         ("dataset", {"source": "folder"}, "dataset.root: missing"),
         ("dataset", {"source": "demo", "scale": 0}, "dataset.scale: 0 is"),
         ("dataset", {"source": "folder", "root": "no such"}, "dataset.root: there is no folder"),
@@ -202,9 +210,9 @@ def validators(rules):
 
 
 def test_every_validator_of_the_schema_has_words_of_its_own():
-    found = list(validators(config.schema()))
+    found = list(validators(schema()))
     assert all("allowed" in rules for key, rules in found if key == "pattern")
-    annotations = {"$schema", "title", "description", "default", "allowed"}
+    annotations = {"$schema", "title", "description", "default", "allowed", "examples"}
     nested = {"properties", "items", "allOf", "propertyNames"}  # what is in them has validators
     known = {
         *("type", "enum", "pattern", "required", "additionalProperties", "uniqueItems"),
@@ -224,7 +232,7 @@ def test_a_p_below_1_is_a_warning():
 
 def test_automatic_steps_need_a_rule_that_can_be_refined():
     settings = changed("attribution/n_steps", "auto")
-    assert config.parse(settings).attribution["n_steps"] == "auto"
+    assert config.parse(settings).attribution.n_steps == "auto"
     settings["attribution"]["rule"] = "middle"
     with pytest.raises(InputError, match="not 'middle'"):
         config.parse(settings)
@@ -287,10 +295,10 @@ def test_names_may_be_numbers():
 def test_given_settings_are_those_that_differ_from_the_defaults():
     settings = {"source": "m:f", "size": 8, "mean": [0.1, 0.2, 0.3], "train": {"epochs": 2}}
     model = config.model(settings)
-    given = config.given_settings(model)
+    given = fields.given(model)
     assert set(given) == set(settings)
     assert config.model(given) == model
-    assert config.given_settings(config.dataset({"source": "demo", "n_images": 20})) == {
+    assert fields.given(config.dataset({"source": "demo", "n_images": 20})) == {
         "source": "demo",
         "name": "demo",
         "n_images": 20,
@@ -299,19 +307,19 @@ def test_given_settings_are_those_that_differ_from_the_defaults():
 
 def test_geometry_names_tell_geometries_apart():
     names = {
-        config.Geometry(224, 256, "bilinear").name,
-        config.Geometry(224, 256, "bicubic").name,
-        config.Geometry(224, 232, "bilinear").name,
-        config.Geometry(224, None, "bilinear").name,
-        config.Geometry(299, 342, "bilinear").name,
+        Geometry(224, 256, "bilinear").name,
+        Geometry(224, 256, "bicubic").name,
+        Geometry(224, 232, "bilinear").name,
+        Geometry(224, None, "bilinear").name,
+        Geometry(299, 342, "bilinear").name,
     }
     assert len(names) == 5
-    assert config.Geometry(32, None, "bilinear").name == "32"
+    assert Geometry(32, None, "bilinear").name == "32"
 
 
 @pytest.mark.parametrize(("p", "text"), [(50, "50"), (50.0, "50"), (12.5, "12.5"), (0.01, "0.01")])
 def test_percent_as_text(p, text):
-    assert config.percent(p) == text
+    assert percent(p) == text
 
 
 @pytest.mark.parametrize(

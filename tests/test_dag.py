@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 from running import ROOT, snakemake
 
+from igmask.plan import Workflow
 from igmask.zoo import cifar_resnet
 
 STUDY = {
@@ -96,6 +97,27 @@ def test_tables_and_figures_are_there(results):
     assert figures == expected | {"accuracy-p.png", "accuracy-area.png"}
     found = json.loads((results / "results/demo/models/one/preflight.json").read_text())
     assert found["n_classes"] == 10
+
+
+def test_jobs_make_the_files_that_their_rules_declare_and_no_others(results):
+    there = {path.relative_to(results) for path in (results / "results").rglob("*.*")}
+    extra = {path for path in there if {"logs", ".kept"} & set(path.parts) or path.name == ".kept"}
+    declared = {path for made in Workflow(STUDY).made() for path in made.outputs}
+    assert there - extra == declared
+
+
+def test_jobs_need_the_files_that_their_rules_declare_and_no_others(tmp_path):
+    """Snakemake's shadow is a folder with the input of a job alone, of which its output is kept."""
+    text = (ROOT / "Snakefile").read_text("utf-8").replace("docs/captions", f"{ROOT}/docs/captions")
+    shadowed, n_rules = re.subn(r"\n    log:\n", '\n    shadow: "minimal"\n    log:\n', text)
+    assert n_rules == text.count("\nrule ") - 1  # all but `all`
+    (tmp_path / "Snakefile").write_text(shadowed)
+    Image.new("RGB", (64, 64), "grey").save(tmp_path / "grey.png")
+    study = changed(attribution={"baseline": "grey.png"}, compute={"shards": 1})
+    del study["models"]["two"]
+    done = snakemake(tmp_path, study=study, snakefile=tmp_path / "Snakefile")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "results/figures/keep-one.png").is_file()
 
 
 def test_logs_have_plain_lines(results):

@@ -13,11 +13,11 @@ import torchvision.datasets
 from PIL import Image
 
 from igmask.errors import InputError
-from igmask.inputs import demo
 from igmask.inputs.classes import class_numbers
 from igmask.inputs.data import index, numbered_classes, opener, unnamed_classes
+from igmask.inputs.sources import demo
 from igmask.plan import Workflow
-from igmask.study import config
+from igmask.study import config, fields
 
 MODEL = {"source": "nets:build", "size": 8}
 
@@ -134,7 +134,7 @@ def test_folders_that_are_numbers_are_the_classes_of_these_numbers(tmp_path, sou
         assert record.label == int(name)
         assert classes[record.label] == name
     assert len(classes) == max(map(int, names)) + 1
-    made_by = {"dataset": config.settings(dataset), "classes": classes}
+    made_by = {"dataset": fields.plain(dataset), "classes": classes}
     said = numbered_classes(made_by, records["label"])
     as_torchvision = [int(name) for name in sorted(names)] == list(range(len(names)))
     assert said is None if as_torchvision else "the class of its number" in said
@@ -148,7 +148,7 @@ def test_other_folders_keep_their_places_in_the_alphabet(tmp_path, source, names
     records, classes = index(dataset)
     expected = torchvision.datasets.ImageFolder(tmp_path)
     assert (records["label"].tolist(), classes) == (expected.targets, expected.classes)
-    made_by = {"dataset": config.settings(dataset), "classes": classes}
+    made_by = {"dataset": fields.plain(dataset), "classes": classes}
     assert numbered_classes(made_by, records["label"]) is None
 
 

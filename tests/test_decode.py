@@ -12,7 +12,7 @@ from torchvision.transforms import functional as tv
 
 from igmask.errors import InputError
 from igmask.inputs.decode import fit, read_rgb
-from igmask.study.config import Geometry
+from igmask.study.settings import Geometry
 
 
 def noise(mode, size=(53, 41)):

@@ -14,10 +14,12 @@ from PIL import Image
 from torch import nn
 
 from igmask import cli
+from igmask.cli import options
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.plain import FILLS
 from igmask.report import explain
+from igmask.study import config
 
 SIZE = 21
 NETWORK = """
@@ -65,7 +67,7 @@ def call(*words, image="photo.png", output="out.png", model="model.yaml"):
 
 @pytest.fixture
 def network(here):
-    return models.load(cli._read_model(None, None, "model.yaml"))
+    return models.load(config.model(options.read_settings("model.yaml")))
 
 
 def photo():

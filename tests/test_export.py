@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from steps import run_attribute, run_evaluate, run_index, run_mask, run_prepare
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -17,16 +18,12 @@ from igmask import arrays
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.kernels import occlude, unpack
-from igmask.steps.attribute import attribute as write_scores
-from igmask.steps.evaluate import evaluate
-from igmask.steps.index import index as write_index
-from igmask.steps.mask import mask as write_masks
-from igmask.steps.prepare import prepare
-from igmask.study import config
+from igmask.study import config, fields
+from igmask.study.settings import Attribution, Geometry
 from igmask.tools.export import export
 
 SIZE, N_IMAGES, MEAN = 16, 21, (0.41, 0.52, 0.63)
-GEOMETRY = config.Geometry(SIZE, None, "bilinear")
+GEOMETRY = Geometry(SIZE, None, "bilinear")
 NETWORK = """
 import torch
 from torch import nn
@@ -53,11 +50,11 @@ def study(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(str(folder))
-        write_index({"source": "folder", "root": "photos"}, folder / "index.parquet", seed=0)
+        run_index({"source": "folder", "root": "photos"}, folder / "index.parquet", seed=0)
         for shard in ("1-of-2", "2-of-2"):
             images = folder / f"{shard}.npy"
-            prepare(folder / "index.parquet", images, geometry=GEOMETRY, shard=shard)
-            write_scores(
+            run_prepare(folder / "index.parquet", images, geometry=GEOMETRY, shard=shard)
+            run_attribute(
                 images,
                 folder / f"scores-{shard}.npy",
                 model=model(),
@@ -68,13 +65,11 @@ def study(tmp_path_factory):
                 device="cpu",
             )
         scores = [folder / f"scores-{i}-of-2.npy" for i in (1, 2)]
-        write_masks(scores, folder, percents=(50, 70), by="mass", score="positive")
+        run_mask(scores, folder, p=(50, 70), by="mass", score="positive")
         yield folder
 
 
-ATTRIBUTION = config.parse(
-    {"dataset": {"source": "demo"}, "models": {"a": {"source": "m:f", "size": 8}}}
-).attribution | {"n_steps": 3}
+ATTRIBUTION = fields.plain(Attribution(n_steps=3))
 
 
 def model():
@@ -141,7 +136,7 @@ def test_a_fill_that_is_a_picture_is_exported_as_it_is_evaluated(
     assert pixels.equal((255 * torch.where(shown, images, images.flip(2))).round().byte())
 
     how = {"model": model(), "masks": (masks,), "modes": (mode,), "controls": ()}
-    evaluate(shards(study), folder, fills=(turned,), **how)
+    run_evaluate(shards(study), folder, fills=(turned,), **how)
     records, made_by = arrays.read_records(folder / f"{mode}-50-{turned}.parquet")
     probability, predicted = models.load(model())(pixels / 255).softmax(1).max(1)
     assert records["predicted"].tolist() == predicted.tolist()
@@ -157,13 +152,13 @@ def test_a_colour_that_is_rounded_is_told(study, tmp_path, capfd, fill, is_round
 
 def test_evaluating_the_export_gives_the_records_of_the_masks(study, tmp_path):
     masks = study / "50.npy"
-    evaluate(shards(study), tmp_path / "masked", model=model(), masks=(masks,), controls=())
+    run_evaluate(shards(study), tmp_path / "masked", model=model(), masks=(masks,), controls=())
     export(shards(study), tmp_path / "out", masks=masks)
     root, table = str(tmp_path / "out"), str(tmp_path / "out" / "labels.csv")
     settings = {"source": "csv", "root": root, "labels": table}
-    write_index(settings, tmp_path / "index.parquet", seed=0)
-    prepare(tmp_path / "index.parquet", tmp_path / "again.npy", geometry=GEOMETRY)
-    evaluate([tmp_path / "again.npy"], tmp_path / "again", model=model())
+    run_index(settings, tmp_path / "index.parquet", seed=0)
+    run_prepare(tmp_path / "index.parquet", tmp_path / "again.npy", geometry=GEOMETRY)
+    run_evaluate([tmp_path / "again.npy"], tmp_path / "again", model=model())
     masked, again = (
         arrays.read_records(tmp_path / name)[0]
         for name in ("masked/keep-50-black.parquet", "again/original.parquet")
@@ -250,8 +245,8 @@ def test_masks_of_other_images_are_refused(study, tmp_path):
     with pytest.raises(InputError, match="belong to other images"):
         export(shards(study)[::-1], output, masks=study / "50.npy")
     other = tmp_path / "resized.npy"
-    geometry = config.Geometry(SIZE, SIZE + 2, "bilinear")  # as many squares, of another crop
-    prepare(study / "index.parquet", other, geometry=geometry)
+    geometry = Geometry(SIZE, SIZE + 2, "bilinear")  # as many squares, of another crop
+    run_prepare(study / "index.parquet", other, geometry=geometry)
     with pytest.raises(InputError, match="belong to other images"):
         export([other], output, masks=study / "50.npy")
     with pytest.raises(InputError, match="unknown mode 'kep'"):

@@ -19,12 +19,13 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 from running import command, environment
+from steps import run_train
 
 from igmask import arrays, cli
 from igmask.errors import InputError
 from igmask.plan import Workflow
-from igmask.steps.train import train as write_weights
 from igmask.study import config
+from igmask.study.recipes import STAGES
 from igmask.tools.verify import differences, foreign
 
 TABLES = "results/tables"
@@ -459,8 +460,8 @@ MADE_BY = {
 
 @pytest.mark.parametrize("step", MADE_BY)
 def test_results_of_another_version_of_a_step_are_stale(finished, monkeypatch, step):
-    of = config.STAGES[step]
-    monkeypatch.setitem(config.STAGES, step, of + 1)
+    of = STAGES[step]
+    monkeypatch.setitem(STAGES, step, of + 1)
     found = verified(finished, monkeypatch)
     problem = f"versions.{step} is {of}, not {of + 1}"
     assert found[MADE_BY[step]] == f"stale: {problem}"
@@ -478,13 +479,13 @@ def test_weights_say_the_version_of_their_training(tmp_path, monkeypatch):
     model = {"source": "igmask.zoo:small_resnet", "size": 64, "train": training}
     study = {"dataset": {"source": "demo", "n_images": 10, "n_train": 10}, "models": {"a": model}}
     path = tmp_path / "results/demo/weights/a.safetensors"
-    write_weights(path, model=config.model(model), n_train=10, seed=0)
+    run_train(path, model=config.model(model), n_train=10, seed=0)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(study))
     name = "results/demo/weights/a.safetensors"
     assert name not in verified(tmp_path, monkeypatch)
-    of = config.STAGES["train"]
+    of = STAGES["train"]
     with monkeypatch.context() as later:
-        later.setitem(config.STAGES, "train", of + 1)
+        later.setitem(STAGES, "train", of + 1)
         found = verified(tmp_path, later)
     assert found[name] == f"stale: versions.train is {of}, not {of + 1}"
     path.write_bytes(path.read_bytes()[:-10])

@@ -15,6 +15,7 @@ from igmask.engine.ig import Auto, integrated_gradients
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.study import config
+from igmask.study.recipes import STAGES
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_a_run_that_was_cut_short_goes_on(network, data, tmp_path):
 def test_results_of_another_version_are_not_gone_on_with(network, data, tmp_path, monkeypatch):
     loader = DataLoader(data, batch_size=7)
     igmask.attribute_loader(network, loader, tmp_path, n_steps=4)
-    monkeypatch.setitem(config.STAGES, "attribute", 0)
+    monkeypatch.setitem(STAGES, "attribute", 0)
     with pytest.raises(InputError, match=r"00000\.npy is of other versions"):
         igmask.attribute_loader(network, loader, tmp_path, n_steps=4)
 

@@ -16,7 +16,7 @@ from torchvision.transforms import functional as tv
 from igmask.engine.ig import integrated_gradients
 from igmask.engine.stem import split
 from igmask.errors import InputError
-from igmask.inputs import models
+from igmask.inputs import models, weights
 from igmask.study import config
 
 MODULE = """
@@ -165,7 +165,7 @@ def test_a_failed_download_says_where_to_put_the_file(monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"resnet18-f37072fd\.pth could not be fetched.*save it"):
         models.build(config.model({"source": "resnet18", "weights": "IMAGENET1K_V1"}))
     with pytest.raises(InputError, match=r"example\.org/w\.pth could not be fetched.*save it"):
-        models.weights_file(tiny(weights="https://example.org/w.pth"))
+        weights.weights_file(tiny(weights="https://example.org/w.pth"))
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

@@ -9,20 +9,20 @@ import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
+from steps import run_index, run_preflight
 from torch import nn
 
 from igmask import arrays, cli
 from igmask.errors import InputError
 from igmask.inputs import models, sample
 from igmask.inputs.data import opener
-from igmask.steps.index import index as write_index
-from igmask.steps.preflight import preflight
 from igmask.study import config
+from igmask.study.settings import Geometry
 from igmask.tools import check, trial
 
 SIZE, N_IMAGES = 8, 90
 COLOURS = ("red", "green", "blue")
-GEOMETRY = config.Geometry(SIZE, None, "bilinear")
+GEOMETRY = Geometry(SIZE, None, "bilinear")
 
 NETWORK = """
 import torch
@@ -73,7 +73,7 @@ def study(tmp_path, monkeypatch):
 
 def indexed(study):
     """The index of a study's dataset, written, and its records."""
-    write_index(study["dataset"], Path("index.parquet"), seed=0)
+    run_index(study["dataset"], Path("index.parquet"), seed=0)
     return arrays.read_records(Path("index.parquet"))[0]
 
 
@@ -86,7 +86,7 @@ def found_by_preflight(study, capsys):
     """What preflight writes, and the warnings that it says."""
     indexed(study)
     capsys.readouterr()
-    preflight(Path("index.parquet"), Path("x.json"), model=config.model(study["models"]["a"]))
+    run_preflight(Path("index.parquet"), Path("x.json"), model=config.model(study["models"]["a"]))
     warnings = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning: ")]
     return json.loads(Path("x.json").read_text()), "\n".join(warnings)
 

@@ -4,10 +4,9 @@ import pytest
 
 from igmask import plain, quadrature
 from igmask.engine import ig, network
-from igmask.inputs import decode
+from igmask.inputs import baselines, decode, sources
 from igmask.steps import controls, evaluate
-from igmask.study import config
-from igmask.study.config import schema
+from igmask.study.settings import BASELINES, Dataset, schema
 
 
 def choices(*path):
@@ -37,9 +36,16 @@ def test_the_schema_lists_what_the_code_has(path, names):
     assert choices(*path) == list(names)
 
 
+def test_sources_are_those_of_the_code():
+    rules = schema()["properties"]["dataset"]
+    assert rules["properties"]["source"]["examples"] == list(sources.SOURCES)
+    assert set(Dataset.NEEDS) <= set(sources.SOURCES)
+
+
 def test_baselines_are_listed_once_and_explained():
+    assert list(BASELINES) == list(baselines.BASELINES)
     text = schema()["properties"]["attribution"]["properties"]["baseline"]["description"]
-    assert all(name in text for name in config.BASELINES)
+    assert all(name in text for name in BASELINES)
 
 
 def test_ways_to_resize_are_those_of_pillow():

@@ -11,24 +11,20 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from steps import run_attribute, run_evaluate, run_index, run_mask, run_preflight, run_prepare
 
 from igmask import arrays
 from igmask.engine.ig import integrated_gradients
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.kernels import occlude, select, square_scores, unpack
-from igmask.steps.attribute import attribute as write_scores
-from igmask.steps.evaluate import evaluate
-from igmask.steps.index import index as write_index
-from igmask.steps.mask import mask as write_masks
-from igmask.steps.preflight import preflight
-from igmask.steps.prepare import WINDOW, in_order, prepare
-from igmask.study import config
+from igmask.steps.prepare import WINDOW, in_order
+from igmask.study import config, fields
+from igmask.study.recipes import STAGES
+from igmask.study.settings import Attribution, Geometry
 
 SIZE, N_IMAGES = 16, 21
-ATTRIBUTION = config.parse(
-    {"dataset": {"source": "demo"}, "models": {"a": {"source": "m:f", "size": 8}}}
-).attribution | {"n_steps": 6}
+ATTRIBUTION = fields.plain(Attribution(n_steps=6))
 
 NETWORK = """
 import torch
@@ -88,18 +84,18 @@ def run(folder, *, shards=1, on_bad_image="error", attribution=ATTRIBUTION, mode
     """Run all steps below a folder; return its paths of images, scores and masks."""
     model = model or network()
     folder.mkdir()
-    write_index({"source": "folder", "root": "images"}, folder / "index.parquet", seed=0)
+    run_index({"source": "folder", "root": "images"}, folder / "index.parquet", seed=0)
     images = [folder / f"images-{i + 1}-of-{shards}.npy" for i in range(shards)]
     scores = [folder / f"scores-{i + 1}-of-{shards}.npy" for i in range(shards)]
     for i, (image_path, score_path) in enumerate(zip(images, scores, strict=True)):
-        prepare(
+        run_prepare(
             folder / "index.parquet",
             image_path,
-            geometry=config.Geometry(SIZE, None, "bilinear"),
+            geometry=Geometry(SIZE, None, "bilinear"),
             shard=f"{i + 1}-of-{shards}",
             on_bad_image=on_bad_image,
         )
-        write_scores(
+        run_attribute(
             image_path,
             score_path,
             model=model,
@@ -109,9 +105,9 @@ def run(folder, *, shards=1, on_bad_image="error", attribution=ATTRIBUTION, mode
             batch_size=32,
             device="cpu",
         )
-    write_masks(scores, folder, percents=[50], by="mass", score="positive")
+    run_mask(scores, folder, p=[50], by="mass", score="positive")
     masks = folder / "50.npy"
-    evaluate(images, folder / "records", model=model, masks=(masks,))
+    run_evaluate(images, folder / "records", model=model, masks=(masks,))
     return images, scores, masks
 
 
@@ -201,7 +197,7 @@ def test_the_random_control_has_the_selections_area(study):
 def test_records_say_what_is_predicted_of_an_image_all_masked(study, fill):
     model = network(mean=[0.2, 0.9, 0.4], std=[0.1, 0.2, 0.3])
     images, _, masks = run(study / "out")
-    evaluate(images, study / "out" / "records", model=model, masks=(masks,), fills=(fill,))
+    run_evaluate(images, study / "out" / "records", model=model, masks=(masks,), fills=(fill,))
     _, made_by = records_in(study / "out", f"keep-50-{fill}")
     if fill == "image-mean":
         assert made_by["blank"] is None
@@ -216,14 +212,14 @@ def test_records_say_what_is_predicted_of_an_image_all_masked(study, fill):
 def test_no_answer_to_an_image_all_masked_is_no_error(study):
     model = network(source="steps_net:NanOnZeros", mean=[0.5, 0.5, 0.5])
     images, _, masks = run(study / "out")
-    evaluate(images, study / "out" / "records", model=model, masks=(masks,), fills=("mean",))
+    run_evaluate(images, study / "out" / "records", model=model, masks=(masks,), fills=("mean",))
     assert records_in(study / "out", "keep-50-mean")[1]["blank"] is None
 
 
 def test_what_was_evaluated_before_is_kept(study, monkeypatch):
     images, scores, masks = run(study / "out")
     folder, more = study / "out" / "records", study / "20.npy"
-    write_masks(scores, study, percents=[20], by="mass", score="positive")
+    run_mask(scores, study, p=[20], by="mass", score="positive")
     evaluated = []
     steps = sys.modules["igmask.steps.evaluate"]
     compute = steps._evaluated
@@ -238,7 +234,7 @@ def test_what_was_evaluated_before_is_kept(study, monkeypatch):
         """The conditions that another evaluation computes."""
         evaluated.clear()
         options = {"model": network(), "masks": (masks, more)} | changes
-        evaluate(images, folder, **options)
+        run_evaluate(images, folder, **options)
         return evaluated
 
     def records():
@@ -259,13 +255,13 @@ def test_what_was_evaluated_before_is_kept(study, monkeypatch):
     assert records().items() > before.items()
     assert again(seed=1) == [f"{m}-{p}-black" for p in (50, 20) for m in ("keep", "drop")]
     assert again(seed=1, modes=("drop",), fills=("mean",)) == ["drop-50-mean", "drop-20-mean"]
-    write_masks(scores, study, percents=[20], by="count", score="positive")
+    run_mask(scores, study, p=[20], by="count", score="positive")
     assert again(seed=1) == ["keep-20-black", "drop-20-black"]
     everything = ["original", *(f"{m}-{p}-black" for p in (50, 20) for m in ("keep", "drop"))]
     assert again(seed=1, name="other") == everything
     (study / "steps_net.py").write_text(NETWORK + "# another network, for all that is known")
     assert again(seed=1, name="other") == everything
-    monkeypatch.setitem(config.STAGES, "evaluate", 0)
+    monkeypatch.setitem(STAGES, "evaluate", 0)
     assert again(seed=1, name="other") == everything
     prepared, made_by = arrays.read_records(arrays.records_of(images[0]))
     prepared["label"] = 2 - prepared["label"]
@@ -295,7 +291,7 @@ def test_records_are_kept_where_files_have_one_name_only(study, monkeypatch):
     for path in (study / "copied" / "records").glob("*.parquet"):
         path.unlink()
     monkeypatch.setattr(sys.modules["igmask.steps.evaluate"], "_evaluated", None)
-    evaluate(images, study / "copied" / "records", model=network(), masks=(masks,))
+    run_evaluate(images, study / "copied" / "records", model=network(), masks=(masks,))
     for name in CONDITIONS:
         found, expected = (records_in(study / x, name)[0] for x in ("copied", "out"))
         pd.testing.assert_frame_equal(found, expected)
@@ -354,14 +350,14 @@ def test_files_and_errors_do_not_depend_on_workers(study, bomb, on_bad_image):
     (study / "images" / "cat" / "00.png").write_text("no image")
     bomb(study / "images" / "dog" / "13.png", 60_000, 60_000)
     Image.new("RGB", (10, 10)).save(study / "images" / "emu" / "20.png")
-    write_index({"source": "folder", "root": "images"}, study / "index.parquet", seed=0)
+    run_index({"source": "folder", "root": "images"}, study / "index.parquet", seed=0)
     found = []
     for workers in (1, 2, 5):
         images = study / f"{workers}.npy"
-        geometry = config.Geometry(SIZE, None, "bilinear")
+        geometry = Geometry(SIZE, None, "bilinear")
         options = {"on_bad_image": on_bad_image, "workers": workers}
         try:
-            prepare(study / "index.parquet", images, geometry=geometry, **options)
+            run_prepare(study / "index.parquet", images, geometry=geometry, **options)
         except InputError as error:
             found.append(str(error))
         else:
@@ -394,7 +390,7 @@ def test_workers_work_side_by_side_and_a_few_images_ahead(workers):
 
 def test_few_images_are_open_at_once(study, monkeypatch):
     index, n_open, most = study / "index.parquet", [], []
-    write_index({"source": "demo", "n_images": 60}, index, seed=0)
+    run_index({"source": "demo", "n_images": 60}, index, seed=0)
 
     def opener(dataset, *, seed):
         def open_image(record):
@@ -410,8 +406,8 @@ def test_few_images_are_open_at_once(study, monkeypatch):
 
     monkeypatch.setattr("igmask.steps.prepare.opener", opener)
     monkeypatch.setattr(arrays.ArrayWriter, "append", append)
-    geometry = config.Geometry(SIZE, None, "bilinear")
-    prepare(index, study / "x.npy", geometry=geometry, workers=2)
+    geometry = Geometry(SIZE, None, "bilinear")
+    run_prepare(index, study / "x.npy", geometry=geometry, workers=2)
     assert len(most) == 60
     assert max(most) <= 2 * WINDOW
 
@@ -446,7 +442,7 @@ def test_shards_may_be_empty(study, shards):
 )
 def test_unknown_modes_fills_and_controls_are_named_before_any_work(wrong, message):
     with pytest.raises(InputError, match=message):
-        evaluate([], Path(), model=network(), **wrong)
+        run_evaluate([], Path(), model=network(), **wrong)
 
 
 def test_an_entry_of_the_output_goes_through_all_steps(study):
@@ -464,34 +460,34 @@ def test_an_entry_of_the_output_goes_through_all_steps(study):
 def test_two_masks_of_one_p_are_refused(study):
     images, _, masks = run(study / "out")
     with pytest.raises(InputError, match="masks of p = 50 are there twice"):
-        evaluate(images, study / "x", model=network(), masks=(masks, masks))
+        run_evaluate(images, study / "x", model=network(), masks=(masks, masks))
 
 
 def test_outputs_that_are_not_finite_name_the_images(study):
     images, _, masks = run(study / "out")
     broken = config.model({"source": "steps_net:NanOnHalfBlack", "size": SIZE})
     with pytest.raises(InputError, match=r"NaN or infinite outputs for the images \['cat/00"):
-        evaluate(images, study / "x", model=broken, masks=(masks,))
+        run_evaluate(images, study / "x", model=broken, masks=(masks,))
     assert [path.name for path in (study / "x").glob("*.parquet")] == ["original.parquet"]
 
 
 def test_a_baseline_file_is_checked_before_any_work(study):
     index = study / "index.parquet"
-    write_index({"source": "folder", "root": "images"}, index, seed=0)
+    run_index({"source": "folder", "root": "images"}, index, seed=0)
     Image.new("RGB", (8, 8)).save("small.png")
     (study / "text.png").write_text("no image")
     for name, message in (("small.png", "8×8 pixels are fewer"), ("text.png", "not an image")):
         with pytest.raises(InputError, match=f"the baseline {name}: .*{message}"):
-            preflight(index, study / "x.json", model=network(), baseline=name)
+            run_preflight(index, study / "x.json", model=network(), baseline=name)
 
 
 def test_labels_outside_the_model_are_named_before_any_work(study):
     index = study / "index.parquet"
-    write_index({"source": "folder", "root": "images"}, index, seed=0)
+    run_index({"source": "folder", "root": "images"}, index, seed=0)
     with pytest.raises(InputError, match=r"7 labels are outside.*0 … 1.*'emu/02.png': 2"):
-        preflight(index, study / "x.json", model=network(arguments={"classes": 2}))
+        run_preflight(index, study / "x.json", model=network(arguments={"classes": 2}))
     assert not (study / "x.json").exists()
-    preflight(index, study / "x.json", model=network())
+    run_preflight(index, study / "x.json", model=network())
     found = json.loads((study / "x.json").read_text())
     assert found["n_classes"] == 3
     assert found["class_names"] == ["cat", "dog", "emu"]
@@ -499,26 +495,26 @@ def test_labels_outside_the_model_are_named_before_any_work(study):
 
 def test_fewer_folders_than_classes_are_an_error_before_any_work(study):
     index = study / "index.parquet"
-    write_index({"source": "folder", "root": "images"}, index, seed=0)
+    run_index({"source": "folder", "root": "images"}, index, seed=0)
     large = network(arguments={"classes": 5})
     with pytest.raises(InputError, match="the network has 5 classes, and the dataset 3 class f"):
-        preflight(index, study / "x.json", model=large)
+        run_preflight(index, study / "x.json", model=large)
     assert not (study / "x.json").exists()
     (study / "names.txt").write_text("ant\nbee\ncat\ndog\nemu\n")
     settings = {"source": "folder", "root": "images", "classes": "names.txt"}
-    write_index(settings, index, seed=0)
-    preflight(index, study / "x.json", model=large)
+    run_index(settings, index, seed=0)
+    run_preflight(index, study / "x.json", model=large)
     found = json.loads((study / "x.json").read_text())
     assert found["class_names"] == ["ant", "bee", "cat", "dog", "emu"]
 
 
 def test_the_index_says_that_numbers_are_labels(study, capsys):
     settings = {"source": "folder", "root": "images"}
-    write_index(settings, study / "index.parquet", seed=0)
+    run_index(settings, study / "index.parquet", seed=0)
     assert "numbers" not in capsys.readouterr().err
     for name, number in (("cat", "10"), ("dog", "2"), ("emu", "0")):
         (study / "images" / name).rename(study / "images" / number)
-    write_index(settings, study / "index.parquet", seed=0)
+    run_index(settings, study / "index.parquet", seed=0)
     assert "each counts as the class of its number" in capsys.readouterr().err
     records, _ = arrays.read_records(study / "index.parquet")
     assert {Path(name).parts[0] for name in records["name"]} == {"0", "2", "10"}
@@ -527,14 +523,14 @@ def test_the_index_says_that_numbers_are_labels(study, capsys):
 
 def test_the_index_keeps_what_tells_a_changed_file_and_prepare_does_not(study):
     settings = {"source": "folder", "root": "images", "scale": 255}
-    write_index(settings, study / "index.parquet", seed=0)
+    run_index(settings, study / "index.parquet", seed=0)
     records, made_by = arrays.read_records(study / "index.parquet")
     files = [Path(path).stat() for path in records["path"]]
     assert records["size"].tolist() == [file.st_size for file in files]
     assert records["mtime_ns"].tolist() == [file.st_mtime_ns for file in files]
     assert made_by["dataset"]["scale"] == 255
-    geometry = config.Geometry(SIZE, None, "bilinear")
-    prepare(study / "index.parquet", study / "images.npy", geometry=geometry)
+    geometry = Geometry(SIZE, None, "bilinear")
+    run_prepare(study / "index.parquet", study / "images.npy", geometry=geometry)
     records, made_by = arrays.read_records(study / "images.parquet")
     assert list(records) == ["name", "label", "position", arrays.CHECKSUM]
     assert made_by["dataset"]["scale"] == 255
@@ -544,17 +540,17 @@ def test_grey_of_more_than_8_bits_needs_a_scale(study):
     grey = np.linspace(0, 4095, 20 * 18).reshape(20, 18).astype(np.uint16)
     Image.fromarray(grey).save(study / "images" / "cat" / "00.png")
     settings = {"source": "folder", "root": "images"}
-    geometry = config.Geometry(SIZE, None, "bilinear")
-    write_index(settings, study / "index.parquet", seed=0)
+    geometry = Geometry(SIZE, None, "bilinear")
+    run_index(settings, study / "index.parquet", seed=0)
     with pytest.raises(InputError, match=r"1 of 21 .*\n.*cat/00\.png: its mode is I;16"):
-        prepare(study / "index.parquet", study / "images.npy", geometry=geometry)
-    write_index(settings | {"scale": 4095}, study / "index.parquet", seed=0)
-    prepare(study / "index.parquet", study / "images.npy", geometry=geometry)
+        run_prepare(study / "index.parquet", study / "images.npy", geometry=geometry)
+    run_index(settings | {"scale": 4095}, study / "index.parquet", seed=0)
+    run_prepare(study / "index.parquet", study / "images.npy", geometry=geometry)
     found = arrays.read_array(study / "images.npy")[0]
     exact = 255 / 4095 * grey[2:18, 1:17].astype(float)[:, :, None]
     assert abs(found - exact).max() <= 0.5 + 1e-9
     with pytest.raises(InputError, match=r"the baseline images/cat/00\.png: .*mode is I;16"):
-        preflight(
+        run_preflight(
             study / "index.parquet",
             study / "x.json",
             model=network(),
@@ -580,12 +576,12 @@ def test_a_class_list_has_as_many_classes_as_the_model_has_outputs(study, names,
     path.write_text("\n".join(names.split()) if isinstance(names, str) else json.dumps(names))
     index, images = study / "index.parquet", study / "images.npy"
     dataset = {"source": "folder", "root": "images", "classes": path.name}
-    write_index(dataset, index, seed=0)
-    prepare(index, images, geometry=config.Geometry(SIZE, None, "bilinear"))
+    run_index(dataset, index, seed=0)
+    run_prepare(index, images, geometry=Geometry(SIZE, None, "bilinear"))
     model = network(arguments={"classes": outputs})
     for work in (
-        lambda: preflight(index, study / "x.json", model=model),
-        lambda: evaluate([images], study / "records", model=model),
+        lambda: run_preflight(index, study / "x.json", model=model),
+        lambda: run_evaluate([images], study / "records", model=model),
     ):
         if message is None:
             work()
@@ -595,9 +591,9 @@ def test_a_class_list_has_as_many_classes_as_the_model_has_outputs(study, names,
 
 
 def test_the_demos_classes_are_ten(study):
-    write_index({"source": "demo", "n_images": 20}, study / "index.parquet", seed=0)
+    run_index({"source": "demo", "n_images": 20}, study / "index.parquet", seed=0)
     with pytest.raises(InputError, match="the demo lists 10 classes, and the model has 12 outputs"):
-        preflight(
+        run_preflight(
             study / "index.parquet", study / "x.json", model=network(arguments={"classes": 12})
         )
 
@@ -614,7 +610,7 @@ def test_masks_of_other_images_are_refused(study):
     (study / "images" / "cat" / "00.png").unlink()
     fewer, _, _ = run(study / "fewer")
     with pytest.raises(InputError, match="belong to other images"):
-        evaluate(fewer, study / "x", model=network(), masks=(masks,))
+        run_evaluate(fewer, study / "x", model=network(), masks=(masks,))
     assert not (study / "x").exists()
 
 
@@ -670,6 +666,8 @@ def test_a_device_is_taken_before_a_network_comes_to_it(study, monkeypatch):
     monkeypatch.setattr(models, "load", None)
     options = {"model": network(), "device": "cuda:1"}
     with pytest.raises(InputError, match="cuda:1 is taken"):
-        write_scores(images[0], study / "x.npy", **options, attribution=ATTRIBUTION, side=3, seed=0)
+        run_attribute(
+            images[0], study / "x.npy", **options, attribution=ATTRIBUTION, side=3, seed=0
+        )
     with pytest.raises(InputError, match="cuda:1 is taken"):
-        evaluate(images, study / "x", masks=(masks,), **options)
+        run_evaluate(images, study / "x", masks=(masks,), **options)

@@ -14,7 +14,7 @@ from igmask.plain import FILLS
 from igmask.report.published import N_IMAGES, published_top1
 from igmask.report.tables import collect, widen, wilson
 from igmask.report.tables import tables as write_tables
-from igmask.study import config
+from igmask.study import config, fields
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (804, 1000), (1, 3), (25_000, 50_000)])
@@ -24,7 +24,7 @@ def test_wilson_equals_scipy(k, n):
 
 
 CLASS_NAMES = ["cat", "dog", "a class of a very long name"]
-MODEL = config.settings(config.model({"source": "resnet50", "weights": "IMAGENET1K_V1"}))
+MODEL = fields.plain(config.model({"source": "resnet50", "weights": "IMAGENET1K_V1"}))
 
 
 def write(
@@ -60,9 +60,11 @@ def write(
             "score": "positive",
             "side": 3,
             "completeness": {"mean": 0.0412, "median": 0.02, "max": 0.8, "n_without_change": 3},
-            "attribution": config.parse(
-                {"dataset": {"source": "demo"}, "models": {"a": {"source": "m:f", "size": 8}}}
-            ).attribution,
+            "attribution": fields.plain(
+                config.parse(
+                    {"dataset": {"source": "demo"}, "models": {"a": {"source": "m:f", "size": 8}}}
+                ).attribution
+            ),
         }
     path = folder / f"{name}-{mode}-{p}-{fill}.parquet"
     arrays.write_records(path, pd.concat(parts), settings)

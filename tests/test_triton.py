@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from selection import masks_by_sort
+from steps import run_attribute, run_evaluate, run_index, run_mask, run_prepare
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -44,12 +45,8 @@ from igmask.kernels.pool import _accumulate_pooled, _pooled_points
 from igmask.kernels.select import _select_bits
 from igmask.kernels.squares import _square_parts
 from igmask.steps import attribute
-from igmask.steps.attribute import attribute as write_scores
-from igmask.steps.evaluate import evaluate
-from igmask.steps.index import index as write_index
-from igmask.steps.mask import mask as write_masks
-from igmask.steps.prepare import prepare
-from igmask.study import config
+from igmask.study import config, fields
+from igmask.study.settings import Geometry
 
 pytestmark = pytest.mark.gpu
 
@@ -599,20 +596,20 @@ def test_the_study_goes_through_the_kernels(tmp_path, monkeypatch, n_steps):
         Image.fromarray(pixels).save(Path("images", label, "one.png"))
     small = {"source": "kernel_net:small", "size": 10}
     study = config.parse({"dataset": {"source": "demo"}, "models": {"small": small}})
-    model, geometry = study.models["small"], config.Geometry(10, None, "bilinear")
-    write_index({"source": "folder", "root": "images"}, Path("index.parquet"), seed=0)
-    prepare(Path("index.parquet"), Path("images.npy"), geometry=geometry)
-    how = study.attribution | {"n_steps": n_steps, "most_steps": 50}
+    model, geometry = study.models["small"], Geometry(10, None, "bilinear")
+    run_index({"source": "folder", "root": "images"}, Path("index.parquet"), seed=0)
+    run_prepare(Path("index.parquet"), Path("images.npy"), geometry=geometry)
+    how = fields.plain(study.attribution) | {"n_steps": n_steps, "most_steps": 50}
     monkeypatch.setattr(attribute, "GROUP", 2)  # a full one would be repeats of the last image
     asked = []
     with Watch(asked):
-        write_scores(
+        run_attribute(
             Path("images.npy"), Path("scores.npy"),
             model=model, attribution=how, side=3, seed=0, device=DEVICE.type,
         )  # fmt: skip
-        write_masks([Path("scores.npy")], Path("masks"), percents=[50], by="mass", score="positive")
+        run_mask([Path("scores.npy")], Path("masks"), p=[50], by="mass", score="positive")
         masks = (Path("masks/50.npy"),)
-        evaluate(
+        run_evaluate(
             [Path("images.npy")], Path("records"), model=model, masks=masks, device=DEVICE.type
         )
     kinds = {"path_points", "accumulate", "square_parts", "occluded_input"}

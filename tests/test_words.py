@@ -14,8 +14,7 @@ import pytest
 import yaml
 
 from igmask.plan import Workflow, code_version
-from igmask.study.config import STAGES
-from igmask.tools import verify
+from igmask.study.recipes import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGURATIONS = ("config.yaml", "config/cifar10.yaml", "config/imagenet.yaml")
@@ -26,24 +25,24 @@ def words_of(flow):
     one = {name: SimpleNamespace(model=name) for name in flow.models}
     shards = [flow.shards[0], flow.shards[-1]]  # the others differ by their name
     geometries = {model.geometry.name for model in flow.models.values()}
-    jobs = {"index": flow.index_options(SimpleNamespace()), "compute": flow.compute_options()}
+    jobs = {"index": flow.words("index")(SimpleNamespace()), "compute": flow.compute_options()}
     jobs["engine"] = flow.engine_options()
     for geometry in sorted(geometries):
         for shard in shards:
             wildcards = SimpleNamespace(geometry=geometry, shard=shard)
-            jobs[f"prepare {geometry} {shard}"] = flow.prepare_options(wildcards)
+            jobs[f"prepare {geometry} {shard}"] = flow.words("prepare")(wildcards)
     for name, wildcards in one.items():
-        for rule in ("preflight", "attribute", "mask", "evaluate", "example"):
-            jobs[f"{rule} {name}"] = getattr(flow, f"{rule}_options")(wildcards)
+        for rule in ("preflight", "attribute", "mask", "evaluate", "examples"):
+            jobs[f"{rule} {name}"] = flow.words(rule)(wildcards)
         if flow.models[name].train:
-            jobs[f"train {name}"] = flow.train_options(wildcards)
+            jobs[f"train {name}"] = flow.words("train")(wildcards)
     shown = {f"{shard}.npy" for shard in shards}
     files = {
         str(made.path): {
             "settings": made.settings,
             "read": {kind: list(map(str, paths))[:2] for kind, paths in made.read.items()},
         }
-        for made in verify.files(flow)
+        for made in flow.made()
         if "-of-" not in made.path.name or made.path.name in shown
     }
     versions = {stage: code_version(stage) for stage in STAGES}
@@ -56,7 +55,10 @@ def test_jobs_and_files_of_the_shipped_studies_are_those_written_down(name):
     words = {
         f"{kind} {key}": of for kind, part in words_of(flow).items() for key, of in part.items()
     }
-    text = "".join(f"{key}\n  {json.dumps(of, ensure_ascii=False)}\n" for key, of in words.items())
+    text = "".join(
+        f"{key}\n  {json.dumps(of, ensure_ascii=False, sort_keys=True)}\n"
+        for key, of in words.items()
+    )
     path = ROOT / "tests/words" / f"{Path(name).stem}.txt"
     if os.environ.get("IGMASK_WRITE_WORDS"):
         path.parent.mkdir(exist_ok=True)

@@ -129,7 +129,7 @@ def test_options_name_every_setting_in_one_quoted_string():
     for n_steps, n_baselines in ((2, 3), (3, 2)):
         attribution = {"baseline": "uniform", "n_steps": n_steps, "n_baselines": n_baselines}
         flow = Workflow(STUDY | {"attribution": attribution})
-        options = flow.attribute_options(of())
+        options = flow.words("attribute")(of())
         words = shlex.split(options)
         assert words[words.index("--n-steps") + 1] == str(n_steps)
         assert json.loads(words[words.index("--model") + 1])["source"] == "igmask.zoo:small_vgg"
@@ -146,30 +146,30 @@ def test_cores_are_shared_among_the_jobs_of_preparation(shards, cores, threads):
 
 
 def test_options_leave_out_what_a_job_does_not_depend_on(flow):
-    attribute = flow.attribute_options(of())
+    attribute = flow.words("attribute")(of())
     assert "--seed" not in attribute
     assert "--blur-sigma" not in attribute
     assert "--n-baselines" not in attribute
     other = Workflow(STUDY | {"compute": {"batch_size": 3, "threads": 2}})
-    assert other.attribute_options(of()) == attribute
+    assert other.words("attribute")(of()) == attribute
     assert "--batch-size 3" in other.compute_options()
     more = Workflow(STUDY | {"dataset": {"source": "demo", "n_train": 77, "limit": 3}})
-    assert more.index_options(of()) == flow.index_options(of())
+    assert more.words("index")(of()) == flow.words("index")(of())
     said = Workflow(STUDY | {"dataset": STUDY["dataset"] | {"obtain": "there", "n_expected": 9}})
-    assert said.index_options(of()) == flow.index_options(of())
-    assert more.train_options(of()) != flow.train_options(of())
+    assert said.words("index")(of()) == flow.words("index")(of())
+    assert more.words("train")(of()) != flow.words("train")(of())
 
 
 def test_automatic_steps_bring_their_tests_along(flow):
-    attribute = flow.attribute_options(of())
+    attribute = flow.words("attribute")(of())
     assert "--tolerance" not in attribute
     assert "--most-steps" not in attribute
     auto = Workflow(STUDY | {"attribution": {"n_steps": "auto", "most_steps": 100}})
-    words = shlex.split(auto.attribute_options(of()))
+    words = shlex.split(auto.words("attribute")(of()))
     assert words[words.index("--n-steps") + 1] == "auto"
     assert words[words.index("--most-steps") + 1] == "100"
     compiled = Workflow(STUDY | {"compute": {"engine": "compile"}})
-    assert compiled.attribute_options(of()) == attribute
+    assert compiled.words("attribute")(of()) == attribute
     assert compiled.engine_options() == "--engine compile"
 
 

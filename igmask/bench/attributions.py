@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from igmask import zoo
 from igmask.bench import machine
-from igmask.devices import take_device
+from igmask.devices import n_cores, take_device
 from igmask.engine import definition
 from igmask.engine.ig import integrated_gradients, overlap
 from igmask.engine.network import Network, all_finite, keep_freed_memory, multiply_in, prepare
@@ -200,7 +200,7 @@ def measure(
         version("captum")
     except ImportError:
         raise InputError("Captum is not installed: pip install -e '.[bench]'") from None
-    threads = threads or machine.n_cores()
+    threads = threads or n_cores()
     packages = (*_PACKAGES, "triton") if on_gpu else _PACKAGES
     rows = []
     for name in models:

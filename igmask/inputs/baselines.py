@@ -1,59 +1,64 @@
 """Where the path of Integrated Gradients begins: black, white, mean, blurred, noise, or a file."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from igmask.errors import InputError
+from igmask.inputs.contract import kind
 from igmask.inputs.decode import fit, read_rgb
-from igmask.study.config import Geometry
+from igmask.inputs.own import called, imported
+from igmask.study.settings import Geometry, is_own
 
 _STREAM = 2  # of random numbers; random squares have another
 
 
 def make(
-    kind: str,
+    attribution: Any,
     images: Tensor,
     *,
     mean: tuple[float, ...],
     geometry: Geometry,
     positions: np.ndarray,
     seed: int,
-    n_baselines: int,
-    blur_sigma: float,
 ) -> Tensor:
     """Return the baselines of a batch, (n, N, C, H, W) like `images`; n is 1 but for `uniform`.
 
-    kind:      black, white, mean (of the normalisation), blur (of the image itself), uniform
-               (`n_baselines` noise images, to be averaged over), or the path of an image file
-    images:    (N, C, H, W) in [0, 1]
-    positions: (N,) places in the dataset; with the seed they determine an image's noise
-    raises     InputError if the file cannot be read or is smaller than the crop
+    attribution: its `baseline` is a name of BASELINES, the path of an image file, or a function of
+                 one's own, `module:callable`, that is called like those of BASELINES and returns
+                 (N, C, H, W), or (n, N, C, H, W) to be averaged over; it also has `blur_sigma` and
+                 `n_baselines`
+    images:      (N, C, H, W) in [0, 1]
+    mean:        of the normalisation
+    positions:   (N,) places in the dataset; with the seed they determine an image's noise
+    raises       InputError if the file cannot be read or is smaller than the crop, or if the
+                 function fails or returns something else
     """
-    if kind == "black":
-        return torch.zeros_like(images).unsqueeze(0)
-    if kind == "white":
-        return torch.ones_like(images).unsqueeze(0)
-    if kind == "mean":
-        return torch.tensor(mean).to(images).view(-1, 1, 1).expand_as(images).unsqueeze(0)
-    if kind == "blur":
-        from torchvision.transforms.v2.functional import gaussian_blur  # slow to import
+    name = attribution.baseline
+    function = BASELINES.get(name, partial(_own if is_own(name) else _file, name))
+    found = function(
+        images,
+        attribution=attribution,
+        mean=mean,
+        geometry=geometry,
+        positions=positions,
+        seed=seed,
+    )
+    return found if found.ndim > images.ndim else found.unsqueeze(0)
 
-        radius = min(math.ceil(3 * blur_sigma), *(side - 1 for side in images.shape[-2:]))
-        return gaussian_blur(images, [2 * radius + 1] * 2, [blur_sigma] * 2).unsqueeze(0)
-    if kind == "uniform":
-        noise = [
-            np.random.default_rng([seed, _STREAM, position]).random(
-                (n_baselines, *images.shape[1:]), dtype=np.float32
-            )
-            for position in positions.tolist()
-        ]
-        return torch.from_numpy(np.stack(noise, axis=1)).to(images)
-    one = torch.from_numpy(read_baseline(kind, geometry)).permute(2, 0, 1)
-    return (one.to(images) / 255).expand_as(images).unsqueeze(0)
+
+def check(name: str, geometry: Geometry) -> None:
+    """Raise InputError if a baseline that is a file, or a function of one's own, cannot be had."""
+    if is_own(name):
+        imported(name)
+    elif name not in BASELINES:
+        read_baseline(name, geometry)
 
 
 def read_baseline(path: str, geometry: Geometry) -> np.ndarray:
@@ -65,3 +70,61 @@ def read_baseline(path: str, geometry: Geometry) -> np.ndarray:
         return fit(read_rgb(Path(path)), geometry).copy()
     except InputError as error:
         raise InputError(f"the baseline {path}: {error}") from None
+
+
+def _black(images: Tensor, **_: Any) -> Tensor:
+    return torch.zeros_like(images)
+
+
+def _white(images: Tensor, **_: Any) -> Tensor:
+    return torch.ones_like(images)
+
+
+def _mean(images: Tensor, *, mean: tuple[float, ...], **_: Any) -> Tensor:
+    return torch.tensor(mean).to(images).view(-1, 1, 1).expand_as(images)
+
+
+def _blur(images: Tensor, *, attribution: Any, **_: Any) -> Tensor:
+    """Of the image itself."""
+    from torchvision.transforms.v2.functional import gaussian_blur  # slow to import
+
+    sigma = attribution.blur_sigma
+    radius = min(math.ceil(3 * sigma), *(side - 1 for side in images.shape[-2:]))
+    return gaussian_blur(images, [2 * radius + 1] * 2, [sigma] * 2)
+
+
+def _uniform(
+    images: Tensor, *, attribution: Any, positions: np.ndarray, seed: int, **_: Any
+) -> Tensor:
+    """Several images of noise, to be averaged over."""
+    shape = (attribution.n_baselines, *images.shape[1:])
+    noise = [
+        np.random.default_rng([seed, _STREAM, position]).random(shape, dtype=np.float32)
+        for position in positions.tolist()
+    ]
+    return torch.from_numpy(np.stack(noise, axis=1)).to(images)
+
+
+def _file(path: str, images: Tensor, *, geometry: Geometry, **_: Any) -> Tensor:
+    one = torch.from_numpy(read_baseline(path, geometry)).permute(2, 0, 1)
+    return (one.to(images) / 255).expand_as(images)
+
+
+def _own(name: str, images: Tensor, **about: Any) -> Tensor:
+    found = called(name, images, **about)
+    fits = isinstance(found, Tensor) and images.shape in (found.shape, found.shape[1:])
+    if not fits:
+        raise InputError(
+            f"the baseline {name} returned {kind(found)}, not a tensor {tuple(images.shape)} like "
+            "the images, or some of them, (n, …)"
+        )
+    return found.to(images)
+
+
+BASELINES: dict[str, Callable[..., Tensor]] = {
+    "black": _black,
+    "white": _white,
+    "mean": _mean,
+    "blur": _blur,
+    "uniform": _uniform,
+}

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
 
 from igmask.errors import InputError
 from igmask.inputs.files import read_text
@@ -84,44 +84,8 @@ def class_names(numbers: Mapping[str, int]) -> list[str]:
     return [by_number.get(i, str(i)) for i in range(max(by_number, default=-1) + 1)]
 
 
-def check_labels(records: pd.DataFrame, n_classes: int) -> None:
-    """Raise InputError, naming an image, if a label is not a class of the model."""
-    wrong = records[(records["label"] < 0) | (records["label"] >= n_classes)]
-    if len(wrong):
-        first = wrong.iloc[0]
-        raise InputError(
-            f"{len(wrong)} labels are outside the model's classes 0 … {n_classes - 1}, the first "
-            f"that of {first['name']!r}: {first['label']}; check dataset.classes and the model"
-        )
-
-
-def check_classes(made_by: Mapping[str, Any], n_classes: int) -> None:
-    """Raise InputError if a dataset lists more or fewer classes than the model has outputs.
-
-    Of class folders and torchvision's datasets without `classes` see `data.unnamed_classes`; a list
-    that leaves out numbers in between says of each class which it is, and may leave out the last.
-
-    made_by: settings of the dataset's records, such as `write_index` makes
-    """
-    dataset, names = made_by["dataset"], made_by["classes"]
-    unnamed = [name == str(i) for i, name in enumerate(names)]  # or all are named by numbers
-    fewer_are_fine = any(unnamed) and not all(unnamed) and len(names) < n_classes
-    listed = dataset.get("classes") or dataset["source"] == "demo"
-    if not listed or not names or len(names) == n_classes or fewer_are_fine:
-        return
-    cause = (
-        "has one of the two a background class, first of all, that the other lacks?"
-        if abs(len(names) - n_classes) == 1
-        else "is the list another network's, or do the model's `arguments` ask for another number?"
-    )
-    raise InputError(
-        f"{dataset.get('classes') or 'the demo'} lists {len(names):,} classes, and the model has "
-        f"{n_classes:,} outputs, which have to be one and the same in this order: {cause}"
-    )
-
-
 def class_labels(
-    names: list[str], listed: Path | None, *, of: object
+    names: list[str], listed: str | None, *, of: object
 ) -> tuple[dict[str, int], list[str]]:
     """Return ({name: label}, names of classes 0, 1, …) of a dataset's classes or class folders.
 
@@ -133,15 +97,30 @@ def class_labels(
     of:     the dataset, for messages
     raises  InputError naming the classes that the file does not have, or that are no numbers apart
     """
-    if listed is None:
+    if not listed:
         labels = _by_themselves(names, of)
         return labels, class_names(labels)
-    numbers = class_numbers(listed)
+    numbers = class_numbers(Path(listed))
     known = identifiers(numbers)
     labels = {x: n for x in names if (n := class_of(x, numbers, known)) is not None}
     if unknown := [name for name in names if name not in labels]:
         raise InputError(f"{of}: the classes {unknown[:5]} are not in {listed}, as whole names")
     return labels, class_names(numbers)
+
+
+def relabelled(
+    labels: np.ndarray, classes: list[str], listed: str | None, *, of: object
+) -> tuple[np.ndarray, list[str]]:
+    """Return (labels, names of classes 0, 1, …), in the order of a file if there is one.
+
+    labels:  (N,) places in `classes`; those of the file already where a dataset names no classes
+    classes: names of the dataset's own
+    listed, of, raises: as `class_labels`
+    """
+    if not listed:
+        return labels, classes
+    numbers, names = class_labels(classes, listed, of=of)
+    return np.array([numbers[name] for name in classes])[labels] if classes else labels, names
 
 
 def _by_themselves(names: list[str], of: object) -> dict[str, int]:

@@ -120,13 +120,20 @@ def tensor(output: Any) -> Tensor:
         raise InputError(
             f"the model's output must be a tensor [N, classes], got {type(output).__name__}"
         )
-    listed = ", ".join(f"{key}: {_shape(value)}" for key, value in found.items())
+    kinds = {key: kind(value).removeprefix("Tensor ") for key, value in found.items()}
+    listed = ", ".join(f"{key}: {of}" for key, of in kinds.items())
     first = next((key for key, value in found.items() if isinstance(value, Tensor)), 0)
     raise InputError(
         f"the model's output must be a tensor [N, classes], got {type(output).__name__} with "
         f"{listed}; say which entry is that, such as `output: {first}` of a model in config.yaml "
         f"or igmask.load_model(…, output={first!r}), or wrap the model in one that returns it"
     )
+
+
+def kind(value: Any) -> str:
+    """Return the type of a value and, of a tensor, its shape: Tensor (2, 5)."""
+    shape = f" {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+    return f"{type(value).__name__}{shape}"
 
 
 def entries(output: Any) -> dict[str | int, Any]:
@@ -245,7 +252,3 @@ def _far(ours: Tensor, theirs: Tensor, limits: dict[torch.dtype, float]) -> bool
     ours, theirs = ours[known], theirs[known]
     most = limits.get(theirs.dtype, 0.1) * float(theirs.abs().max())
     return float((ours - theirs).abs().max()) > most
-
-
-def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

@@ -5,15 +5,18 @@ torchvision.transforms._presets.ImageClassification on PIL images: `convert("RGB
 colour mode, EXIF orientation ignored, resize of the shorter side, centre crop.
 """
 
-from collections.abc import Iterator
+import io
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from igmask.errors import InputError
-from igmask.study.config import Geometry
+from igmask.study.settings import Geometry
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF files, and one of its values
 
@@ -67,6 +70,41 @@ def to_rgb(image: Image.Image, *, scale: float | None = None) -> Image.Image:
     if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = scale - values  # Pillow sees to it in TIFF files of 8 bits alone
     return Image.fromarray(np.rint(255 / scale * values).astype(np.uint8)).convert("RGB")
+
+
+def by_place(
+    open_image: Callable[[int], Any], *, scale: float | None = None
+) -> Callable[[Any], Image.Image]:
+    """Return the function that opens the image of an index record as RGB, from any thread.
+
+    open_image: place in the dataset → the image; called by one thread at a time, since datasets
+                are made for processes: FakeData, say, seeds PyTorch's only generator
+    scale:      see `to_rgb`
+    raises      InputError (the function), naming the image, if it cannot be read
+    """
+    alone = threading.Lock()
+
+    def opened(record: Any) -> Image.Image:
+        with naming(record.name):
+            with alone:
+                image = open_image(record.position)
+                if not isinstance(image, Image.Image):
+                    advice = (
+                        "; PIL.Image.fromarray makes one" if hasattr(image, "__array__") else ""
+                    )
+                    said = f"the dataset gives {type(image).__name__}, not an image{advice}"
+                    raise InputError(said)
+                if _shares_a_file(image):
+                    image.load()
+            return to_rgb(image, scale=scale)
+
+    return opened
+
+
+def _shares_a_file(image: Image.Image) -> bool:
+    """Whether an image is still to be read from a file that others may be read from, an archive."""
+    file, has_name = getattr(image, "fp", None), bool(getattr(image, "filename", ""))
+    return not (file is None or has_name or isinstance(file, io.BytesIO))
 
 
 @contextmanager

@@ -4,10 +4,12 @@ Names that begin with a dot, as Jupyter's .ipynb_checkpoints, and macOS's __MACO
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from igmask.errors import InputError
-from igmask.study.config import EXTENSIONS
+from igmask.study.settings import EXTENSIONS
 
 
 def counts(name: str) -> bool:
@@ -37,6 +39,51 @@ def images_below(folder: Path | str) -> dict[str, str]:
         if name.lower().endswith(EXTENSIONS) and counts(name)
     ]
     return {path[start:]: path for path in paths}
+
+
+def existing(folder: str | None) -> Path:
+    """Return the folder; raise InputError if there is none of that name."""
+    path = Path(folder or "")
+    if not path.is_dir():
+        raise InputError(f"{path}: there is no such folder")
+    return path
+
+
+def indexed_images(folder: Path) -> dict[str, str]:
+    """Return `images_below`; raise InputError for a name that is no text, as records have to be."""
+    found = images_below(folder)
+    for path in found.values():
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            name = os.fsencode(path)
+            raise InputError(f"the file name {name!r} is not UTF-8; rename it") from None
+    return found
+
+
+def located(path: str, beside: Path) -> str:
+    """Return where a file is that words name: in the working directory, else above another.
+
+    Executors without a common file system hand a job its files below a folder of their own.
+
+    path:   a name that is no file's is given back as it is
+    beside: a file that the job was given
+    """
+    there = [Path(path), *(folder / path for folder in beside.absolute().parents)]
+    return next((str(place) for place in there if place.is_file()), path)
+
+
+def with_located(recipe: Any, beside: Path) -> Any:
+    """Return a recipe with the files that it names, weights and a baseline, where they are."""
+    found, model = {}, recipe.model
+    if model.weights_kind == "file":
+        found["model"] = replace(model, weights=located(model.weights, beside))
+    if baseline := getattr(recipe, "baseline", None):
+        found["baseline"] = located(baseline, beside)
+    if attribution := getattr(recipe, "attribution", None):
+        place = located(attribution.baseline, beside)
+        found["attribution"] = replace(attribution, baseline=place)
+    return replace(recipe, **found)
 
 
 def read_text(path: Path) -> str:

@@ -1,30 +1,30 @@
 """A name or module:callable, and weights → an evaluation-mode network on pixels in [0, 1]."""
 
 import dataclasses
-import difflib
-import hashlib
-import importlib
-import os
-import pickle
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
-from urllib.error import URLError
-from urllib.parse import urlparse
 
 import numpy as np
-import safetensors
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 from igmask import arrays
 from igmask.errors import InputError
 from igmask.inputs import contract
-from igmask.study.config import Model, of_bytes, with_plain_input
+from igmask.inputs.own import imported
+from igmask.inputs.weights import (
+    check_torchvision_name,
+    downloading,
+    first_few,
+    load_weights,
+    torchvision_models,
+    torchvision_weights,
+    weights_file,
+    weights_place,
+)
+from igmask.study.config import of_bytes, with_plain_input
+from igmask.study.settings import Model
 
 
 class Normalize(nn.Module):
@@ -59,9 +59,11 @@ class Entry(nn.Module):
         entry = found.get(self.key, by_place.get(self.key))
         if isinstance(entry, Tensor | fx.Proxy):  # the latter where the stem's trace goes through
             return entry  # type: ignore[return-value]
-        listed = ", ".join(f"{name} ({_kind(value)})" for name, value in found.items())
+        listed = ", ".join(f"{name} ({contract.kind(value)})" for name, value in found.items())
         has = f"no such tensor, but {listed}" if found else "no entries; leave `output` out"
-        given = f"the model's `output` is {self.key!r}, and the network gives {_kind(output)}"
+        given = (
+            f"the model's `output` is {self.key!r}, and the network gives {contract.kind(output)}"
+        )
         raise InputError(f"{given}, which has {has}")
 
 
@@ -71,7 +73,7 @@ def complete(model: Model) -> Model:
     raises InputError for a name torchvision does not have, or an input that cannot be meant
     """
     if model.weights_kind == "torchvision":
-        preset = _torchvision_weights(model).transforms()
+        preset = torchvision_weights(model).transforms()
         size = model.size or preset.crop_size[0]
         model = dataclasses.replace(
             model,
@@ -83,7 +85,7 @@ def complete(model: Model) -> Model:
             std=model.std or tuple(preset.std),
         )
     elif ":" not in model.source:
-        _check_torchvision_name(model.source)
+        check_torchvision_name(model.source)
     whole = with_plain_input(model)
     if whole.size and whole.resize and whole.resize < whole.size:
         raise InputError(f"{model.source}: resize {whole.resize} is less than size {whole.size}")
@@ -155,39 +157,6 @@ def build(model: Model, *, seed: int = 0) -> nn.Module:
         return _build_callable(model) if ":" in model.source else _build_torchvision(model)
 
 
-def weights_place(model: Model) -> tuple[Path, str | None]:
-    """Return the file of a model's weights, there or not yet, and the URL it is fetched from."""
-    url = model.weights or ""
-    if model.weights_kind == "file":
-        return Path(url), None
-    if model.weights_kind == "torchvision":
-        url = _torchvision_weights(model).url
-    name = Path(urlparse(url).path).name
-    if model.weights_kind == "url":  # model.pth is a common name
-        name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
-    return Path(torch.hub.get_dir()) / "checkpoints" / name, url
-
-
-def weights_file(model: Model) -> Path:
-    """Return the file of a model's weights, fetched first if they are given by URL.
-
-    raises InputError if it cannot be had or its hash is not the model's `sha256`
-    """
-    path, url = weights_place(model)
-    if url is not None and not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _downloading(url, path):
-            torch.hub.download_url_to_file(url, str(path))
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such weights file")
-    if model.sha256 is not None:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != model.sha256:
-            raise InputError(f"{path}: its sha256 is {digest}, not {model.sha256}")
-    return path
-
-
 def digests(model: Model) -> dict[str, str]:
     """Return {"weights": …, "code": …} of the files of a model's weights and module, if it has any.
 
@@ -198,57 +167,12 @@ def digests(model: Model) -> dict[str, str]:
     return {kind: arrays.digest_of_files(paths) for kind, paths in files.items() if paths}
 
 
-def load_weights(network: nn.Module, path: Path, *, key: str | None, prefix: str) -> None:
-    """Load a state dict, .safetensors or .pth, into the network; every parameter must fit.
-
-    key:    entry of the checkpoint that holds the state dict
-    prefix: start of the parameter names to strip
-    raises  InputError listing missing, unexpected and misshapen parameters
-    """
-    checkpoint = _read_checkpoint(path)
-    if key is not None:
-        if not isinstance(checkpoint, dict) or key not in checkpoint:
-            keys = list(checkpoint)[:8] if isinstance(checkpoint, dict) else []
-            raise InputError(f"{path}: no entry {key!r}; it has {keys}")
-        checkpoint = checkpoint[key]
-    if not isinstance(checkpoint, dict):
-        raise InputError(f"{path}: holds {type(checkpoint).__name__}, not a state dict")
-    weights = {str(name).removeprefix(prefix): value for name, value in checkpoint.items()}
-    if not all(isinstance(value, Tensor) for value in weights.values()):
-        dicts = [name for name, value in weights.items() if isinstance(value, dict)]
-        advice = f"set `key` to one of {dicts}" if dicts else "is `key` right?"
-        raise InputError(f"{path}: not a state dict; {advice}")
-    expected = network.state_dict()
-    wrong = [
-        f"{name} {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in expected.keys() & weights.keys()
-        if weights[name].shape != expected[name].shape
-    ]
-    missing = [
-        name for name in expected if name not in weights and "num_batches_tracked" not in name
-    ]
-    unexpected = [name for name in weights if name not in expected]
-    if missing or unexpected or wrong:
-        advice = ""
-        starts = {name.removesuffix(missing[0]) for name in unexpected if missing}
-        if common := next((start for start in starts if f"{start}{missing[-1]}" in unexpected), ""):
-            advice = f"\n  set `prefix` to {common!r}"
-        elif wrong and not missing and not unexpected:
-            advice = "\n  do the `arguments` say the right number of classes?"
-        raise InputError(
-            f"{path}: the weights do not fit the network\n"
-            f"  missing: {_some(missing)}\n  unexpected: {_some(unexpected)}\n"
-            f"  of another shape: {_some(sorted(wrong))}{advice}"
-        )
-    network.load_state_dict(weights, strict=False)
-
-
 def usual_size(model: Model) -> int:
     """Return the side of the input that torchvision's weights of the same network take, or 224."""
     if ":" in model.source:
         return 224
-    _check_torchvision_name(model.source)
-    known = list(_torchvision().get_model_weights(model.source))
+    check_torchvision_name(model.source)
+    known = list(torchvision_models().get_model_weights(model.source))
     return known[0].transforms().crop_size[0] if known else 224
 
 
@@ -286,7 +210,7 @@ def random_weights(network: nn.Module, model: Model) -> str | None:
     if not drawn:
         return None
     return (
-        f"has random weights, which neither `weights` nor its callable gives: {_some(drawn)} "
+        f"has random weights, which neither `weights` nor its callable gives: {first_few(drawn)} "
         "(weights: none says that it is meant)"
     )
 
@@ -300,7 +224,7 @@ def class_names(model: Model) -> list[str]:
     """Return the class names that torchvision's weights come with, else none."""
     if model.weights_kind != "torchvision":
         return []
-    return list(_torchvision_weights(model).meta.get("categories", []))
+    return list(torchvision_weights(model).meta.get("categories", []))
 
 
 def pixels(images: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -311,14 +235,9 @@ def pixels(images: np.ndarray | Tensor, device: torch.device | str = "cpu") -> T
 
 
 def _build_callable(model: Model) -> nn.Module:
-    module_name, _, path = model.source.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # a module beside the configuration
+    function = imported(model.source)
     try:
-        found: Any = importlib.import_module(module_name)
-        for name in path.split("."):
-            found = getattr(found, name)
-        network = found(**model.arguments)
+        network = function(**model.arguments)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(
             f"{model.source} with arguments {model.arguments}: {type(error).__name__}: {error}"
@@ -328,87 +247,17 @@ def _build_callable(model: Model) -> nn.Module:
     return network
 
 
-def _torchvision() -> Any:
-    import torchvision.models  # takes half as long as torch itself, and most jobs do without it
-
-    return torchvision.models
-
-
 def _build_torchvision(model: Model) -> nn.Module:
-    _check_torchvision_name(model.source)
+    check_torchvision_name(model.source)
     weights = None
     download: AbstractContextManager = nullcontext()
     if model.weights_kind == "torchvision":
-        weights = _torchvision_weights(model)
+        weights = torchvision_weights(model)
         path, url = weights_place(model)
-        download = _downloading(str(url), path)
+        download = downloading(str(url), path)
     with download, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of how torchvision draws weights
         try:
-            return _torchvision().get_model(model.source, weights=weights, **model.arguments)
+            return torchvision_models().get_model(model.source, weights=weights, **model.arguments)
         except (TypeError, ValueError) as error:
             raise InputError(f"{model.source} with {model.arguments}: {error}") from error
-
-
-def _torchvision_weights(model: Model) -> Any:
-    _check_torchvision_name(model.source)
-    known = _torchvision().get_model_weights(model.source)
-    if model.weights not in known.__members__:
-        raise InputError(
-            f"{model.source} has no weights {model.weights!r}; torchvision has "
-            f"{', '.join(known.__members__)}"
-        )
-    return known[model.weights]
-
-
-def _check_torchvision_name(name: str) -> None:
-    known = _torchvision().list_models(module=_torchvision())
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3)
-        raise InputError(
-            f"torchvision has no classifier {name!r}"
-            + (f"; did you mean {', '.join(close)}?" if close else "")
-            + ". Networks of your own are given as module:callable"
-        )
-
-
-@contextmanager
-def _downloading(url: str, path: Path) -> Iterator[None]:
-    """Let downloads load tensors only, and turn a failed one into advice."""
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        yield
-    except (URLError, TimeoutError, ConnectionError) as error:
-        raise InputError(
-            f"{url} could not be fetched ({error}); fetch it elsewhere and save it as {path}"
-        ) from error
-    finally:
-        if before is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
-
-
-def _read_checkpoint(path: Path) -> Any:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path}: refused, since it holds more than tensors or is no checkpoint; "
-            "save its state_dict alone"
-        ) from error
-    except (OSError, RuntimeError, EOFError, KeyError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read as weights ({error})") from error
-
-
-def _kind(value: Any) -> str:
-    shape = f" {tuple(value.shape)}" if isinstance(value, Tensor) else ""
-    return f"{type(value).__name__}{shape}"
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(names[:8]) + more if names else "none"

@@ -14,7 +14,7 @@ from torch import nn
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.inputs.decode import fit
-from igmask.study.config import Geometry
+from igmask.study.settings import Geometry
 
 N_IMAGES = 64
 

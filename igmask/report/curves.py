@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from igmask.errors import InputError
 from igmask.report.drawing import drawing, fit_text
-from igmask.study.config import percent
+from igmask.study.settings import percent
 
 # Okabe and Ito (2008): told apart by colour-blind readers, too. Black is left for the original.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -14,7 +14,7 @@ from igmask.errors import InputError
 from igmask.inputs.classes import class_name
 from igmask.plain import fill_values, to_pixels, unpack
 from igmask.report.drawing import HEAT, Column, scaled, write_table
-from igmask.study.config import percent
+from igmask.study.settings import percent
 
 _HEADINGS = {"predicted": "for predicted class", "label": "for true class"}
 

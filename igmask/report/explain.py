@@ -1,7 +1,7 @@
 """One image, one model: what it looks at, and what it says when the rest, or that, is masked."""
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -11,27 +11,26 @@ import torch
 from torch import Tensor
 
 from igmask.devices import pick_device
-from igmask.engine.ig import Attribution, Auto, checked_rule, integrated_gradients
+from igmask.engine.ig import Attribution, checked_rule, integrated_gradients
 from igmask.errors import InputError
 from igmask.inputs import baselines, models
 from igmask.inputs.classes import (
-    check_classes,
     class_name,
     class_names,
     class_numbers,
     class_of,
     identifiers,
 )
+from igmask.inputs.data import check_classes
 from igmask.inputs.decode import fit, read_rgb
 from igmask.kernels import occlude, select, square_parts, square_scores
 from igmask.plain import area
 from igmask.progress import say
 from igmask.report.drawing import check_output, draw_explanation
+from igmask.steps.attribute import arguments
 from igmask.study import config
-from igmask.study.config import BASELINES, Model, percent
-
-Network = Callable[[Tensor], Tensor]
-Panel = tuple[str, np.ndarray, str]  # what stands above, the picture, what stands beneath
+from igmask.study.recipes import Attribute, Mask
+from igmask.study.settings import Model, percent
 
 
 def load_model(source: str, *, device: str = "cpu", **settings: Any) -> torch.nn.Module:
@@ -48,22 +47,11 @@ def load_model(source: str, *, device: str = "cpu", **settings: Any) -> torch.nn
 def explain(
     image_path: Path,
     output: Path,
+    recipe: Attribute,
+    selection: Mask,
     *,
-    model: Model,
     classes: Path | None,
-    p: tuple[float, ...],
     fill: str,
-    score: str,
-    by: str,
-    side: int,
-    of: str,
-    target: str,
-    baseline: str,
-    blur_sigma: float,
-    n_baselines: int,
-    seed: int,
-    rule: str,
-    n_steps: int | str,
     device: str,
     batch_size: int | None,
 ) -> None:
@@ -72,70 +60,48 @@ def explain(
     The predicted class and its probability stand beneath each, the area kept above. What is cheap
     to see is seen before the network is loaded.
 
+    recipe:  its target is `predicted`, or a class by its number or name
     classes: a file that gives names to the classes of a network of one's own
-    target:  `predicted`, or a class by its number or name
-    the others: as in config.yaml
     raises   InputError, also for an output that cannot be written, or is the image itself
     """
-    _check_output(output, image_path)
-    model = models.complete(model)
-    numbers, names = _classes(classes, model)
-    number = None if target == "predicted" else _class_number(target, names, numbers)
-    read = _read(image_path, model)
-    if baseline not in BASELINES:
-        baselines.read_baseline(baseline, model.geometry)
-    if isinstance(n_steps, int):
-        checked_rule(rule, n_steps)
-
-    network, image = _loaded(model, read, names, classes, pick_device(device))
-    start = baselines.make(
-        baseline, image, mean=model.mean or (0, 0, 0), geometry=model.geometry,
-        positions=np.zeros(1, dtype=np.int64), seed=seed, n_baselines=n_baselines,
-        blur_sigma=blur_sigma,
-    )  # fmt: skip
-    found = integrated_gradients(
-        network, image, baselines=start, target=number, of=of, rule=rule, batch_size=batch_size,
-        n_steps=n_steps if isinstance(n_steps, int) else Auto(side=side),
-    )  # fmt: skip
-    panels = [_panel("original", image, 1, network, names)]
-    panels.append(_attribution(found, target, names, side=side))
-    for title, kept in _kept(square_scores(found.values, side=side, score=score), p, by=by):
-        masked = occlude(image, kept, side=side, fill=fill, mean=torch.tensor(model.mean))
-        [share] = area(kept.numpy(force=True), *image.shape[-2:], side=side)
-        panels.append(_panel(title, masked, share, network, names))
-    draw_explanation(output, panels, title=f"{image_path.name}, {model.source}")
-
-
-def _check_output(output: Path, image_path: Path) -> None:
     check_output(output)
     if output.exists() and image_path.exists() and output.samefile(image_path):
         raise InputError(f"{output}: is the image itself; name another file to write")
-
-
-def _classes(path: Path | None, model: Model) -> tuple[Mapping[str, int], list[str]]:
-    """The numbers of the classes that a file names, if there is one, and the network's names."""
-    if path is None:
-        return {}, models.class_names(model)
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
-    numbers = class_numbers(path)
-    return numbers, class_names(numbers)
-
-
-def _loaded(
-    model: Model, read: np.ndarray, names: list[str], classes: Path | None, device: torch.device
-) -> tuple[torch.nn.Module, Tensor]:
-    """The network, and the image as it takes it.
-
-    names: of its classes, from the file `classes` if there is one
-    """
-    network = models.load(model, device=device)
+    model, side, attribution = models.complete(recipe.model), recipe.side, recipe.attribution
+    if classes and not classes.is_file():
+        raise InputError(f"{classes}: there is no such file")
+    numbers = class_numbers(classes) if classes else {}
+    names = class_names(numbers) if classes else models.class_names(model)
+    target = attribution.target
+    number = None if target == "predicted" else _class_number(target, names, numbers)
+    read = _read(image_path, model)
+    baselines.check(attribution.baseline, model.geometry)
+    if isinstance(attribution.n_steps, int):
+        checked_rule(attribution.rule, attribution.n_steps)
+    where = pick_device(device)
+    network = models.load(model, device=where)
     n_classes = models.n_classes(network, model, read[None])
-    listed = {"dataset": {"classes": classes and str(classes), "source": ""}, "classes": names}
-    check_classes(listed, n_classes)
+    if classes:
+        check_classes({"dataset": {"classes": str(classes)}, "classes": names}, n_classes)
     if note := models.random_weights(network, model):
         say(f"warning: the network {note}")
-    return network, models.pixels(read[None], device)
+    image = models.pixels(read[None], where)
+    asked = arguments(recipe, model, image, labels=[number or 0], positions=[0])
+    asked["target"] = number
+    found = integrated_gradients(network, image, **asked, batch_size=batch_size)
+    panels = [
+        ("original\n100 % of the area", _picture(image), _prediction(network, image, names)),
+        _attribution(found, target, names, side=side),
+    ]
+    scores = square_scores(found.values, side=side, score=selection.score)
+    for percentage in selection.p:
+        chosen = select(scores, percentage, by=selection.by)
+        for mode, kept in (("keep", chosen), ("drop", ~chosen)):
+            masked = occlude(image, kept, side=side, fill=fill, mean=torch.tensor(model.mean))
+            [share] = area(kept.numpy(force=True), *image.shape[-2:], side=side)
+            title = f"{mode} {percent(percentage)} %\n{100 * share:.0f} % of the area"
+            panels.append((title, _picture(masked), _prediction(network, masked, names)))
+    draw_explanation(output, panels, title=f"{image_path.name}, {model.source}")
 
 
 def _read(path: Path, model: Model) -> np.ndarray:
@@ -171,7 +137,13 @@ def _class_number(target: str, names: list[str], listed: Mapping[str, int]) -> i
     raise InputError(f"target {target!r}: no class has that name; {advice}")
 
 
-def _attribution(found: Attribution, target: str, names: list[str], *, side: int) -> Panel:
+def _picture(image: Tensor) -> np.ndarray:
+    return image[0].permute(1, 2, 0).cpu().numpy()
+
+
+def _attribution(
+    found: Attribution, target: str, names: list[str], *, side: int
+) -> tuple[str, np.ndarray, str]:
     """The panel of the attribution: of which class, and how far it is from completeness."""
     kind = "predicted" if target == "predicted" else "target"
     positive, negative = square_parts(found.values, side=side)[0].cpu()
@@ -183,20 +155,7 @@ def _attribution(found: Attribution, target: str, names: list[str], *, side: int
     )
 
 
-def _kept(scores: Tensor, percents: Iterable[float], *, by: str) -> Iterator[tuple[str, Tensor]]:
-    """The squares that are kept for each p in each mode, below the name of that."""
-    for p in percents:
-        selection = select(scores, p, by=by)
-        yield f"keep {percent(p)} %", selection
-        yield f"drop {percent(p)} %", ~selection
-
-
-def _panel(title: str, image: Tensor, share: float, network: Network, names: list[str]) -> Panel:
-    """An image, which share of the original's area that is, and what the network says of it."""
+def _prediction(network: Callable[[Tensor], Tensor], image: Tensor, names: list[str]) -> str:
     with torch.no_grad():
         probability, index = network(image).softmax(dim=1).max(dim=1)
-    return (
-        f"{title}\n{100 * share:.0f} % of the area",
-        image[0].permute(1, 2, 0).cpu().numpy(),
-        f"{class_name(names, int(index))}\n{100 * float(probability):.0f} %",
-    )
+    return f"{class_name(names, int(index))}\n{100 * float(probability):.0f} %"

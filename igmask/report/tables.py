@@ -19,7 +19,7 @@ from igmask.inputs.classes import class_name
 from igmask.inputs.data import unnamed_classes
 from igmask.report.published import CITATION, published_top1
 from igmask.steps.controls import CONTROLS
-from igmask.study.config import percent
+from igmask.study.settings import percent
 
 COLUMNS = [
     "model", "mode", "p", "fill", "mask", "n", "top1", "ci_low", "ci_high", "area_kept",

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from igmask import arrays
 from igmask.devices import take_device
@@ -12,10 +13,14 @@ from igmask.engine.ig import Auto, NotFinite, attribute_squares
 from igmask.engine.network import prepare
 from igmask.errors import refuse
 from igmask.inputs import baselines, models
-from igmask.inputs.classes import check_labels
+from igmask.inputs.data import check_labels
+from igmask.inputs.files import with_located
 from igmask.kernels import grid
 from igmask.progress import progress
-from igmask.study.config import Model, settings, stamp
+from igmask.study import recipes
+from igmask.study.fields import plain
+from igmask.study.recipes import Attribute, stamp
+from igmask.study.settings import Model
 
 # Images attributed together: enough that their steps fill batches, few enough to stay in memory.
 GROUP = 16
@@ -36,11 +41,8 @@ _COLUMNS = {
 def attribute(
     images_path: Path,
     output: Path,
+    recipe: Attribute,
     *,
-    model: Model,
-    attribution: dict[str, Any],
-    side: int,
-    seed: int,
     batch_size: int | None = None,
     engine: str = "eager",
     device: str = "auto",
@@ -51,90 +53,89 @@ def attribute(
     and at the baseline, completeness (Σφ − (f(x) − f(b))), its size relative to f(x) − f(b), and
     the steps taken.
 
-    attribution: the keys of the schema's `attribution`
     batch_size, engine: see `integrated_gradients`
     raises       InputError naming the images that are damaged, whose attribution is not finite or
                  whose label does not fit the model
     """
     images = arrays.Shards([images_path])
     records, made_by = images.records, arrays.read_settings(arrays.records_of(images_path))
-    model = models.complete(model)
-    where = take_device(device)
+    here, side = with_located(recipe, images_path), recipe.side
+    model, where = models.complete(here.model), take_device(device)
     network = models.load(model, device=where)
     check_labels(records, models.n_classes(network, model))
     # Now, not after hours in which a file may have changed.
     read = {"images": arrays.digest(records)} | models.digests(model)
-    n_steps, precision = attribution["n_steps"], attribution["precision"]
-    if n_steps == "auto":
-        n_steps = Auto(
-            completeness=attribution["tolerance"],
-            agreement=attribution["agreement"],
-            most=attribution["most_steps"],
-            side=side,
-        )
+    how: dict[str, Any] = {"batch_size": batch_size, "engine": engine}
     ready = None  # made of the first images
-    starts = range(0, len(records), GROUP)
-    parts_shape = (2, *grid(images.row_shape[0], images.row_shape[1], side))
     columns = {name: np.zeros(len(records), dtype) for name, dtype in _COLUMNS.items()}
-    with arrays.writing(output, np.float32, parts_shape) as scores:
+    height, width, _ = images.row_shape
+    with arrays.writing(output, np.float32, (2, *grid(height, width, side))) as scores:
+        groups, n_groups = images.batches(GROUP, full=True), images.n_batches(GROUP)
         label = f"attribute {made_by['shard']}"
-        for start in progress(starts, total=len(starts), unit="groups", label=label):
-            rows = full_batch(start, len(records), GROUP)
-            batch = records.iloc[rows]
-            pixels = models.pixels(images.read(rows), where)
-            labels = torch.tensor(batch["label"].to_numpy(), device=where)
-            starts_of_paths = baselines.make(
-                attribution["baseline"],
-                pixels,
-                mean=model.mean or (0, 0, 0),
-                geometry=model.geometry,
-                positions=batch["position"].to_numpy(),
-                seed=seed,
-                n_baselines=attribution["n_baselines"],
-                blur_sigma=attribution["blur_sigma"],
-            )
+        for group in progress(groups, total=n_groups, unit="groups", label=label):
+            batch, live = records.iloc[group.rows], group.rows[: group.n_live]
+            pixels = models.pixels(group.values, where)
             try:
-                ready = ready or prepare(network, pixels, precision=precision, engine=engine)
-                result = attribute_squares(
-                    ready,
-                    pixels,
-                    side=side,
-                    baselines=starts_of_paths,
-                    target=labels if attribution["target"] == "label" else None,
-                    of=attribution["of"],
-                    rule=attribution["rule"],
-                    n_steps=n_steps,
-                    batch_size=batch_size,
-                    precision=precision,
-                    engine=engine,
+                ready = ready or prepare(
+                    network, pixels, precision=recipe.attribution.precision, engine=engine
                 )
+                asked = arguments(here, model, pixels, batch["label"], batch["position"])
+                found = attribute_squares(ready, pixels, side=side, **asked, **how)
             except NotFinite as error:
                 name = batch["name"].iloc[error.image]
                 raise NotFinite(error.image, error.alpha, error.step, name) from None
-            n_live = min(GROUP, len(records) - start)
-            parts = result.values[:n_live].cpu()
+            parts = found.values[: group.n_live].cpu()
             bad = ~parts.isfinite().flatten(1).all(dim=1)
-            refuse("attributions of", batch["name"][:n_live], bad.tolist())
+            refuse("attributions of", records["name"].iloc[live], bad.tolist())
             scores.append(parts.numpy())
             for name, column in columns.items():
-                column[start : start + n_live] = getattr(result, name)[:n_live].cpu()
-    made_by |= stamp("attribute", made_by) | {
-        "read": read,
-        "model": settings(model),
-        "class_names": models.class_names(model) or made_by["classes"],
-        "attribution": attribution,
-        "side": side,
-    }
-    if attribution["baseline"] == "uniform":
-        made_by["baseline_seed"] = seed
+                column[live] = getattr(found, name)[: group.n_live].cpu()
+    made_by |= (
+        stamp("attribute", made_by)
+        | recipes.made_by(recipe)
+        | {
+            "read": read,
+            "model": plain(models.complete(recipe.model)),
+            "class_names": models.class_names(model) or made_by["classes"],
+            "attribution": plain(recipe.attribution),
+        }
+    )
     records = records.assign(**columns)
     records[arrays.CHECKSUM] = scores.checksums
     arrays.write_records(arrays.records_of(output), records, made_by)
 
 
-def full_batch(start: int, n_images: int, size: int) -> np.ndarray:
-    """Return the rows of a batch that is always full: past the end, the last image is repeated.
+def arguments(
+    recipe: Attribute, model: Model, pixels: Tensor, labels: Any, positions: Any
+) -> dict[str, Any]:
+    """Return what a recipe means for a batch, as arguments of `integrated_gradients`.
 
-    One shape for every batch makes results independent of how the images are sharded.
+    model:     the recipe's, complete
+    pixels:    (N, 3, H, W) in [0, 1]
+    labels, positions: (N,) integers, of the images
     """
-    return np.minimum(np.arange(start, start + size), n_images - 1)
+    asked = recipe.attribution
+    n_steps: int | Auto | str = asked.n_steps
+    if n_steps == "auto":
+        n_steps = Auto(
+            completeness=asked.tolerance,
+            agreement=asked.agreement,
+            most=asked.most_steps,
+            side=recipe.side,
+        )
+    of_label = torch.tensor(np.asarray(labels), device=pixels.device)
+    return {
+        "baselines": baselines.make(
+            asked,
+            pixels,
+            mean=model.mean or (0, 0, 0),
+            geometry=model.geometry,
+            positions=np.asarray(positions),
+            seed=recipe.seed,
+        ),
+        "target": of_label if asked.target == "label" else None,
+        "of": asked.of,
+        "rule": asked.rule,
+        "n_steps": n_steps,
+        "precision": asked.precision,
+    }

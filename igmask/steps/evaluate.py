@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,42 +24,27 @@ from igmask import arrays
 from igmask.devices import take_device
 from igmask.errors import InputError, refuse
 from igmask.inputs import models
-from igmask.inputs.classes import check_classes, check_labels
+from igmask.inputs.data import check_classes, check_labels
+from igmask.inputs.files import located, with_located
 from igmask.kernels import occluded_input
 from igmask.plain import FILLS, area, common_fill, fill_values, pack, unpack
 from igmask.progress import progress, say
-from igmask.steps.attribute import full_batch
 from igmask.steps.controls import CONTROLS
-from igmask.study.config import KEPT, Condition, Model, percent, settings, stamp
+from igmask.steps.metrics import METRICS
+from igmask.study.recipes import Condition, Evaluate, stamp
+from igmask.study.settings import percent
 
 MODES = ("keep", "drop")
 
 _N_SAMPLED = 8
 
-# What the network says of an image under a mask.
-_RECORD = np.dtype(
-    [
-        ("predicted", "int64"),
-        ("correct", "bool"),
-        ("probability_predicted", "float32"),
-        ("probability_label", "float32"),
-        ("probability_original", "float32"),
-        ("area_kept", "float64"),
-    ]
-)
-
 
 def evaluate(
     image_paths: list[Path],
     folder: Path,
+    recipe: Evaluate,
     *,
-    model: Model,
-    name: str | None = None,
-    masks: tuple[Path, ...] = (),
-    modes: tuple[str, ...] = MODES,
-    fills: tuple[str, ...] = ("black",),
-    controls: tuple[str, ...] = tuple(CONTROLS),
-    seed: int = 0,
+    masks: Sequence[Path] = (),
     batch_size: int | None = None,
     device: str = "auto",
 ) -> None:
@@ -76,46 +61,29 @@ def evaluate(
     the model predicts of an image that is all masked, `blank`.
 
     image_paths: the shards, in order
-    name:        what the tables call the model; its source if None
+    recipe:      mode `keep` masks everything outside the selection, `drop` masks the selection
+    masks:       of `mask`, a file a p
     batch_size:  images a forward pass; 64 if None
-    masks:       of `write_masks`, a file a p
-    seed:        of the controls
-    modes:       `keep` masks everything outside the selection, `drop` masks the selection
     raises       InputError if masks and images do not belong together, naming images that are
                  damaged or whose outputs are NaN, or for an unknown mode, fill or control
     """
     for kind, asked, known in (
-        ("mode", modes, MODES), ("fill", fills, FILLS), ("control", controls, CONTROLS)
-    ):  # fmt: skip
+        ("mode", recipe.modes, MODES),
+        ("fill", recipe.fills, FILLS),
+        ("control", recipe.controls, CONTROLS),
+    ):
         if unknown := sorted(set(asked) - set(known)):
             raise InputError(f"unknown {kind} {unknown[0]!r}; choose from {', '.join(known)}")
     images = arrays.Shards(image_paths)
-    records = images.records
-    if records.empty:
+    if images.records.empty:
         raise InputError("no image of the dataset is usable, so there is nothing to evaluate")
-    model = models.complete(model)
     where = take_device(device)
+    recipe = replace(recipe, model=models.complete(recipe.model))
+    model = with_located(recipe, image_paths[0]).model
     network = models.load(model, device=where)
-    n_classes = models.n_classes(network, model)
-    check_classes(images.settings, n_classes)
-    check_labels(records, n_classes)
-    made_by = images.settings | stamp("evaluate", images.settings)
-    made_by |= {
-        "name": name or model.source,
-        "model": settings(model),
-        "n_classes": n_classes,
-        "outputs": _sample(network, images, where),
-        "read": {"images": arrays.digest(records)} | models.digests(model),
-    }
-    made_by["class_names"] = models.class_names(model) or made_by["classes"]
-    conditions = [_Condition("original", records, made_by | {"mode": "original"})]
-    made_by["controls"] = list(controls)
-    if controls:
-        made_by["control_seed"] = seed
-    blanks = {fill: _blank(network, fill, made_by["geometry"]["size"], where) for fill in fills}
-    conditions += _masked(masks, modes, blanks, images, made_by)
-    for condition in conditions:
-        kept = folder / KEPT / f"{condition.name}.parquet"
+    read = {"images": arrays.digest(images.records)} | models.digests(model)
+    for condition in _conditions(recipe, network, images, masks, read, where):
+        kept = folder / arrays.KEPT / f"{condition.name}.parquet"
         if _is_made(kept, condition.made_by):
             say(f"evaluate {condition.name}: kept from before")
         else:
@@ -139,31 +107,45 @@ class _Condition:
         return ("none",) if self.masks is None else ("selection", *self.made_by["controls"])
 
 
-def _masked(
-    masks: tuple[Path, ...],
-    modes: tuple[str, ...],
-    blanks: dict[str, dict[str, Any] | None],
+def _conditions(
+    recipe: Evaluate,
+    network: nn.Sequential,
     images: arrays.Shards,
-    made_by: dict[str, Any],
+    masks: Sequence[Path],
+    read: dict[str, str],
+    device: torch.device,
 ) -> list[_Condition]:
-    """The conditions of masks, in their order; `made_by` are the settings that all share.
+    """The original images, and every mask in every mode and with every fill, in this order.
 
-    blanks: of each fill
+    read: what stands for the content of the files that all are made of
     """
-    conditions: dict[str, _Condition] = {}
+    model, records = recipe.model, images.records
+    n_classes = models.n_classes(network, model)
+    check_classes(images.settings, n_classes)
+    check_labels(records, n_classes)
+    common = images.settings | {
+        "n_classes": n_classes,
+        "outputs": _sample(network, images, device),
+        "class_names": models.class_names(model) or images.settings["classes"],
+        "read": read,
+    }
+    original = Condition("original")
+    made_by = common | stamp("evaluate", common) | recipe.of_condition(original)
+    found = {original.name: _Condition(original.name, records, made_by)}
+    size = images.settings["geometry"]["size"]
+    blanks = {fill: _blank(network, fill, size, device) for fill in recipe.fills}
     for path in masks:
-        applied = read_masks(path, images)
-        common = applied.settings | made_by | stamp("evaluate", applied.settings)
-        selected = images.records.assign(predicted=applied.records["predicted"])
-        p = applied.settings["p"]
-        read = made_by["read"] | {"masks": arrays.digest(applied.records)}
-        for mode, fill in product(dict.fromkeys(modes), blanks):
-            condition = Condition(mode, p, fill)
-            if condition.name in conditions:
+        applied = read_masks(Path(located(str(path), images.paths[0])), images)
+        of_masks = applied.settings | common | stamp("evaluate", applied.settings)
+        of_masks["read"] = read | {"masks": arrays.digest(applied.records)}
+        selected = records.assign(predicted=applied.records["predicted"])
+        for mode, fill in product(dict.fromkeys(recipe.modes), blanks):
+            condition = Condition(mode, p := applied.settings["p"], fill)
+            if condition.name in found:
                 raise InputError(f"{path}: masks of p = {percent(p)} are there twice")
-            own = common | condition._asdict() | {"blank": blanks[fill], "read": read}
-            conditions[condition.name] = _Condition(condition.name, selected, own, applied)
-    return list(conditions.values())
+            made_by = of_masks | recipe.of_condition(condition) | {"blank": blanks[fill]}
+            found[condition.name] = _Condition(condition.name, selected, made_by, applied)
+    return list(found.values())
 
 
 def _place(kept: Path, output: Path) -> None:
@@ -186,56 +168,71 @@ def _is_made(path: Path, made_by: dict[str, Any]) -> bool:
 
 def _evaluated(
     condition: _Condition,
-    network: nn.Module,
+    network: nn.Sequential,
     images: arrays.Shards,
     batch_size: int,
     device: torch.device,
 ) -> pd.DataFrame:
     """The records of a condition, the masks of an image one after the other."""
-    records, made_by, kinds = condition.records, condition.made_by, condition.kinds
-    normalize, classifier = network.children()  # as `models.load` puts them together
-    mean, std = (value.flatten() for value in normalize.buffers())
-    n_batches = images.n_batches(batch_size) * len(kinds)
-    batches = (
-        (*batch, i)
-        for batch in _batches(images, batch_size, device, made_by.get("fill"), mean)
-        for i in range(len(kinds))
-    )
+    records, kinds, fill = condition.records, condition.kinds, condition.made_by.get("fill")
+    mean = _normalisation(network)[0].numpy(force=True)
+    batches, n_batches = images.batches(batch_size, full=True), images.n_batches(batch_size)
     label = f"evaluate {condition.name}"
-    found = np.zeros((len(records), len(kinds)), dtype=_RECORD)
-    told = progress(batches, total=n_batches, unit="batches", label=label)
-    for rows, n_live, shown, fill, i in told:
-        batch = records.iloc[rows]
-        if condition.masks is None or fill is None:
-            record = _predict(network, models.pixels(shown, device), batch)
-            record["area_kept"] = 1
-        else:
-            mask = unpack(condition.masks.read(rows), tuple(made_by["grid"]))
-            if kinds[i] in CONTROLS:
-                mask = CONTROLS[kinds[i]].like(
-                    mask,
-                    batch["position"].to_numpy(),
-                    *shown.shape[1:3],
-                    side=made_by["side"],
-                    seed=made_by["control_seed"],
-                )
-            inputs = occluded_input(
-                shown,
-                torch.from_numpy(pack(mask)).to(device),
-                side=made_by["side"],
-                drop=made_by["mode"] == "drop",
-                fill=fill,
-                mean=mean,
-                std=std,
-                memory_format=torch.channels_last,  # that of the bytes
-            )
-            record = _predict(classifier, inputs, batch)
-            kept = mask if made_by["mode"] == "keep" else ~mask
-            record["area_kept"] = area(kept, *shown.shape[1:3], side=made_by["side"])
-        found[rows[:n_live], i] = record[:n_live]
-    shown_images = records[["name", "label"]].loc[records.index.repeat(len(kinds))]
-    results = shown_images.reset_index(drop=True).assign(mask=np.tile(kinds, len(records)))
-    return results.join(pd.DataFrame(found.ravel()))
+    found: list[pd.DataFrame] = []
+    for rows, n_live, shown in progress(batches, total=n_batches, unit="batches", label=label):
+        batch, on_device = records.iloc[rows], torch.from_numpy(shown).to(device)
+        filled = None
+        if fill is not None:
+            filled = torch.from_numpy(fill_values(shown, fill, mean)).to(device)
+        of_kinds = [
+            _answers(network, kind, condition, batch, rows, on_device, filled) for kind in kinds
+        ]
+        together = pd.concat([answers[:n_live] for answers in of_kinds])
+        found.append(together.sort_index(kind="stable"))
+    return pd.concat(found, ignore_index=True)
+
+
+def _answers(
+    network: nn.Sequential,
+    kind: str,
+    condition: _Condition,
+    batch: pd.DataFrame,
+    rows: np.ndarray,
+    images: Tensor,
+    fill: Tensor | None,
+) -> pd.DataFrame:
+    """The records of a batch under one kind of mask; images are (N, H, W, 3) uint8."""
+    made_by, (height, width) = condition.made_by, images.shape[1:3]
+    answers = pd.DataFrame({"name": batch["name"], "label": batch["label"], "mask": kind})
+    if condition.masks is None or fill is None:
+        said = _predict(network, models.pixels(images), batch)
+        return answers.assign(**said, area_kept=1.0)
+    mask, side = unpack(condition.masks.read(rows), tuple(made_by["grid"])), made_by["side"]
+    if kind != "selection":
+        like, seed = CONTROLS[kind].like, made_by["control_seed"]
+        mask = like(mask, batch["position"].to_numpy(), height, width, side=side, seed=seed)
+    mean, std = _normalisation(network)
+    inputs = occluded_input(
+        images,
+        torch.from_numpy(pack(mask)).to(images.device),
+        side=side,
+        drop=made_by["mode"] == "drop",
+        fill=fill,
+        mean=mean,
+        std=std,
+        memory_format=torch.channels_last,  # that of the bytes
+    )
+    kept = mask if made_by["mode"] == "keep" else ~mask
+    _, classifier = network.children()  # as `models.load` puts them together
+    said = _predict(classifier, inputs, batch)
+    return answers.assign(**said, area_kept=area(kept, height, width, side=side))
+
+
+def _normalisation(network: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, (3,) each, of what `models.load` puts before the classifier."""
+    normalize, _ = network.children()
+    mean, std = (value.flatten() for value in normalize.buffers())
+    return mean, std
 
 
 def _sample(network: nn.Module, images: arrays.Shards, device: torch.device) -> str:
@@ -244,7 +241,7 @@ def _sample(network: nn.Module, images: arrays.Shards, device: torch.device) -> 
     It changes with all that settings and files do not tell: weights from a URL, code that a module
     imports, versions of libraries.
     """
-    _, few = next(images.batches(_N_SAMPLED))
+    few = next(images.batches(_N_SAMPLED)).values
     with torch.no_grad():
         outputs = network(models.pixels(few, device)).cpu()
     return hashlib.sha256(outputs.numpy().tobytes()).hexdigest()
@@ -255,9 +252,7 @@ def _blank(network: nn.Module, fill: str, size: int, device: torch.device) -> di
 
     None where there is no such image, the fill being each image's own, or no answer to it.
     """
-    normalize, _ = network.children()
-    mean, _ = normalize.buffers()
-    colour = common_fill(fill, 3, mean.flatten().numpy(force=True))
+    colour = common_fill(fill, 3, _normalisation(network)[0].numpy(force=True))
     if colour is None:
         return None
     blank = torch.tensor(colour, dtype=torch.float32).expand(1, size, size, 3)
@@ -268,36 +263,15 @@ def _blank(network: nn.Module, fill: str, size: int, device: torch.device) -> di
     return {"class": int(predicted), "probability": float(probability)} if known else None
 
 
-def _predict(network: nn.Module, inputs: Tensor, batch: pd.DataFrame) -> np.ndarray:
+def _predict(network: nn.Module, inputs: Tensor, batch: pd.DataFrame) -> dict[str, np.ndarray]:
     with torch.no_grad():
         probabilities = network(inputs).softmax(dim=1).cpu()
     refuse("outputs for", batch["name"], probabilities.isnan().any(dim=1).tolist())
-    predicted = probabilities.argmax(dim=1).numpy()
-    label = batch["label"].to_numpy()
-    original = batch["predicted"].to_numpy() if "predicted" in batch else predicted
-    rows = np.arange(len(batch))
-    record = np.zeros(len(batch), dtype=_RECORD)
-    record["predicted"] = predicted
-    record["correct"] = predicted == label
-    for name, classes in (("predicted", predicted), ("label", label), ("original", original)):
-        record[f"probability_{name}"] = probabilities.numpy()[rows, classes]
-    return record
-
-
-def _batches(
-    images: arrays.Shards, size: int, device: torch.device, fill: str | None, mean: Tensor
-) -> Iterator[tuple[np.ndarray, int, Tensor, Tensor | None]]:
-    """Yield (rows of all images, how many are not padding, the images in uint8, what fills them).
-
-    Shard by shard; with no `fill` the last is None.
-    """
-    colour = mean.numpy(force=True)
-    for first, found in images.batches(size):
-        rows = full_batch(0, len(found), size)
-        shown = found[rows]
-        filled = None if fill is None else torch.from_numpy(fill_values(shown, fill, colour))
-        on_device = torch.from_numpy(shown).to(device)
-        yield first + rows, len(found), on_device, None if filled is None else filled.to(device)
+    label = torch.tensor(batch["label"].to_numpy())
+    original = probabilities.argmax(dim=1)
+    if "predicted" in batch:
+        original = torch.tensor(batch["predicted"].to_numpy())
+    return {name: of(probabilities, label, original).numpy() for name, of in METRICS.items()}
 
 
 def read_masks(path: Path, images: arrays.Shards) -> arrays.Shards:

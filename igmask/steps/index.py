@@ -1,22 +1,26 @@
 """Step: the images of a dataset, listed: name, path, label."""
 
 from pathlib import Path
-from typing import Any
 
 from igmask import arrays
 from igmask.inputs.data import index as listed
 from igmask.inputs.data import numbered_classes
 from igmask.progress import say
-from igmask.study.config import dataset, stamp
+from igmask.study import recipes
+from igmask.study.config import dataset
+from igmask.study.recipes import Index, stamp
+from igmask.study.settings import code_of
 
 
-def index(settings: dict[str, Any], output: Path, *, seed: int) -> None:
+def index(output: Path, recipe: Index) -> None:
     """Write the index of a dataset: of every image what `data.index` says.
 
-    settings: the keys of the schema's `dataset`, kept with the records for the next steps
+    The dataset's settings are kept with the records for the next steps.
     """
-    records, classes = listed(dataset(settings))
-    made_by = stamp("index") | {"dataset": settings, "classes": classes, "seed": seed}
+    records, classes = listed(dataset(recipe.dataset))
+    made_by = stamp("index") | recipes.made_by(recipe) | {"classes": classes, "seed": recipe.seed}
+    if code := code_of(recipe.dataset["source"]):
+        made_by["read"] = {"code": arrays.digest_of_files(code)}
     if note := numbered_classes(made_by, records["label"]):
         say(note)
     arrays.write_records(output, records, made_by)

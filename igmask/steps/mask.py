@@ -1,6 +1,5 @@
 """Step: the scores of all shards → the squares that hold the top p %, a bit each, for each p."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,26 +9,23 @@ from igmask import arrays
 from igmask.errors import InputError, refuse
 from igmask.plain import pack, score_parts, select
 from igmask.progress import progress
-from igmask.study.config import percent, stamp
+from igmask.study.recipes import Mask, stamp
+from igmask.study.settings import percent
 
 _CHUNK = 256  # images selected at a time
 
 
-def mask(
-    score_paths: list[Path], folder: Path, *, percents: Sequence[float], by: str, score: str
-) -> None:
+def mask(score_paths: list[Path], folder: Path, recipe: Mask) -> None:
     """Write the selection of every image for each p, all shards in order: 50.npy and its like.
 
     A bit a square, (N, ⌈K/8⌉) uint8. The records beside it carry on the images' names, labels and
     predictions, and add `n_selected`, the number of squares.
 
-    percents, by, score: see `kernels.select` and `kernels.score_parts`
-    raises               InputError naming the images whose scores are damaged or not finite, or for
-                         a p twice
+    raises InputError naming the images whose scores are damaged or not finite, or for a p twice
     """
-    outputs = [folder / f"{percent(p)}.npy" for p in percents]
+    outputs = [folder / f"{percent(p)}.npy" for p in recipe.p]
     if len(set(outputs)) < len(outputs):
-        raise InputError(f"a p is there twice among {', '.join(map(percent, percents))}")
+        raise InputError(f"a p is there twice among {', '.join(map(percent, recipe.p))}")
     shards = arrays.Shards(score_paths)
     records = shards.records
     if records.empty:
@@ -42,21 +38,20 @@ def mask(
             stack.enter_context(arrays.writing(output, np.uint8, (n_bytes,))) for output in outputs
         ]
         chunks, n_chunks = shards.batches(_CHUNK), shards.n_batches(_CHUNK)
-        for first, parts in progress(chunks, total=n_chunks, unit="chunks", label="mask"):
-            rows = slice(first, first + len(parts))
-            scores = score_parts(parts, score)
+        for chunk in progress(chunks, total=n_chunks, unit="chunks", label="mask"):
+            scores = score_parts(chunk.values, recipe.score)
             bad = ~np.isfinite(scores).all(axis=(1, 2))
-            refuse("scores of", records["name"][rows], bad.tolist())
-            for i, chosen in enumerate(select(scores, percents, by=by)):
+            refuse("scores of", records["name"][chunk.rows], bad.tolist())
+            for i, chosen in enumerate(select(scores, recipe.p, by=recipe.by)):
                 writers[i].append(pack(chosen))
-                counts[i, rows] = chosen.sum(axis=(1, 2))
+                counts[i, chunk.rows] = chosen.sum(axis=(1, 2))
     error = records["relative_completeness"]
     made_by = shards.settings | stamp("mask", shards.settings)
     made_by |= {
         "read": {"scores": arrays.digest(records)},
         "grid": list(grid),
-        "by": by,
-        "score": score,
+        "by": recipe.by,
+        "score": recipe.score,
         "completeness": {
             "mean": error.mean(),
             "median": error.median(),
@@ -65,6 +60,6 @@ def mask(
         },
     }
     kept = records[["name", "label", "position", "predicted"]]
-    for p, output, bits, n_selected in zip(percents, outputs, writers, counts, strict=True):
+    for p, output, bits, n_selected in zip(recipe.p, outputs, writers, counts, strict=True):
         own = kept.assign(n_selected=n_selected, crc32=bits.checksums)
         arrays.write_records(arrays.records_of(output), own, made_by | {"p": p})

@@ -9,17 +9,17 @@ import pandas as pd
 
 from igmask import arrays
 from igmask.errors import InputError
-from igmask.inputs import models, sample
-from igmask.inputs.baselines import read_baseline
+from igmask.inputs import baselines, models, sample
 from igmask.inputs.chance import by_luck
-from igmask.inputs.classes import check_classes, check_labels
-from igmask.inputs.data import opener, unnamed_classes
+from igmask.inputs.data import check_classes, check_labels, opener, unnamed_classes
+from igmask.inputs.files import with_located
 from igmask.progress import say
 from igmask.study import config
-from igmask.study.config import BASELINES, Model, stamp
+from igmask.study.recipes import Preflight, stamp
+from igmask.study.settings import Model
 
 
-def preflight(index_path: Path, output: Path, *, model: Model, baseline: str = "black") -> None:
+def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
     """Write, for people to read, what a model is found to be: classes, their names, parameters.
 
     And how often it is right about the first images; it is said if that is no better than chance,
@@ -28,8 +28,10 @@ def preflight(index_path: Path, output: Path, *, model: Model, baseline: str = "
     raises InputError if weights do not load or fit, hold NaN, if the output of a trial pass has
            no probabilities or is not (N, classes), if a label is not one of the classes, if which
            classes the dataset has is not said or there are more or fewer in a list, or if the
-           baseline is a file that cannot be used
+           baseline is a file, or one's own, that cannot be used
     """
+    here = with_located(recipe, index_path)
+    model, baseline = here.model, here.baseline
     records, made_by = arrays.read_records(index_path)
     network = models.load(model)
     images, labels = _first_images(model, records, made_by)
@@ -38,8 +40,7 @@ def preflight(index_path: Path, output: Path, *, model: Model, baseline: str = "
     check_labels(records, n_classes)
     if note := unnamed_classes(made_by, n_classes):
         raise InputError(f"the network {note}")
-    if baseline not in BASELINES:
-        read_baseline(baseline, models.complete(model).geometry)
+    baselines.check(baseline, models.complete(model).geometry)
     predicted = sample.predicted(network, images)
     labels = labels[: len(predicted)]
     if note := models.random_weights(network, model):

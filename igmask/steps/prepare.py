@@ -16,7 +16,10 @@ from igmask.errors import InputError
 from igmask.inputs.data import opener
 from igmask.inputs.decode import fit
 from igmask.progress import progress
-from igmask.study.config import Geometry, dataset, stamp
+from igmask.study import recipes
+from igmask.study.config import dataset
+from igmask.study.recipes import Prepare, stamp
+from igmask.study.settings import Geometry
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -27,19 +30,18 @@ WINDOW = 4  # images a worker, at work, waiting for it or waiting to be written
 def prepare(
     index_path: Path,
     output: Path,
+    recipe: Prepare,
     *,
-    geometry: Geometry,
-    shard: str = "1-of-1",
-    on_bad_image: str = "error",
     workers: int | None = None,
 ) -> None:
     """Write the images of one shard, (n, size, size, 3) uint8, and their records.
 
-    on_bad_image: `skip` leaves out an image that cannot be decoded and lists it in the settings; a
-                  shard may be left without images, a dataset not
-    workers:      threads that decode, a core each by default; the files do not depend on them
-    raises        InputError that names every bad image of the shard, if they are not to be skipped
+    recipe:  with on_bad_image `skip` an image that cannot be decoded is left out and listed in the
+             settings; a shard may be left without images, a dataset not
+    workers: threads that decode, a core each by default; the files do not depend on them
+    raises   InputError that names every bad image of the shard, if they are not to be skipped
     """
+    geometry, shard = recipe.geometry, recipe.shard
     records, made_by = arrays.read_records(index_path)
     first, last = arrays.shard_bounds(shard, len(records))
     records = records.iloc[first:last]
@@ -53,7 +55,7 @@ def prepare(
                 skipped.append([str(name), str(pixels)])
             else:
                 images.append(pixels[np.newaxis])
-        if skipped and on_bad_image == "error":
+        if skipped and recipe.on_bad_image == "error":
             lines = "\n".join(f"  {name}: {reason}" for name, reason in skipped)
             raise InputError(
                 f"{len(skipped)} of {len(records)} images cannot be used; mend or remove them, or "
@@ -61,12 +63,7 @@ def prepare(
             )
     kept = records.loc[good, ["name", "label", "position"]].reset_index(drop=True)
     kept[arrays.CHECKSUM] = images.checksums
-    made_by |= stamp("prepare", made_by) | {
-        "geometry": vars(geometry),
-        "shard": shard,
-        "skipped": skipped,
-        "on_bad_image": on_bad_image,
-    }
+    made_by |= stamp("prepare", made_by) | recipes.made_by(recipe) | {"skipped": skipped}
     arrays.write_records(arrays.records_of(output), kept, made_by)
 
 

@@ -15,9 +15,10 @@ from torch import nn
 
 from igmask import arrays
 from igmask.errors import InputError
-from igmask.inputs import demo, models
+from igmask.inputs import models
+from igmask.inputs.sources import demo
 from igmask.progress import Meter, progress
-from igmask.study.config import Model, stamp
+from igmask.study.recipes import Train, stamp
 
 
 def fit(
@@ -83,12 +84,13 @@ def fit(
     return model.eval()
 
 
-def train(output: Path, *, model: Model, n_train: int, seed: int) -> None:
+def train(output: Path, recipe: Train) -> None:
     """Train a model on the demo's drawn images and write its state dict as safetensors.
 
-    model: with `train`; its initial weights are drawn from the seed
-    raises InputError if it has no `train`, or if training diverges
+    recipe: its model has `train`, and its initial weights are drawn from the seed
+    raises  InputError if it has no `train`, or if training diverges
     """
+    model, n_train, seed = recipe.model, recipe.n_train, recipe.seed
     if model.train is None:
         raise InputError("this model has no `train`: its weights are given, not trained")
     torch.set_num_threads(1)  # sums, and so the weights, would depend on the number of threads

@@ -4,15 +4,15 @@ A function a finding. Nothing is written, and no weights are fetched: a network 
 not at hand is tried with random ones.
 """
 
-import dataclasses
 import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from math import prod
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -24,15 +24,23 @@ from torch import nn
 
 from igmask.devices import n_cores, pick_device
 from igmask.errors import InputError
-from igmask.inputs import models, sample
-from igmask.inputs.baselines import read_baseline
+from igmask.inputs import baselines, models, sample
 from igmask.inputs.chance import by_luck
-from igmask.inputs.classes import check_classes, check_labels
-from igmask.inputs.data import index, numbered_classes, opener, unnamed_classes
+from igmask.inputs.data import (
+    check_classes,
+    check_labels,
+    index,
+    numbered_classes,
+    opener,
+    unnamed_classes,
+)
+from igmask.inputs.sources import source_of
+from igmask.inputs.weights import weights_place
 from igmask.kernels import grid
 from igmask.plan import Workflow
 from igmask.study import config
-from igmask.study.config import Dataset, Geometry, Model, Study
+from igmask.study.fields import plain
+from igmask.study.settings import BASELINES, Dataset, Geometry, Model, Study
 from igmask.tools.trial import AUTO_STEPS, Pace, are_to_come, pace, ready, selection_s, threads
 
 _N_TIMED = 8  # images of a trial of a network's pace
@@ -89,7 +97,7 @@ def check(settings: Mapping[str, Any], *, trial: bool = True) -> Iterator[Findin
     yield Finding(
         "configuration",
         f"models: {len(flow.models)}, conditions of each: {len(flow.conditions)}, shards: "
-        f"{study.compute['shards']}",
+        f"{study.compute.shards}",
     )
     for line in config.warnings(study):
         yield Finding("configuration", line, "warning")
@@ -104,7 +112,7 @@ def check(settings: Mapping[str, Any], *, trial: bool = True) -> Iterator[Findin
     for name, model in flow.models.items():
         yield weights(name, model)
         if trial:
-            yield from network(name, model, study, images, paces)
+            yield from network(name, flow, images, paces)
     if images.n:
         yield disk(flow, images.n)
     if paces:
@@ -119,14 +127,14 @@ def dataset(dataset: Dataset, missing: dict[str, str], images: Images) -> Findin
     try:
         if absent:
             raise InputError("\n".join(absent))
-        images.records, images.classes = index(dataclasses.replace(dataset, download=False))
+        images.records, images.classes = index(replace(dataset, download=False))
     except InputError as error:
         if dataset.download and isinstance(error.__cause__, RuntimeError):
             return Finding("dataset", f"torchvision's {dataset.class_} will be fetched")
         return Finding("dataset", "\n".join([str(error), *advice(dataset)]), "error")
     images.n = len(images.records)
     found = f"{images.n:,} images of {images.records['label'].nunique():,} classes"
-    made_by = {"dataset": config.settings(dataset), "classes": images.classes}
+    made_by = {"dataset": plain(dataset), "classes": images.classes}
     if note := numbered_classes(made_by, images.records["label"]):
         found += f"; {note}"
     if not dataset.limit and images.n != (dataset.n_expected or images.n):
@@ -138,7 +146,7 @@ def advice(dataset: Dataset) -> list[str]:
     """How missing files are had, and which archive that lies about may hold the images."""
     lines = (dataset.obtain or "").splitlines()
     root = Path(dataset.root or ".")
-    if dataset.source not in ("folder", "csv") or (root.is_dir() and any(root.iterdir())):
+    if not source_of(dataset.source).below_root or (root.is_dir() and any(root.iterdir())):
         return lines
     for folder in dict.fromkeys([Path(), root.parent]):
         for archive in sorted(folder.glob("*")):
@@ -153,7 +161,7 @@ def advice(dataset: Dataset) -> list[str]:
 
 def decoding(study: Study, geometry: Geometry, images: Images) -> Finding:
     """Whether some images, drawn from all of the dataset, can be decoded; fills in `images`."""
-    open_image = opener(dataclasses.replace(study.dataset, download=False), seed=study.seed)
+    open_image = opener(replace(study.dataset, download=False), seed=study.seed)
     start = time.perf_counter()
     tried = sample.images(images.records, open_image, geometry)
     images.decode_s[geometry] = (time.perf_counter() - start) / len(tried)
@@ -176,12 +184,12 @@ def decoding(study: Study, geometry: Geometry, images: Images) -> Finding:
 
 
 def baseline(study: Study, geometry: Geometry) -> Iterator[Finding]:
-    """Whether a baseline that is a file can be used in a geometry."""
-    kind = study.attribution["baseline"]
-    if kind in config.BASELINES:
+    """Whether a baseline that is a file, or one's own, can be used in a geometry."""
+    kind = study.attribution.baseline
+    if kind in BASELINES:
         return
     try:
-        read_baseline(kind, geometry)
+        baselines.check(kind, geometry)
         yield Finding("baseline", f"{kind}, as {geometry.name}")
     except InputError as error:
         yield Finding("baseline", str(error), "error")
@@ -195,7 +203,7 @@ def weights(name: str, model: Model) -> Finding:
         return Finding(name, "weights: random, as is meant")
     if model.weights_kind == "unsaid":
         return Finding(name, "weights: those that its callable gives it")
-    path, url = models.weights_place(model)
+    path, url = weights_place(model)
     if path.is_file():
         return Finding(name, f"weights: {path}, {_size(path.stat().st_size)}")
     if url is None:
@@ -209,38 +217,36 @@ def weights(name: str, model: Model) -> Finding:
     return Finding(name, f"weights: {size} will be fetched from {url}")
 
 
-def network(
-    name: str, model: Model, study: Study, images: Images, paces: dict[str, Pace]
-) -> Iterator[Finding]:
+def network(name: str, flow: Workflow, images: Images, paces: dict[str, Pace]) -> Iterator[Finding]:
     """Whether a network loads, answers, knows the labels and can be attributed; adds its pace."""
-    compute, attribution = study.compute, dict(study.attribution)
-    if attribution["baseline"] not in config.BASELINES:
-        attribution["baseline"] = "black"  # a file has a finding of its own
+    study, model = flow.study, flow.models[name]
+    one = SimpleNamespace(model=name)
+    compute, recipe = study.compute, flow.attribute(one)
+    if flow.baseline(one):  # a file has a finding of its own
+        recipe = replace(recipe, attribution=replace(recipe.attribution, baseline="black"))
     try:
-        device = pick_device(compute["device"])
+        device = pick_device(compute.device)
         loaded = ready(model, device)
         size = model.geometry.size
         noise = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
         tried = images.tried.get(model.geometry, noise)
         n_classes = models.n_classes(loaded, model, tried)
         if len(images.records):
-            listed = {"dataset": config.settings(study.dataset), "classes": images.classes}
+            listed = {"dataset": plain(study.dataset), "classes": images.classes}
             check_classes(listed, n_classes)
             check_labels(images.records, n_classes)
             if note := unnamed_classes(listed, n_classes):
                 yield Finding(name, note, "error")
         pixels = models.pixels(tried[:_N_TIMED], device)
-        with threads(compute["threads"]):
+        with threads(compute.threads):
             yield from predictions(name, model, loaded, images, n_classes)
             paces[name] = found = pace(
                 loaded,
                 pixels,
                 torch.zeros(len(pixels), dtype=torch.int64, device=device),
-                model=model,
-                attribution=attribution,
-                batch_size=compute["batch_size"],
-                engine=compute["engine"],
-                seed=study.seed,
+                recipe,
+                batch_size=compute.batch_size,
+                engine=compute.engine,
             )
     except Exception as error:  # a network of one's own may raise anything; others want a look, too
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
@@ -274,11 +280,11 @@ def disk(flow: Workflow, n_images: int) -> Finding:
     """Whether what the study still has to write fits at results/."""
     study = flow.study
     squares = [
-        prod(grid(m.geometry.size, m.geometry.size, study.squares["side"]))
+        prod(grid(m.geometry.size, m.geometry.size, study.squares.side))
         for m in flow.models.values()
     ]
     sides = {model.geometry: model.geometry.size for model in flow.models.values()}
-    n_masks, n_controls = len(study.selection["p"]), len(study.masking["controls"])
+    n_masks, n_controls = len(study.selection.p), len(study.masking.controls)
     n_records = 1 + n_masks + (len(flow.conditions) - 1) * (1 + n_controls)
     parts = {
         "images": n_images * sum(3 * side**2 for side in sides.values()),
@@ -298,7 +304,7 @@ def disk(flow: Workflow, n_images: int) -> Finding:
 
 def memory(study: Study, paces: dict[str, Pace]) -> Finding:
     """Whether the jobs' batches fit into the memory of the device that they run on."""
-    device = pick_device(study.compute["device"])
+    device = pick_device(study.compute.device)
     on_gpu = device.type == "cuda"
     takes = {
         name: p.weight_bytes + p.batch_size * p.point_bytes + (0 if on_gpu else _JOB_BYTES)
@@ -322,12 +328,12 @@ def memory(study: Study, paces: dict[str, Pace]) -> Finding:
 
 def duration(flow: Workflow, images: Images, paces: dict[str, Pace]) -> Finding:
     """How long the stages of the study will take here, all of it to be done."""
-    study, cores, shards = flow.study, n_cores(), flow.study.compute["shards"]
+    study, cores, shards = flow.study, n_cores(), flow.study.compute.shards
     tried = {name: (flow.models[name], found) for name, found in paces.items()}
     n_masked = len(flow.conditions) - 1
-    n_passes = 1 + n_masked * (1 + len(study.masking["controls"]))
+    n_passes = 1 + n_masked * (1 + len(study.masking.controls))
     training = [(m.train, p) for m, p in tried.values() if m.train]
-    side, by, percents = study.squares["side"], study.selection["by"], study.selection["p"]
+    side, by, percents = study.squares.side, study.selection.by, study.selection.p
     beside = _beside(study, len(tried))
     stages = {  # jobs, seconds of work for all images, jobs side by side
         "train": (
@@ -369,10 +375,10 @@ def duration(flow: Workflow, images: Images, paces: dict[str, Pace]) -> Finding:
     lines = [
         f"about {_time(sum(takes.values()))} on this machine",
         *(f"{stage:<10} {_time(seconds):>8}" for stage, seconds in takes.items()),
-        f"with {cores} cores, compute.threads {study.compute['threads']}, and "
+        f"with {cores} cores, compute.threads {study.compute.threads}, and "
         f"{together if beside > 1 else 'one network at a time'}",
     ]
-    if study.attribution["n_steps"] == "auto":
+    if study.attribution.n_steps == "auto":
         lines.append(f"with {AUTO_STEPS} steps an image; n_steps is auto")
     if len(tried) < len(flow.models):
         lines.append(f"of {', '.join(tried)} only")
@@ -381,10 +387,10 @@ def duration(flow: Workflow, images: Images, paces: dict[str, Pace]) -> Finding:
 
 def _beside(study: Study, n_models: int) -> int:
     """Networks that run side by side: all cores' worth of them, or one on a GPU."""
-    if pick_device(study.compute["device"]).type == "cuda":
+    if pick_device(study.compute.device).type == "cuda":
         return 1
-    lanes = max(1, n_cores() // study.compute["threads"])
-    return min(lanes, n_models * study.compute["shards"])
+    lanes = max(1, n_cores() // study.compute.threads)
+    return min(lanes, n_models * study.compute.shards)
 
 
 def _free_on(device: torch.device) -> int:

@@ -18,7 +18,7 @@ from igmask.inputs.decode import read_rgb
 from igmask.plain import FILLS, fill_values, to_pixels, unpack
 from igmask.progress import progress, say
 from igmask.steps.evaluate import MODES, read_masks
-from igmask.study.config import EXTENSIONS
+from igmask.study.settings import EXTENSIONS
 
 SETTINGS, LABELS = "export.json", "labels.csv"
 
@@ -98,13 +98,12 @@ def _write_all(
     label = f"export {made_by['mode']} {made_by.get('p', '')}".strip()
     batches, n_batches = images.batches(_BATCH), images.n_batches(_BATCH)
     with ThreadPoolExecutor(n_cores()) as pool:  # Pillow encodes without holding the GIL
-        for first, shown in progress(batches, total=n_batches, unit="batches", label=label):
-            rows = np.arange(first, first + len(shown))
+        for rows, _, shown in progress(batches, total=n_batches, unit="batches", label=label):
             if applied is not None:
                 values = 255 * fill_values(shown, made_by["fill"], made_by["model"]["mean"])
                 is_rounded |= bool((abs(values - values.round()) > _ROUNDING).any())
                 shown = _masked(shown, applied.read(rows), values.round(), made_by)
-            list(pool.map(_write, places[first:], shown))
+            list(pool.map(_write, places[rows[0] : rows[-1] + 1], shown))
     return is_rounded
 
 

@@ -16,7 +16,7 @@ from igmask.engine.ig import Auto, NotFinite, classes_of, integrated_gradients
 from igmask.errors import InputError
 from igmask.inputs.models import device_of
 from igmask.progress import progress
-from igmask.study.config import stamp
+from igmask.study.recipes import stamp
 
 # Under which a batch that is a dictionary has them; the first are those of transformers.
 _IMAGES = ("pixel_values", "images", "image")

@@ -1,23 +1,24 @@
 """How fast a network is on this machine, and what memory it takes: from one small batch."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from igmask.engine.ig import integrated_gradients
+from igmask.engine.ig import attribute_squares
 from igmask.engine.network import prepare
-from igmask.inputs import baselines, models
+from igmask.inputs import models
+from igmask.inputs.weights import weights_place
 from igmask.kernels import grid
 from igmask.plain import select
-from igmask.steps.attribute import GROUP
-from igmask.study.config import Model
+from igmask.steps.attribute import GROUP, arguments
+from igmask.study.recipes import Attribute
+from igmask.study.settings import Model
 
 _BUDGET_S = 5.0  # for the attributions of a network
 AUTO_STEPS = 100  # what n_steps auto is taken for
@@ -44,7 +45,7 @@ def ready(model: Model, device: torch.device) -> nn.Sequential:
     """Return the network of `models.load`, with random weights where its own are yet to come."""
     if not are_to_come(model):
         return models.load(model, device=device)
-    built = models.build(dataclasses.replace(model, weights="none"))
+    built = models.build(replace(model, weights="none"))
     return models.frozen(built, model, device=device)
 
 
@@ -53,7 +54,7 @@ def are_to_come(model: Model) -> bool:
     if model.train is not None:
         return True
     of_file = model.weights_kind not in ("unsaid", "none")
-    return of_file and not models.weights_place(model)[0].is_file()
+    return of_file and not weights_place(model)[0].is_file()
 
 
 @contextmanager
@@ -71,12 +72,10 @@ def pace(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
+    recipe: Attribute,
     *,
-    model: Model,
-    attribution: dict[str, Any],
     batch_size: int | None,
     engine: str,
-    seed: int,
 ) -> Pace:
     """Return the pace of a network with the settings of a study, on the device of its images.
 
@@ -84,47 +83,27 @@ def pace(
     are of engine eager, which needs no compiling; another engine runs once, to see that it does.
 
     images: (N, 3, H, W) in [0, 1];  labels: (N,) int64
-    attribution, batch_size, engine, seed: as in the configuration
+    recipe: its model is complete
     raises  what the network raises, and InputError as `integrated_gradients`
     """
-    steps = attribution["n_steps"]
+    precision, steps = recipe.attribution.precision, recipe.attribution.n_steps
 
     def attribute(n_images: int, n_steps: int, engine: str = "eager") -> float:
         rows = torch.arange(n_images, device=images.device) % len(images)
-        starts = baselines.make(
-            attribution["baseline"],
-            images[rows],
-            mean=model.mean or (0, 0, 0),
-            geometry=model.geometry,
-            positions=np.arange(n_images),
-            seed=seed,
-            n_baselines=attribution["n_baselines"],
-            blur_sigma=attribution["blur_sigma"],
-        )
-        options = {key: attribution[key] for key in ("of", "rule", "precision")}
-        target = labels[rows] if attribution["target"] == "label" else None
-        made = prepare(network, images[:2], precision=attribution["precision"], engine=engine)
-        return seconds(
-            lambda: integrated_gradients(
-                made,
-                images[rows],
-                baselines=starts,
-                target=target,
-                n_steps=n_steps,
-                batch_size=batch_size,
-                engine=engine,
-                **options,
-            )
-        )
+        fixed = replace(recipe, attribution=replace(recipe.attribution, n_steps=n_steps))
+        asked = arguments(fixed, recipe.model, images[rows], labels[rows].cpu(), range(n_images))
+        made = prepare(network, images[:2], precision=precision, engine=engine)
+        how: dict[str, Any] = {"side": recipe.side, "batch_size": batch_size, "engine": engine}
+        return seconds(lambda: attribute_squares(made, images[rows], **asked, **how))
 
     if engine != "eager":
         attribute(1, 2, engine)
-    attribute_s = _attribution_s(attribute, AUTO_STEPS if steps == "auto" else steps)
+    attribute_s = _attribution_s(attribute, AUTO_STEPS if steps == "auto" else int(steps))
     batch = images.repeat(8, 1, 1, 1)[:64] if images.is_cuda else images  # as evaluation has it
     with torch.no_grad():
         network(batch)
         evaluate_s = seconds(lambda: network(batch).cpu()) / len(batch)
-    made = prepare(network, images[:1], precision=attribution["precision"])
+    made = prepare(network, images[:1], precision=precision)
     return Pace(
         attribute_s=attribute_s,
         evaluate_s=evaluate_s,

@@ -9,7 +9,7 @@ change are known; where one differs, the image is decoded again. No torch.
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,91 +22,14 @@ from safetensors import SafetensorError, safe_open
 from igmask import arrays
 from igmask.errors import InputError
 from igmask.inputs.data import index
-from igmask.plan import Workflow
+from igmask.inputs.sources import source_of
+from igmask.plan import Made, Workflow
 from igmask.progress import progress
 from igmask.report.tables import texts
 from igmask.steps.prepare import decoded
-from igmask.study import config
-from igmask.study.config import stamp
+from igmask.study.settings import Geometry
 
 _CHUNK = 256  # rows checked at a time
-
-
-@dataclass(frozen=True)
-class Made:
-    """A file of the study, and what it should be.
-
-    settings: those that it carries, or some of them; None if it carries none
-    read:     what it was made of: arrays, in order, or files of weights or code
-    """
-
-    path: Path
-    settings: dict[str, Any] | None = None
-    read: dict[str, list[Path]] = field(default_factory=dict)
-
-    @property
-    def outputs(self) -> list[Path]:
-        """Return the files of the same job: an array has its records beside it."""
-        paired = self.path.suffix == ".npy"
-        return [self.path, arrays.records_of(self.path)] if paired else [self.path]
-
-
-def files(flow: Workflow) -> Iterator[Made]:
-    """Yield every file of the study, those that others are made of first."""
-    study, folder = flow.study, Path(flow.folder)
-    settings: dict[str, Any] = stamp("index") | {"dataset": flow.index_settings()}
-    if study.dataset.source == "demo":
-        settings["seed"] = study.seed
-    yield Made(folder / "index.parquet", settings)
-    prepared = {"on_bad_image": study.dataset.on_bad_image}
-    settings = settings | stamp("prepare", settings) | prepared
-    geometries = {model.geometry.name: model.geometry for model in flow.models.values()}
-    for geometry in geometries.values():
-        for shard in flow.shards:
-            path = folder / "images" / geometry.name / f"{shard}.npy"
-            yield Made(path, settings | {"geometry": vars(geometry), "shard": shard})
-    for name, model in flow.models.items():
-        yield from _of_model(flow, name, settings | {"geometry": vars(model.geometry)})
-    tables = Path("results/tables")
-    yield Made(tables / "accuracy.csv")
-    for number in (1, 2, 3):
-        yield from (Made(tables / f"table{number}.{kind}") for kind in ("csv", "md", "html", "tex"))
-    yield from (Made(Path(figure)) for figure in flow.figures())
-
-
-def _of_model(flow: Workflow, name: str, settings: dict[str, Any]) -> Iterator[Made]:
-    study, model, one = flow.study, flow.models[name], SimpleNamespace(model=name)
-    images, scores = ([Path(p) for p in paths] for paths in (flow.images(one), flow.scores(one)))
-    files = {"weights": [Path(p) for p in flow.weights(one)], "code": model.code}
-    network = {kind: paths for kind, paths in files.items() if paths}
-    if model.train is not None:
-        yield Made(Path(str(model.weights)), stamp("train"))
-    looked_at = stamp("preflight", stamp("index"))
-    yield Made(Path(flow.folder, "models", name, "preflight.json"), looked_at)
-    settings = settings | {"model": config.settings(model)}
-    evaluated = {"name": name} | stamp("evaluate", settings)
-    original = settings | evaluated | {"mode": "original"}
-    settings |= stamp("attribute", settings)
-    settings |= {"attribution": flow.attribution_settings(), "side": study.squares["side"]}
-    if study.attribution["baseline"] == "uniform":
-        settings["baseline_seed"] = study.seed
-    for shard, array, path in zip(flow.shards, images, scores, strict=True):
-        yield Made(path, settings | {"shard": shard}, {"images": [array]} | network)
-    settings |= stamp("mask", settings)
-    settings |= {"by": study.selection["by"], "score": study.squares["score"]}
-    masks_of = dict(zip(study.selection["p"], map(Path, flow.masks(one)), strict=True))
-    for p, masks in masks_of.items():
-        yield Made(masks, settings | {"p": p}, {"scores": scores})
-    controls = study.masking["controls"]
-    settings |= evaluated | stamp("evaluate", settings) | {"controls": controls}
-    settings |= {"control_seed": study.seed} if controls else {}
-    read = {"images": images} | network
-    for condition, records in zip(flow.conditions, flow.records(one), strict=True):
-        if condition.p is None:
-            yield Made(Path(records), original, read)
-        else:
-            applied = {"masks": [masks_of[condition.p]]}
-            yield Made(Path(records), settings | condition._asdict(), read | applied)
 
 
 def verify(
@@ -121,7 +44,7 @@ def verify(
     deep:    decode every image again and compare; else those only whose file has another size or
              time of change than when it was indexed
     """
-    expected = list(files(flow))
+    expected = list(flow.made())
     expected += _kept(flow, expected, results)
     digests = _Digests(results)
     bad: set[Path] = set()
@@ -142,7 +65,7 @@ def verify(
 def foreign(flow: Workflow) -> list[str]:
     """Return what results are there that were made with other settings: a line each."""
     lines = []
-    for made in files(flow):
+    for made in flow.made():
         carrier = made.outputs[-1]
         if made.settings is not None and carrier.is_file():
             try:
@@ -156,7 +79,7 @@ def foreign(flow: Workflow) -> list[str]:
 def remove(made: Made, results: Path = Path("results")) -> None:
     """Remove a file and its fellows, so that the next run makes them again."""
     for place in (_placed(path, results) for path in made.outputs):
-        kept = place.parent / config.KEPT / place.name
+        kept = place.parent / arrays.KEPT / place.name
         if _are_one(kept, place):
             kept.unlink()
         place.unlink(missing_ok=True)
@@ -191,11 +114,11 @@ def _kept(flow: Workflow, expected: list[Made], results: Path) -> Iterator[Made]
         original = as_expected[folder / "original.parquet"]
         own = ("mode", "versions")
         common = {k: v for k, v in (original.settings or {}).items() if k not in own}
-        for place in sorted(_placed(folder / config.KEPT, results).glob("*.parquet")):
+        for place in sorted(_placed(folder / arrays.KEPT, results).glob("*.parquet")):
             path = folder / place.name
             if path not in as_expected or not _are_one(place, _placed(path, results)):
                 made = as_expected.get(path, replace(original, settings=common))
-                yield replace(made, path=folder / config.KEPT / place.name)
+                yield replace(made, path=folder / arrays.KEPT / place.name)
 
 
 def _are_one(first: Path, second: Path) -> bool:
@@ -246,11 +169,12 @@ def _problem(
         return f"damaged: {what}"
     if different := differences(made.settings, found):
         return f"stale: {', '.join(different)}"
+    read = found.get("read", {})
     for kind, paths in made.read.items():
         if any(path in bad for path in paths):
             return f"stale: its {kind} are"
-        elsewhere = kind == "code" and kind not in found["read"]  # than in the job's folder
-        if not elsewhere and found["read"].get(kind) != digests.of(paths):
+        elsewhere = kind == "code" and kind not in read  # than in the job's folder
+        if not elsewhere and read.get(kind) != digests.of(paths):
             return f"stale: made of other {kind}"
     return None
 
@@ -276,7 +200,7 @@ def _check_rows(path: Path) -> None:
 
 def _listing_problem(made: Made, results: Path, flow: Workflow) -> str | None:
     """What is wrong with an index that is whole: that it is not of the images and labels of now."""
-    if flow.study.dataset.source not in ("folder", "csv"):
+    if not source_of(flow.study.dataset.source).is_relisted:
         return None  # nothing that can change, or all images would have to be read
     try:
         now, classes = index(flow.study.dataset)
@@ -309,7 +233,7 @@ def _source_problem(
     if listed.empty:
         return None
     written = dict(zip(prepared["name"], prepared[arrays.CHECKSUM], strict=True))
-    images = decoded(listed, made_by, config.Geometry(**settings["geometry"]))
+    images = decoded(listed, made_by, Geometry(**settings["geometry"]))
     shown = progress(images, total=len(listed), unit="images", label=f"decode {settings['shard']}")
     changed = [
         name

@@ -9,10 +9,12 @@ NumPy and Pillow; no torch.
 
 import colorsys
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from igmask.study.settings import Dataset
 
 SIDE = 64
 SPLITS = ("train", "test")
@@ -61,6 +63,18 @@ CLASSES = tuple(_KINDS)
 def label_of(position: int) -> int:
     """Return the class index at a position; ten images in a row hold one of each class."""
     return position % len(CLASSES)
+
+
+def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
+    """Return the columns name, path and label of the test images, and the class names."""
+    labels = [label_of(i) for i in range(dataset.n_images)]
+    names = [f"{i:05d}-{CLASSES[label]}" for i, label in enumerate(labels)]
+    return {"name": names, "path": "", "label": labels}, list(CLASSES)
+
+
+def opener(dataset: Dataset, *, seed: int) -> Callable[[Any], Image.Image]:
+    """Return the function that draws the image of a record."""
+    return lambda record: Image.fromarray(draw(record.position, split="test", seed=seed))
 
 
 def draw(position: int, *, split: str, seed: int) -> np.ndarray:

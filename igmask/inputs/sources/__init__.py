@@ -1,0 +1,58 @@
+"""Where images come from: a file a kind of dataset, and its entry in `SOURCES`.
+
+Another one is a file with the two functions of a `Source`, an entry here, and its name with the
+keys that it needs in `study.settings.SOURCES`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from igmask.inputs.sources import demo, folder, function, table, torchvision_
+from igmask.study.settings import Dataset, is_own
+
+
+class Source(NamedTuple):
+    """How images are listed and opened, and what else is asked about where they come from.
+
+    listed:        dataset → (columns name, path and label, class names); a path is empty where an
+                   image is no file of its own
+    opener:        dataset, seed → the function that opens the image of an index record, in RGB,
+                   from any thread, and raises InputError, naming it, if it cannot be read
+    below_root:    the images are files below `root`, whose names can be watched
+    is_relisted:   listing is cheap and may find something else another time
+    lists_classes: who lists all classes in the order of the network's outputs, if anyone does
+    own_classes:   what its class names are called, if they alone say which class a label is
+    """
+
+    listed: Callable[[Dataset], tuple[dict[str, Any], list[str]]]
+    opener: Callable[..., Callable[[Any], Image.Image]]
+    below_root: bool = False
+    is_relisted: bool = False
+    lists_classes: str = ""
+    own_classes: str = ""
+
+
+SOURCES = {
+    "demo": Source(demo.listed, demo.opener, lists_classes="the demo"),
+    "folder": Source(
+        folder.listed,
+        folder.opener,
+        below_root=True,
+        is_relisted=True,
+        own_classes="class folders",
+    ),
+    "csv": Source(table.listed, folder.opener, below_root=True, is_relisted=True),
+    "torchvision": Source(
+        torchvision_.listed, torchvision_.opener, own_classes="classes of its own"
+    ),
+}
+FUNCTION = Source(
+    function.listed, function.opener, is_relisted=True, lists_classes="the dataset's function"
+)
+
+
+def source_of(name: str) -> Source:
+    """Return the source of `dataset.source`: one of SOURCES, or a function of the user's own."""
+    return FUNCTION if is_own(name) else SOURCES[name]

@@ -1,0 +1,97 @@
+"""Any dataset class of torchvision.datasets; an ImageFolder or the like as with source `folder`."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from igmask.errors import InputError
+from igmask.inputs.classes import class_labels, relabelled
+from igmask.inputs.decode import by_place
+from igmask.inputs.files import class_folders, counts
+from igmask.inputs.sources import folder
+from igmask.progress import progress
+from igmask.study.settings import Dataset
+
+
+def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
+    """Return the columns name, path and label of the dataset's images, and its class names."""
+    source = _made(dataset)
+    lists = [getattr(source, name, None) for name in ("targets", "labels", "_labels")]
+    labels = next((found for found in lists if found is not None), None)
+    if labels is None:  # every image has to be read to see its label
+        places = progress(range(len(source)), total=len(source), unit="images", label="labels")
+        labels = [source[i][1] for i in places]
+    labels = np.asarray(labels, dtype=np.int64)
+    names = [f"{i:06d}" for i in range(len(source))]
+    paths = [""] * len(source)
+    # ImageNet's classes are tuples of synonyms.
+    classes = [str(x[0] if isinstance(x, tuple) else x) for x in getattr(source, "classes", [])]
+    if _is_tree(type(source)):
+        paths = [path for path, _ in source.samples]
+        names = [f"{name} {path}" for name, path in zip(names, paths, strict=True)]
+        if dataset.classes or classes == [*source.labels]:  # no names but those of the folders
+            classes = source.class_names
+    else:
+        labels, classes = relabelled(labels, classes, dataset.classes, of=dataset.class_)
+    return {"name": names, "path": paths, "label": labels}, classes
+
+
+def opener(dataset: Dataset, *, seed: int) -> Callable[[Any], Image.Image]:
+    """Return the function that opens the image of a record: a file, or by its place."""
+    if _is_tree(_class(dataset)):
+        return folder.opener(dataset, seed=seed)
+    source = _made(dataset)
+    return by_place(lambda place: source[place][0], scale=dataset.scale)
+
+
+def _made(dataset: Dataset) -> Any:
+    factory = _class(dataset)
+    arguments = dict(dataset.arguments)
+    if dataset.download:
+        arguments["download"] = True
+    try:
+        if _is_tree(factory):
+            factory = _seen_as_folders(factory, dataset.classes)
+        return factory(dataset.root, **arguments)
+    except (RuntimeError, TypeError, ValueError, OSError) as error:
+        raise InputError(f"torchvision.datasets.{dataset.class_}: {error}") from error
+
+
+def _class(dataset: Dataset) -> Any:
+    import torchvision.datasets  # slow, and needed by this source alone
+
+    found = getattr(torchvision.datasets, dataset.class_ or "", None)
+    if found is None:
+        raise InputError(f"dataset.class: torchvision.datasets has no {dataset.class_!r}")
+    return found
+
+
+def _is_tree(factory: Any) -> bool:
+    """Whether a class of torchvision.datasets is an ImageFolder or the like."""
+    from torchvision.datasets import DatasetFolder
+
+    return isinstance(factory, type) and issubclass(factory, DatasetFolder)
+
+
+def _seen_as_folders(factory: Any, listed: str | None) -> Any:
+    """The class, of which files count and how they are labelled as with source `folder`."""
+
+    class Seen(factory):
+        def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+            folders = class_folders(directory)
+            if not folders:
+                raise InputError(f"{directory}: no class folders in it")
+            self.labels, self.class_names = class_labels(folders, listed, of=directory)
+            return folders, self.labels
+
+        @staticmethod
+        def make_dataset(directory: str, *args: Any, **settings: Any) -> list[tuple[str, int]]:
+            start = len(os.path.join(directory, ""))
+            samples = factory.make_dataset(directory, *args, **settings)
+            return [x for x in samples if all(map(counts, Path(x[0][start:]).parts))]
+
+    return Seen

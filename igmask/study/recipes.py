@@ -1,0 +1,201 @@
+"""A recipe a step: all that its result depends on besides the files that it reads.
+
+From its fields derive the words of the step's job, which Snakemake compares (`words`), the options
+of its command (cli.py), the step's argument, and what its files say of their making (`made_by`),
+which `igmask verify` compares.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from igmask.study.fields import counting, counting_fields, given, plain
+from igmask.study.settings import Attribution, Geometry, Model, is_random, percent, rules
+
+# The algorithm of each step; raise a number when a step's results change.
+STAGES = {
+    "train": 2,
+    "index": 2,
+    "preflight": 2,
+    "prepare": 3,
+    "attribute": 4,
+    "mask": 3,
+    "evaluate": 5,
+}
+
+
+def of(*path: str, **said: Any) -> Any:
+    """Return the field of a recipe that takes a setting, such as of("squares", "side").
+
+    said: `word`, what the command calls it, and `made_by`, what files do, if not as the field;
+          `text`, of a value, if it is not str; `counts`, the recipe → whether it matters there
+    """
+    default = rules(*path)["default"]
+    value = tuple(default) if isinstance(default, list) else default
+    return field(default=value, metadata={"path": path} | said)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Of the weights of a demo model."""
+
+    model: Model
+    n_train: int = of("dataset", "n_train")
+    seed: int = of("seed")
+
+
+@dataclass(frozen=True)
+class Index:
+    """Of the list of a dataset's images.
+
+    dataset: the settings that are given, as `given` has them
+    seed:    of drawn images
+    """
+
+    dataset: dict[str, Any]
+    seed: int = of("seed", counts=lambda one: one.dataset["source"] == "demo")
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Of the look at a model before work begins."""
+
+    model: Model
+    baseline: str = of("attribution", "baseline")
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Of a shard's decoded images."""
+
+    geometry: Geometry
+    shard: str = "1-of-1"
+    on_bad_image: str = of("dataset", "on_bad_image")
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """Of the parts of squares' scores; the seed is that of noise baselines."""
+
+    model: Model
+    attribution: Attribution
+    side: int = of("squares", "side")
+    seed: int = of(
+        "seed",
+        made_by="baseline_seed",
+        counts=lambda one: is_random(one.attribution.baseline),
+    )
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Of the masks of every p."""
+
+    p: tuple[float, ...] = of("selection", "p", text=percent)
+    by: str = of("selection", "by")
+    score: str = of("squares", "score")
+
+
+class Condition(NamedTuple):
+    """How images are shown to a network: as they are, or masked."""
+
+    mode: str
+    p: float | None = None
+    fill: str | None = None
+
+    @property
+    def name(self) -> str:
+        """A name for files: original, keep-50-black."""
+        return self.mode if self.p is None else f"{self.mode}-{percent(self.p)}-{self.fill}"
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Of the records of every condition.
+
+    name: what the tables call the model; its source if None
+    seed: of the controls
+    """
+
+    model: Model
+    name: str | None = None
+    modes: tuple[str, ...] = of("masking", "modes", word="mode")
+    fills: tuple[str, ...] = of("masking", "fills", word="fill")
+    controls: tuple[str, ...] = of("masking", "controls", word="control")
+    seed: int = of("seed", counts=lambda one: bool(one.controls))
+
+    def of_condition(self, condition: Condition) -> dict[str, Any]:
+        """Return what the records of a condition say of their making."""
+        own = {"name": self.name or self.model.source, "model": plain(self.model)}
+        if condition.p is None:
+            return own | {"mode": condition.mode}
+        seed = {"control_seed": self.seed} if self.controls else {}
+        return own | {"controls": list(self.controls)} | seed | condition._asdict()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Of the pictures of a model's images."""
+
+    model_name: str
+    n_images: int = of("figures", "n_images")
+
+
+def words(recipe: Any, **more: Any) -> list[str]:
+    """Return the words of a recipe for the command line, in a fixed order, and no others.
+
+    What is None, and what does not count beside other settings, is left out.
+
+    more: options that come first
+    """
+    found = option_words(more)
+    for one in counting_fields(recipe):
+        value = getattr(recipe, one.name)
+        if isinstance(value, Attribution | Geometry):
+            found += option_words(counting(value))
+        else:
+            text = one.metadata.get("text", _text)
+            found += option_words({one.metadata.get("word", one.name): value}, text)
+    return found
+
+
+def option_words(options: Mapping[str, Any], text: Callable[[Any], str] | None = None) -> list[str]:
+    """Return options as words, one of a list after the other; None is left out."""
+    found = []
+    for name, value in options.items():
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if item is not None:
+                found += [f"--{name.replace('_', '-')}", (text or _text)(item)]
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Model):
+        value = given(value)
+    if isinstance(value, dict):
+        return json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return str(value)
+
+
+def made_by(recipe: Any) -> dict[str, Any]:
+    """Return what the files of a recipe say of it: what counts there."""
+    found = {}
+    for one in counting_fields(recipe):
+        value = getattr(recipe, one.name)
+        if isinstance(value, Attribution | Geometry | Model):
+            value = plain(value) if isinstance(value, Model) else counting(value)
+        if value is not None:
+            found[one.metadata.get("made_by", one.name)] = value
+    return found
+
+
+def stamp(step: str, *before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what files say of their making: the step, and the version of each step so far.
+
+    before: the settings of what they are made of
+    """
+    versions: dict[str, int] = {}
+    for made_by in before:
+        versions |= made_by.get("versions", {})
+    return {"step": step, "versions": versions | {step: STAGES[step]}}

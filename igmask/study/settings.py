@@ -1,0 +1,416 @@
+"""Every setting, once: its type, default, bounds and meaning; a group of config.yaml is a class.
+
+Whatever else has to know a setting derives from its field: the JSON schema that a configuration is
+checked against, the options of the commands, and by the recipes the words of a job and what files
+say of their making. No torch.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from igmask.errors import InputError
+from igmask.study.fields import json_schema, setting
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+BASELINES = ("black", "white", "mean", "blur", "uniform")
+SOURCES = ("demo", "folder", "csv", "torchvision")
+
+_OWN = "[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*"  # module:callable
+_NAME: dict[str, Any] = {
+    "pattern": "^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
+    "allowed": "letters, digits and _ . + -, the first a letter or digit",
+}
+_PERCENTAGE = {"type": "number", "exclusiveMinimum": 0, "maximum": 100}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The images and their labels."""
+
+    source: str = setting(
+        means="demo: drawn here; folder: one folder of images a class; csv: one folder of images "
+        "and a table of labels; torchvision: a class of torchvision.datasets; module:callable: a "
+        "function of your own, which is given these settings and returns names, labels, names of "
+        "classes and a function that opens the image at a place",
+        examples=list(SOURCES),
+        pattern=f"^({'|'.join(SOURCES)}|{_OWN})$",
+        allowed=f"{', '.join(SOURCES)} or module:callable",
+    )
+    name: str | None = setting(
+        None,
+        "folder under results/ that takes what belongs to this dataset; the source's name by "
+        "default",
+        **_NAME,
+    )
+    root: str | None = setting(None, "folder of the images, or where torchvision keeps its data")
+    labels: str | None = setting(None, "csv: the table, with a header")
+    columns: tuple[str, str] = setting(
+        ("file", "label"), "csv: its columns of file names and labels"
+    )
+    classes: str | None = setting(
+        None,
+        "file that gives each class name (folder name, wnid) its index: one name a line in the "
+        "order of the indices, or JSON; by default folders that are numbers count as these, others "
+        "in alphabetical order",
+    )
+    scale: float | None = setting(
+        None,
+        "the value of white in grey images of more than 8 bits (16-bit PNG, float TIFF), such as "
+        "65535; without it they are bad images",
+        exclusiveMinimum=0,
+    )
+    class_: str | None = setting(None, "torchvision: the name of the dataset class")
+    arguments: dict[str, Any] = setting(
+        {}, "torchvision: its keyword arguments, such as train: false"
+    )
+    download: bool = setting(False, "torchvision: fetch the data where it is missing")
+    obtain: str | None = setting(None, "how the files are had; said where some are missing")
+    n_expected: int | None = setting(
+        None, "how many images there should be; igmask check warns of another number", minimum=1
+    )
+    n_images: int = setting(300, "demo: how many test images are drawn", minimum=10)
+    n_train: int = setting(1500, "demo: how many training images are drawn", minimum=10)
+    limit: int | None = setting(
+        None, "only the first n images of each class, for trial runs", minimum=1
+    )
+    on_bad_image: str = setting(
+        "error",
+        "an image that cannot be read: stop and name it, or leave it out and list it under the "
+        "tables",
+        choices=("error", "skip"),
+    )
+
+    NEEDS: ClassVar[dict[str, tuple[str, ...]]] = {  # by its source
+        "folder": ("root",),
+        "csv": ("root", "labels"),
+        "torchvision": ("root", "class"),
+    }
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an image becomes a square of `size` pixels: resize the shorter side, crop the centre."""
+
+    size: int
+    resize: int | None
+    interpolation: str
+
+    @property
+    def name(self) -> str:
+        """A name for folders: 224-resize256-bilinear, or 32 where nothing is resized."""
+        resized = f"-resize{self.resize}-{self.interpolation}" if self.resize else ""
+        return f"{self.size}{resized}"
+
+
+@dataclass(frozen=True)
+class Train:
+    """How a demo model is trained."""
+
+    epochs: int = setting(5, "passes over the training images", minimum=1)
+    batch_size: int = setting(32, "images a step", minimum=1)
+    learning_rate: float = setting(
+        0.01, "the largest of the one-cycle schedule", exclusiveMinimum=0
+    )
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network, its weights and its input."""
+
+    source: str = setting(
+        means="a classifier of torchvision by name, or module:callable that returns a "
+        "torch.nn.Module",
+        pattern="^[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_.]*)?$",
+        allowed="a name of torchvision, or module:callable",
+    )
+    arguments: dict[str, Any] = setting({}, "keyword arguments of the callable")
+    weights: str | None = setting(
+        None,
+        "a weights name of torchvision (IMAGENET1K_V1), or a state dict: a file or URL, .pth or "
+        ".safetensors; none: random weights are meant",
+    )
+    sha256: str | None = setting(
+        None,
+        "hash of the weights file, checked before it is read",
+        pattern="^[0-9a-f]{64}$",
+        allowed="64 digits of 0-9 and a-f",
+    )
+    key: str | None = setting(None, "entry of the checkpoint that holds the state dict")
+    prefix: str = setting("", "start of the parameter names to strip, such as module.")
+    output: str | int | None = setting(
+        None,
+        "entry that holds the logits, by its name or index, of a network whose output is a tuple, "
+        "list, dict or dataclass",
+        minimum=0,
+    )
+    size: int | None = setting(
+        None, "side of the square input, in pixels; torchvision's weights know theirs", minimum=1
+    )
+    resize: int | None = setting(
+        None,
+        "length of the shorter side before the centre crop to size; none: crop only",
+        minimum=1,
+    )
+    interpolation: str | None = setting(
+        None, "of the resizing (bilinear)", choices=("nearest", "bilinear", "bicubic", "lanczos")
+    )
+    mean: tuple[float, float, float] | None = setting(
+        None, "of the normalisation, a colour (0 0 0)"
+    )
+    std: tuple[float, float, float] | None = setting(
+        None,
+        "of the normalisation, a colour (1 1 1)",
+        items={"type": "number", "exclusiveMinimum": 0},
+    )
+    train: Train | None = setting(
+        None, "train the model on the demo's training images instead of loading weights"
+    )
+
+    @property
+    def geometry(self) -> Geometry:
+        """How images are cut for it; raises InputError if that is not known."""
+        if self.size is None:
+            raise InputError(f"{self.source}: the size of its input is not known; set `size`")
+        return Geometry(self.size, self.resize, self.interpolation or "bilinear")
+
+    @property
+    def weights_kind(self) -> str:
+        """`unsaid`, `none`, `torchvision` (a name such as IMAGENET1K_V1), `url` or `file`.
+
+        With `none` random weights are meant; with `unsaid` a callable may load weights itself.
+        """
+        if self.weights in (None, "none"):
+            return self.weights or "unsaid"
+        if ":" not in self.source and re.fullmatch(r"[A-Z][A-Z0-9_]*", self.weights):
+            return "torchvision"
+        return "url" if "://" in self.weights else "file"
+
+    @property
+    def code(self) -> list[Path]:
+        """The files of its module or package, if that is in the working directory."""
+        return code_of(self.source)
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Integrated Gradients."""
+
+    of: str = setting(
+        "probability",
+        "what is attributed: the target's softmax probability or its logit",
+        choices=("probability", "logit"),
+    )
+    target: str = setting(
+        "predicted", "the class whose output is attributed", choices=("predicted", "label")
+    )
+    baseline: str = setting(
+        "black",
+        "start of the path: black, white, mean, blur, uniform (noise), an image file, or "
+        "module:callable",
+    )
+    blur_sigma: float = setting(
+        10,
+        "of baseline blur: standard deviation of the Gaussian, in pixels",
+        counts=lambda group: group.baseline == "blur" or is_own(group.baseline),
+        exclusiveMinimum=0,
+    )
+    n_baselines: int = setting(
+        10,
+        "of baseline uniform: noise images averaged over",
+        counts=lambda group: is_random(group.baseline),
+        minimum=1,
+    )
+    rule: str = setting(
+        "right",
+        "quadrature of the path integral",
+        choices=("right", "left", "middle", "trapezoid", "gauss-legendre"),
+    )
+    n_steps: int | str = setting(
+        50,
+        "steps m: the gradients taken on each path; auto: 25, doubled for each image until "
+        "tolerance and agreement are reached",
+        minimum=1,
+        pattern="^auto$",
+        allowed="auto",
+    )
+    tolerance: float = setting(
+        0.05,
+        "of n_steps auto: largest error of completeness, relative to f(x) − f(b)",
+        counts=lambda group: group.n_steps == "auto",
+        exclusiveMinimum=0,
+    )
+    agreement: float = setting(
+        0.95,
+        "of n_steps auto: least intersection over union of an image's masks (the top 50 %) before "
+        "and after the last doubling",
+        counts=lambda group: group.n_steps == "auto",
+        exclusiveMinimum=0,
+        maximum=1,
+    )
+    most_steps: int = setting(
+        800,
+        "of n_steps auto: no image gets more",
+        counts=lambda group: group.n_steps == "auto",
+        minimum=50,
+    )
+    precision: str = setting(
+        "fp32",
+        "of the network behind its affine stem; sums are fp32 always, and tf32 needs a GPU",
+        choices=("fp32", "tf32", "bf16", "fp16"),
+    )
+
+
+@dataclass(frozen=True)
+class Squares:
+    """The components that are kept or dropped."""
+
+    side: int = setting(3, "side of a square, in pixels", minimum=1)
+    score: str = setting(
+        "positive",
+        "a square's score, summed over its pixels and channels: max(φ, 0), |φ|, φ, or the absolute "
+        "value of the sum of φ",
+        choices=("positive", "absolute", "signed", "absolute-sum"),
+    )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which squares hold the top p %."""
+
+    by: str = setting(
+        "mass", "p % of the total score, or of the number of squares", choices=("mass", "count")
+    )
+    p: tuple[float, ...] = setting(
+        (90, 70, 50, 30), "percentages, each in (0, 100]", minItems=1, items=_PERCENTAGE
+    )
+
+
+@dataclass(frozen=True)
+class Masking:
+    """What is masked, and how."""
+
+    modes: tuple[str, ...] = setting(
+        ("keep", "drop"),
+        "keep the selected squares, or drop them",
+        choices=("keep", "drop"),
+        minItems=1,
+        uniqueItems=True,
+    )
+    fills: tuple[str, ...] = setting(
+        ("black",),
+        "what masked pixels become",
+        choices=("black", "mean", "image-mean"),
+        minItems=1,
+        uniqueItems=True,
+    )
+    controls: tuple[str, ...] = setting(
+        ("random",),
+        "other masks of the same area, evaluated beside: random squares",
+        choices=("random",),
+        uniqueItems=True,
+    )
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The pictures."""
+
+    n_images: int = setting(6, "rows of example images", minimum=1, maximum=20)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How it is computed."""
+
+    device: str = setting(
+        "auto",
+        "where networks run: auto (a GPU if there is one), cpu, cuda, cuda:1",
+        pattern="^(auto|cpu|cuda(:[0-9]+)?)$",
+        allowed="auto, cpu, cuda or a GPU by its number, cuda:1",
+    )
+    batch_size: int | None = setting(
+        None,
+        "images, or (image, step) pairs, a forward pass; none: from the network and the free "
+        "memory",
+        minimum=1,
+    )
+    engine: str = setting(
+        "eager",
+        "how attribution runs the network: as it is, by torch.compile, or from a CUDA graph",
+        choices=("eager", "compile", "cudagraph"),
+    )
+    shards: int = setting(
+        1,
+        "parts the dataset is cut into, each prepared and attributed by a job of its own",
+        minimum=1,
+    )
+    threads: int = setting(1, "CPU threads a job computes with", minimum=1)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A whole configuration, valid and complete."""
+
+    dataset: Dataset = setting(means="the images and their labels")
+    models: dict[str, Model] = setting(
+        means="the networks, by the names they have in the tables",
+        minProperties=1,
+        propertyNames=_NAME,
+    )
+    attribution: Attribution = setting(Attribution(), "Integrated Gradients")
+    squares: Squares = setting(Squares(), "the components that are kept or dropped")
+    selection: Selection = setting(Selection(), "which squares hold the top p %")
+    masking: Masking = setting(Masking(), "what is masked, and how")
+    figures: Figures = setting(Figures(), "the pictures")
+    compute: Compute = setting(
+        Compute(),
+        "how it is computed; changes no table beyond rounding and re-runs nothing, the number of "
+        "shards aside",
+    )
+    seed: int = setting(
+        0,
+        "of everything drawn at random: demo images, training, noise baselines, random squares",
+        minimum=0,
+    )
+
+
+def is_own(name: str) -> bool:
+    """Return whether it is `module:callable`, a function of the user's own."""
+    return re.fullmatch(_OWN, name) is not None
+
+
+def is_random(baseline: str) -> bool:
+    """Return whether a baseline depends on the study's seed, as one of the user's own may."""
+    return baseline == "uniform" or is_own(baseline)
+
+
+def code_of(source: str) -> list[Path]:
+    """Return the files of a `module:callable`'s module or package, if in the working directory."""
+    if ":" not in source:
+        return []
+    module = Path(*source.partition(":")[0].split("."))
+    alone = module.with_suffix(".py")
+    return [alone] if alone.is_file() else sorted(module.rglob("*.py"))
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of config.yaml."""
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "igmask study"}
+    return head | json_schema(Study)
+
+
+def rules(*path: str) -> dict[str, Any]:
+    """Return the JSON schema of a key, such as ("attribution", "n_steps"), or of a group."""
+    found = schema()
+    for name in path:
+        found = found["additionalProperties"] if name == "*" else found["properties"][name]
+    return found
+
+
+def percent(p: float) -> str:
+    """Return p as file names and tables have it: 50, 12.5."""
+    return f"{p:g}"
