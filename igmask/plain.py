@@ -1,42 +1,65 @@
-"""What squares, scores, selection and masks mean, in NumPy, once.
+"""What squares, scores, selection, masks and fills mean, once, in NumPy and without torch.
 
 The study's light steps call it, since it takes less time than importing torch, and so do the CPU's
-definitions of the kernels, which are compared with it to the bit.
+definitions of the kernels. What only computes and indexes serves tensors as it serves arrays.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
 
 import numpy as np
 
+Array = Any  # NumPy's, or a tensor
 
-def score_parts(parts: np.ndarray, score: str) -> np.ndarray:
-    """Return the scores (N, P, Q) of squares with parts (N, 2, P, Q), as `kernels.score_parts`."""
-    positive, negative = parts[:, 0], parts[:, 1]
-    return {
-        "positive": lambda: positive,
-        "absolute": lambda: positive + negative,
-        "signed": lambda: positive - negative,
-        "absolute-sum": lambda: np.abs(positive - negative),
-    }[score]()
+
+def grid(height: int, width: int, side: int) -> tuple[int, int]:
+    """Return (P, Q), the rows and columns of squares of an image: ⌈H/s⌉, ⌈W/s⌉."""
+    return -(-height // side), -(-width // side)
+
+
+# name → of the parts of squares, Σ max(φ, 0) and Σ max(−φ, 0), their scores
+SCORES: dict[str, Callable[[Array, Array], Array]] = {
+    "positive": lambda positive, negative: positive,
+    "absolute": lambda positive, negative: positive + negative,
+    "signed": lambda positive, negative: positive - negative,
+    "absolute-sum": lambda positive, negative: abs(positive - negative),
+}
+
+
+def score_parts(parts: Array, score: str) -> Array:
+    """Return the scores (N, P, Q) of squares whose parts (N, 2, P, Q) are given.
+
+    positive Σ max(φ, 0) · absolute Σ |φ| · signed Σ φ · absolute-sum |Σ φ|
+    """
+    return _named("score", score, SCORES)(parts[:, 0], parts[:, 1])
+
+
+SELECTIONS = ("mass", "count")
 
 
 def select(
     scores: np.ndarray, percents: Sequence[float], *, by: str = "mass"
 ) -> Iterator[np.ndarray]:
-    """Yield for each p the mask of the squares that hold the top p %, as `kernels.select` does.
+    """Yield for each p the mask of the squares that hold the top p %.
 
-    Squares are sorted once, which takes most of the time.
+    mass:  squares in descending score, until their sum reaches p % of the sum of all positive
+           scores: the fewest squares that do. A row's scores become integers first (its maximum in
+           [2²⁹, 2³⁰), rounded towards zero), so that no sum depends on its order
+    count: the best ⌈p·K/100⌉ of a row's K squares
+
+    Ties go to the lower index; a row without a positive score selects nothing. Squares are sorted
+    once, which takes most of the time.
 
     scores:   (N, P, Q) or (N, K) floating point, finite
     percents: in (0, 100], at most two decimals
-    by:       `mass` or `count`
     yields    bool, in the shape of `scores`
     """
-    flat = scores.reshape(len(scores), -1)
+    flat = _flat(scores)
     values = _masses(flat) if by == "mass" else flat
     ordered = -np.sort(-values, axis=1)
     total = ordered.cumsum(axis=1) if by == "mass" else None
-    for points in (round(100 * p) for p in percents):
+    for points in map(basis_points, percents):
         if total is not None:
             needed = (total - ordered) * 10_000 < points * total[:, -1:]  # the mass before is short
             n_chosen = needed.sum(axis=1, keepdims=True)
@@ -50,8 +73,19 @@ def select(
         yield (chosen & (n_chosen > 0)).reshape(scores.shape)
 
 
+def basis_points(p: float) -> int:
+    """Return p percent as a whole number of hundredths of a percent, or raise ValueError."""
+    points = round(p * 100)
+    if not 0 < points <= 10_000 or abs(points - p * 100) > 1e-6:
+        raise ValueError(f"p must be in (0, 100], with at most two decimals; got {p}")
+    return points
+
+
 def _masses(scores: np.ndarray) -> np.ndarray:
-    """What is positive of the scores (N, K), in units of their row, int64: see `kernels.select`."""
+    """What is positive of the scores (N, K), in units of their row, int64.
+
+    float64 holds the scaled values exactly, subnormal scores included.
+    """
     exact = scores.astype(np.float64).clip(min=0)
     top = exact.max(axis=1, keepdims=True).clip(min=np.finfo(np.float64).tiny)
     _, exponent = np.frexp(top)
@@ -59,28 +93,44 @@ def _masses(scores: np.ndarray) -> np.ndarray:
 
 
 def pack(mask: np.ndarray) -> np.ndarray:
-    """Return a mask's bits, as `kernels.pack`: (N, P, Q) or (N, K) bool → (N, ⌈K/8⌉) uint8."""
-    return np.packbits(mask.reshape(len(mask), -1), axis=1, bitorder="little")
+    """Return a mask's bits: (N, P, Q) or (N, K) bool → (N, ⌈K/8⌉) uint8.
+
+    Eight squares a byte, the first in the lowest bit; unused bits are zero.
+    """
+    return np.packbits(_flat(mask), axis=1, bitorder="little")
 
 
-def unpack(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the mask (N, *shape) bool of bits (N, ⌈K/8⌉) uint8."""
-    flat = np.unpackbits(bits, axis=1, count=int(np.prod(shape)), bitorder="little")
-    return flat.view(bool).reshape(-1, *shape)
+def unpack(
+    bits: Array, shape: tuple[int, ...], *, arange: Callable[..., Array] = np.arange
+) -> Array:
+    """Return the mask (N, *shape) bool whose bits (N, ⌈K/8⌉) uint8 are given; K = Π shape.
+
+    arange: counts, 0 … n − 1, where the bits are
+    """
+    eights = bits[:, :, None] & 2 ** arange(8, dtype=bits.dtype) != 0
+    flat = eights.reshape(len(bits), 8 * bits.shape[1])
+    return flat[:, : prod(shape)].reshape(len(bits), *shape)
 
 
-def to_pixels(values: np.ndarray, height: int, width: int, *, side: int = 3) -> np.ndarray:
-    """Return a mask's pixels, or of other values of squares: (..., P, Q) → (..., H, W)."""
-    return values.repeat(side, axis=-2).repeat(side, axis=-1)[..., :height, :width]
+def to_pixels(
+    values: Array,
+    height: int,
+    width: int,
+    *,
+    side: int = 3,
+    repeat: Callable[..., Array] = np.repeat,
+) -> Array:
+    """Return what each pixel's square has, a mask say: (..., P, Q) → (..., H, W), same dtype.
 
-
-def fill_values(images: np.ndarray, fill: str, mean: list[float]) -> np.ndarray:
-    """Return what masked pixels of images (N, H, W, C) become, as `kernels.fill_values`."""
-    return {
-        "black": lambda: np.zeros((), images.dtype),
-        "mean": lambda: np.array(mean, images.dtype),
-        "image-mean": lambda: images.mean(axis=(1, 2), keepdims=True),
-    }[fill]()
+    repeat: each value along an axis; for tensors PyTorch's
+    raises  ValueError if an image of that size has other squares
+    """
+    if tuple(values.shape[-2:]) != grid(height, width, side):
+        raise ValueError(
+            f"to_pixels: a {height}×{width} image has {grid(height, width, side)} squares of "
+            f"side {side}, but the mask has {tuple(values.shape[-2:])}"
+        )
+    return repeat(repeat(values, side, -2), side, -1)[..., :height, :width]
 
 
 def area(mask: np.ndarray, height: int, width: int, *, side: int = 3) -> np.ndarray:
@@ -88,7 +138,7 @@ def area(mask: np.ndarray, height: int, width: int, *, side: int = 3) -> np.ndar
 
     Squares at the right and bottom border may be partial, and count by their pixels.
     """
-    n_pixels = mask.reshape(len(mask), -1) @ pixels_of_squares(mask.shape[1:], height, width, side)
+    n_pixels = _flat(mask) @ pixels_of_squares(mask.shape[1:], height, width, side)
     return n_pixels / (height * width)
 
 
@@ -98,3 +148,60 @@ def pixels_of_squares(shape: tuple[int, ...], height: int, width: int, side: int
     heights[-1] -= side * shape[0] - height
     widths[-1] -= side * shape[1] - width
     return np.outer(heights, widths).ravel()
+
+
+def _black(images: np.ndarray, mean: Any) -> np.ndarray:
+    return np.zeros((1, 1, 1, images.shape[3]))
+
+
+def _mean(images: np.ndarray, mean: Any) -> np.ndarray:
+    """The normalisation's mean, which is zero once normalised."""
+    if mean is None:
+        raise ValueError("fill 'mean' needs the mean of the model's normalisation")
+    return np.reshape(mean, (1, 1, 1, images.shape[3]))
+
+
+def _image_mean(images: np.ndarray, mean: Any) -> np.ndarray:
+    """Each image's own mean colour."""
+    white = 255 if images.dtype == np.uint8 else 1
+    rows = images.sum(axis=1, keepdims=True, dtype=np.float64)  # of bytes exact
+    return rows.sum(axis=2, keepdims=True) / (white * images.shape[1] * images.shape[2])
+
+
+# name → of images (N, H, W, C), uint8 or floating point in [0, 1], and the normalisation's mean
+# (C,), or None where there is none, what masked pixels become, in [0, 1]: a colour of all,
+# (1, 1, 1, C), or of each image, (N, 1, 1, C), or a picture of each, (N, H, W, C)
+FILLS: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
+    "black": _black,
+    "mean": _mean,
+    "image-mean": _image_mean,
+}
+
+
+def fill_values(images: np.ndarray, fill: str, mean: Any = None) -> np.ndarray:
+    """Return what masked pixels become, broadcastable to `images`: see `FILLS`.
+
+    images:  (N, H, W, C) uint8, or floating point in [0, 1]
+    mean:    (C,) the normalisation's mean; needed by fill `mean` only
+    returns  float32, or float64 if the images are
+    raises   ValueError for an unknown fill, or one that needs the mean
+    """
+    values = _named("fill", fill, FILLS)(images, mean)
+    return np.asarray(values, np.result_type(images, np.float32))
+
+
+def common_fill(fill: str, n_channels: int, mean: Any = None) -> np.ndarray | None:
+    """Return what a fill is for any image, (1, 1, 1, C) float64, or None if each has its own."""
+    values = fill_values(np.zeros((2, 1, 1, n_channels)), fill, mean)
+    return values if len(values) == 1 else None
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    """The squares of each image in one row, of no image too."""
+    return values.reshape(len(values), prod(values.shape[1:]))
+
+
+def _named(kind: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name not in tuple(known):
+        raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(known)}")
+    return known[name]

@@ -1,8 +1,11 @@
 """Masks ↔ one bit a square, eight squares a byte, the first in the lowest bit."""
 
+from functools import partial
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from igmask import plain
 
 
 def pack(mask: Tensor) -> Tensor:
@@ -11,10 +14,7 @@ def pack(mask: Tensor) -> Tensor:
         raise ValueError(
             f"pack: expected a bool mask (N, ...), got {mask.dtype} {tuple(mask.shape)}"
         )
-    flat = mask.flatten(1)
-    eights = F.pad(flat, (0, -flat.shape[1] % 8)).unflatten(1, (-1, 8))
-    place = 2 ** torch.arange(8, device=mask.device)
-    return (eights * place).sum(dim=2).to(torch.uint8)
+    return torch.from_numpy(plain.pack(mask.numpy(force=True))).to(mask.device)
 
 
 def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -27,6 +27,4 @@ def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
             f"unpack: expected uint8 (N, {-(-n_squares // 8)}) for squares {shape}, "
             f"got {bits.dtype} {tuple(bits.shape)}"
         )
-    place = torch.arange(8, device=bits.device, dtype=torch.uint8)
-    flat = (bits.unsqueeze(2) >> place & 1).flatten(1)[:, :n_squares]
-    return flat.bool().view(-1, *shape)
+    return plain.unpack(bits, shape, arange=partial(torch.arange, device=bits.device))

@@ -7,43 +7,31 @@ to what a network takes.
 import torch
 from torch import Tensor
 
+from igmask import plain
 from igmask.kernels.bits import unpack
 from igmask.kernels.dispatch import check, jit, operation, tl
 from igmask.kernels.path import piece, pieces
-from igmask.kernels.squares import grid
-
-FILLS = ("black", "mean", "image-mean")
+from igmask.plain import grid
 
 
 def to_pixels(mask: Tensor, height: int, width: int, *, side: int = 3) -> Tensor:
     """Return the mask of pixels of a mask of squares: (N, P, Q) → (N, H, W), same dtype."""
-    if mask.shape[-2:] != grid(height, width, side):
-        raise ValueError(
-            f"to_pixels: a {height}×{width} image has {grid(height, width, side)} squares of "
-            f"side {side}, but the mask has {tuple(mask.shape[-2:])}"
-        )
-    pixels = mask.repeat_interleave(side, dim=-2).repeat_interleave(side, dim=-1)
-    return pixels[..., :height, :width]
+    return plain.to_pixels(mask, height, width, side=side, repeat=torch.repeat_interleave)
 
 
 def fill_values(images: Tensor, fill: str, mean: Tensor | None = None) -> Tensor:
-    """Return what masked pixels become, broadcastable to `images`.
-
-    black: zero · mean: the normalisation's mean, which is zero once normalised ·
-    image-mean: each image's own mean colour
+    """Return what masked pixels become, broadcastable to `images`; it has no derivative.
 
     images: (N, C, H, W) in [0, 1]
+    fill:   one of `plain.FILLS`
     mean:   (C,) the normalisation's mean; needed by fill `mean` only
     """
-    if fill == "black":
-        return images.new_zeros(())
-    if fill == "mean":
-        if mean is None:
-            raise ValueError("fill 'mean' needs the mean of the model's normalisation")
-        return mean.to(images).view(-1, 1, 1)
-    if fill == "image-mean":
-        return images.mean(dim=(2, 3), keepdim=True)
-    raise ValueError(f"unknown fill {fill!r}; choose from {', '.join(FILLS)}")
+    colour = None if mean is None else mean.double().numpy(force=True)
+    values = plain.common_fill(fill, images.shape[1], colour)
+    if values is None:  # only now the images, which may be on a GPU
+        wide = images.to(torch.promote_types(images.dtype, torch.float32))
+        values = plain.fill_values(wide.movedim(1, 3).numpy(force=True), fill, colour)
+    return torch.from_numpy(values).movedim(3, 1).to(images)
 
 
 def occlude(
@@ -58,7 +46,7 @@ def occlude(
 
     images:  (N, C, H, W) in [0, 1]
     kept:    (N, P, Q) bool, the squares that stay (the complement of a selection, for `drop`)
-    fill:    one of `FILLS` (see `fill_values`, also for `mean`)
+    fill, mean: see `fill_values`
     returns  (N, C, H, W), dtype of `images`
     """
     pixels = to_pixels(kept, *images.shape[-2:], side=side).unsqueeze(1)
@@ -81,7 +69,7 @@ def occluded_input(
 
     images:  (N, H, W, 3) uint8
     bits:    (N, ⌈K/8⌉) uint8 of `pack`: the squares that stay, or with `drop` those that go
-    fill:    (N, 3) or (1, 3) float32, in [0, 1]: the colour that masked pixels become
+    fill:    (N, H, W, 3) or broadcast to it, float32, in [0, 1]: what masked pixels become
     mean, std: (3,) float32, of the normalisation
     returns  (N, 3, H, W) of `dtype`, computed in float32, in `memory_format`
     raises   ValueError for shapes or dtypes that do not fit
@@ -94,23 +82,12 @@ def occluded_input(
     fits = bits.shape == (len(images), -(-n_rows * n_columns // 8))
     check("occluded_input", fits, f"bits of {n_rows}×{n_columns} squares", images, bits)
     n_channels = images.shape[3]
-    fits = mean.shape == std.shape == (n_channels,) and fill.shape[1:] == (n_channels,)
-    fits = fits and len(fill) in (1, len(images))
+    fits = mean.shape == std.shape == (n_channels,) and fill.ndim == 4
+    fits = fits and all(n in (1, size) for n, size in zip(fill.shape, images.shape, strict=True))
     check("occluded_input", fits, "colours of the images' channels", fill, mean, std)
-    colours = (t.to(images.device, torch.float32).contiguous() for t in (fill, mean, std))
-    last = memory_format == torch.channels_last
-    return _occluded_input(
-        images.contiguous(), bits.contiguous(), *colours, side, drop, dtype, last
-    )
-
-
-def fill_colours(images: Tensor, fill: str, mean: Tensor) -> Tensor:
-    """Return `fill_values` of images (N, H, W, 3) uint8 as colours, (N, 3) or (1, 3) float32."""
-    if fill == "image-mean":
-        n_values = 255 * images.shape[1] * images.shape[2]
-        return (images.sum(dim=(1, 2), dtype=torch.int64).double() / n_values).float()
-    channels_last = images[:0].permute(0, 3, 1, 2).float()
-    return fill_values(channels_last, fill, mean).expand(images.shape[3], 1, 1).reshape(1, -1)
+    fill, mean, std = (t.to(images.device, torch.float32) for t in (fill, mean, std))
+    tensors = images.contiguous(), bits.contiguous(), fill, mean.contiguous(), std.contiguous()
+    return _occluded_input(*tensors, side, drop, dtype, memory_format == torch.channels_last)
 
 
 # -- what it means -----------------------------------------------------------------------------
@@ -146,14 +123,15 @@ def _launch_occluded(
 ) -> Tensor:
     out = _empty_input(images, bits, fill, mean, std, side, drop, dtype, last)
     n, height, width, n_channels = images.shape
+    strides = fill.expand(images.shape).stride()  # zero along what a colour does not have
     _occluded_kernel[pieces(height * width, n, _BLOCK)](
-        out, images, bits, fill, mean, std, height, width, -(-width // side), bits.shape[1],
-        0 if len(fill) == 1 else n_channels,
-        n_channels, side, drop, last, _BLOCK,
+        out, images, bits, fill, mean, std, *strides, height, width, -(-width // side),
+        bits.shape[1], n_channels, any(strides[1:3]), side, drop, last, _BLOCK,
     )  # fmt: skip
     return out
 
 
+# In PyTorch, and not in `plain`, since images may be on a GPU, and `occlude` can be differentiated.
 @operation(launch=_launch_occluded, fake=_empty_input)
 def _occluded_input(
     images: Tensor,
@@ -170,7 +148,7 @@ def _occluded_input(
     height, width = images.shape[1:3]
     kept = to_pixels(unpack(bits, grid(height, width, side)) ^ drop, height, width, side=side)
     pixels = images.permute(0, 3, 1, 2) / 255
-    values = torch.where(kept.unsqueeze(1), pixels, fill[:, :, None, None])
+    values = torch.where(kept.unsqueeze(1), pixels, fill.permute(0, 3, 1, 2))
     return out.copy_((values - mean.view(-1, 1, 1)) / std.view(-1, 1, 1))
 
 
@@ -181,9 +159,10 @@ _BLOCK = 512  # pixels of a program
 
 @jit
 def _occluded_kernel(
-    out, images, bits, fill, mean, std, height, width, n_columns, n_bytes, fill_stride,
-    CHANNELS: tl.constexpr, SIDE: tl.constexpr, DROP: tl.constexpr, LAST: tl.constexpr,
-    BLOCK: tl.constexpr,
+    out, images, bits, fill, mean, std, fill_n, fill_y, fill_x, fill_c, height, width, n_columns,
+    n_bytes,
+    CHANNELS: tl.constexpr, PICTURE: tl.constexpr, SIDE: tl.constexpr, DROP: tl.constexpr,
+    LAST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     n_pixels = height * width
     image, pixel = piece(n_pixels, BLOCK)
@@ -193,11 +172,15 @@ def _occluded_kernel(
     kept = (byte >> (square % 8)) & 1
     if DROP:
         kept = 1 - kept
+    at = fill + image * fill_n  # a colour is read once, a picture where it is seen
+    if PICTURE:
+        seen = live & (kept == 0)
+        at += tl.where(seen, pixel // width * fill_y + pixel % width * fill_x, 0)
     for c in tl.static_range(CHANNELS):
         there = images + (image * n_pixels + pixel) * CHANNELS + c
         value = tl.load(there, mask=live, other=0).to(tl.float32)
         value = tl.div_rn(value, tl.full((BLOCK,), 255.0, tl.float32))
-        colour = tl.load(fill + image * fill_stride + c)
+        colour = tl.load(at + c * fill_c)
         value = tl.where(kept > 0, value, colour) - tl.load(mean + c)
         value = tl.div_rn(value, tl.load(std + c) + tl.zeros_like(value))
         if LAST:

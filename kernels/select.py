@@ -1,12 +1,8 @@
 """Scores, p → the squares that hold the top p %: of the mass, or of their number.
 
-The result is the same on every device, whatever the order of summation: for `mass` a row's scores
-become integers (the row's maximum in [2²⁹, 2³⁰), rounded towards zero), and masses are int64 sums;
-`count` compares the scores as they are. p is a whole number of basis points, and ties go to the
-lower index.
-
-The definition sorts. The kernel does not: it bisects on an integer threshold, and counts the ties.
-Its integers are made of float32; float64 scores are sorted on a GPU too.
+The definition is `plain.select`, which sorts. The kernel does not: it bisects on an integer
+threshold, and counts the ties. Masses are sums of integers, so that both select the same to the
+bit; the kernel's are made of float32, and float64 scores go to the CPU, to be sorted.
 """
 
 from collections.abc import Sequence
@@ -14,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from igmask.kernels.bits import pack, unpack
+from igmask import plain
+from igmask.kernels.bits import unpack
 from igmask.kernels.dispatch import jit, operation, tl
-
-SELECTIONS = ("mass", "count")
+from igmask.plain import SELECTIONS, basis_points
 
 
 def select(scores: Tensor, p: float, *, by: str = "mass") -> Tensor:
@@ -62,25 +58,6 @@ def select_bits(scores: Tensor, ps: Sequence[float], *, by: str = "mass") -> Ten
     return bits
 
 
-def basis_points(p: float) -> int:
-    """Return p percent as a whole number of hundredths of a percent, or raise ValueError."""
-    points = round(p * 100)
-    if not 0 < points <= 10_000 or abs(points - p * 100) > 1e-6:
-        raise ValueError(f"p must be in (0, 100], with at most two decimals; got {p}")
-    return points
-
-
-def _masses(flat: Tensor) -> Tensor:
-    """Return (N, K) int64: what is positive, scaled by the power of two that a row's top asks for.
-
-    float64 holds the scaled values exactly, subnormal scores included.
-    """
-    exact = flat.double().clamp(min=0)
-    top = exact.amax(dim=1, keepdim=True)
-    _, exponent = torch.frexp(top.clamp(min=torch.finfo(torch.float64).tiny))
-    return torch.ldexp(exact, 30 - exponent).trunc().long()
-
-
 # -- what it means -----------------------------------------------------------------------------
 
 
@@ -90,30 +67,9 @@ def _empty_bits(flat: Tensor, points: Tensor, by_mass: bool) -> tuple[Tensor, Te
     return bits, flat.new_empty(flat.shape[0], dtype=torch.bool)
 
 
-def _by_sort(flat: Tensor, points: list[int], by_mass: bool) -> tuple[Tensor, Tensor]:
-    finite = flat.isfinite().all(dim=1)
-    flat = torch.where(finite.unsqueeze(1), flat, 0)
-    values = _masses(flat) if by_mass else flat + 0  # −0 is 0
-    ordered, order = values.sort(dim=1, descending=True, stable=True)
-    masks = []
-    for p_points in points:
-        if by_mass:
-            mass = ordered.cumsum(dim=1)
-            before = mass - ordered  # needed while the mass before it is short
-            chosen = before * 10_000 < p_points * mass[:, -1:]
-        else:
-            n_best = -(-p_points * flat.shape[1] // 10_000)
-            chosen = torch.arange(flat.shape[1], device=flat.device) < n_best
-            chosen = chosen & (ordered[:, :1] > 0)
-        masks.append(torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, chosen))
-    n_bytes = -(-flat.shape[1] // 8)
-    bits = [pack(mask) for mask in masks]
-    return torch.stack(bits) if bits else flat.new_empty((0, len(flat), n_bytes)).byte(), finite
-
-
 def _launch_select(flat: Tensor, points: Tensor, by_mass: bool) -> tuple[Tensor, Tensor]:
     if flat.dtype == torch.float64 or not len(flat) or not len(points):
-        return _by_sort(flat, points.tolist(), by_mass)
+        return _select_bits.definition(flat, points, by_mass)
     bits, finite = _empty_bits(flat, points, by_mass)
     n_squares = flat.shape[1]
     block = min(_MOST, max(8, 1 << (n_squares - 1).bit_length()))
@@ -126,7 +82,15 @@ def _launch_select(flat: Tensor, points: Tensor, by_mass: bool) -> tuple[Tensor,
 
 @operation(launch=_launch_select, fake=_empty_bits)
 def _select_bits(flat: Tensor, points: Tensor, by_mass: bool) -> tuple[Tensor, Tensor]:
-    return _by_sort(flat, points.tolist(), by_mass)
+    finite = flat.isfinite().all(dim=1)
+    scores = torch.where(finite.unsqueeze(1), flat, 0)
+    scores = scores.to(torch.promote_types(flat.dtype, torch.float32))  # NumPy has no bfloat16
+    percents = [n / 100 for n in points.tolist()]
+    bits, _ = _empty_bits(flat, points, by_mass)
+    masks = plain.select(scores.numpy(force=True), percents, by="mass" if by_mass else "count")
+    for packed, mask in zip(bits, masks, strict=True):
+        packed.copy_(torch.from_numpy(plain.pack(mask)))
+    return bits, finite
 
 
 # -- the kernel: a program selects one image's squares for one p -------------------------------

@@ -10,15 +10,9 @@ from torch import Tensor
 
 from igmask.kernels.dispatch import check, jit, operation, tl
 from igmask.kernels.path import wide
-
-SCORES = ("positive", "absolute", "signed", "absolute-sum")
+from igmask.plain import grid, score_parts
 
 _BLOCK = 128  # squares of a program
-
-
-def grid(height: int, width: int, side: int) -> tuple[int, int]:
-    """Return (P, Q), the rows and columns of squares of an image: ⌈H/s⌉, ⌈W/s⌉."""
-    return -(-height // side), -(-width // side)
 
 
 def square_parts(attribution: Tensor, *, side: int = 3) -> Tensor:
@@ -69,27 +63,10 @@ def _check(who: str, x: Tensor, side: int) -> None:
         raise ValueError(f"{who}: side must be at least 1, got {side}")
 
 
-def score_parts(parts: Tensor, score: str) -> Tensor:
-    """Return the scores (N, P, Q) of squares whose parts (N, 2, P, Q) are given.
-
-    positive Σ max(φ, 0) · absolute Σ |φ| · signed Σ φ · absolute-sum |Σ φ|
-    """
-    positive, negative = parts.unbind(1)
-    if score == "positive":
-        return positive
-    if score == "absolute":
-        return positive + negative
-    if score == "signed":
-        return positive - negative
-    if score == "absolute-sum":
-        return (positive - negative).abs()
-    raise ValueError(f"unknown score {score!r}; choose from {', '.join(SCORES)}")
-
-
 def square_scores(attribution: Tensor, *, side: int = 3, score: str = "positive") -> Tensor:
     """Return the score of every square: (N, C, H, W) → (N, P, Q), float32 or float64.
 
-    score: one of `SCORES`, a sum over a square's pixels and channels (see `score_parts`)
+    score: one of `plain.SCORES`, a sum over a square's pixels and channels (see `score_parts`)
     """
     return score_parts(square_parts(attribution, side=side), score)
 
@@ -122,6 +99,7 @@ def _launch_parts(
     return parts, attribution
 
 
+# In PyTorch, and not in `plain`, since scores can be differentiated.
 @operation(launch=_launch_parts, fake=_empty_parts)
 def _square_parts(
     slope: Tensor, image: Tensor, baseline: Tensor, side: int, multiply: bool, keep: bool

@@ -5,11 +5,13 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from igmask import devices
+from igmask.plain import FILLS
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 
@@ -67,6 +69,17 @@ def network() -> nn.Module:
             nn.Linear(16, 5),
         )
         return nn.Sequential(*layers).double().eval()
+
+
+@pytest.fixture
+def turned(monkeypatch):
+    """A fill that is a picture, each image upside down, and its name."""
+
+    def turn(images, mean):
+        return images[:, ::-1] / (255 if images.dtype == np.uint8 else 1)
+
+    monkeypatch.setitem(FILLS, "turned", turn)
+    return "turned"
 
 
 @pytest.fixture

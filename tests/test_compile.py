@@ -127,12 +127,13 @@ def select(n_squares, by) -> Case:
     return Case(f"{n_squares:,}, by {by}", _launch_select, (scores, percentages, by == "mass"), {})
 
 
-def occluded(shape, dtype=F32, *, last=True, drop=False, n_fills=1) -> Case:
+def occluded(shape, dtype=F32, *, last=True, drop=False, n_fills=1, picture=False) -> Case:
     images, colour = empty(N_IMAGES, (*shape[1:], shape[0]), U8), empty(shape[0], ())
     n_bytes = -(-math.prod(grid(*shape[1:], 3)) // 8)
-    bits, fills = empty(N_IMAGES, (n_bytes,), U8), empty(n_fills, (shape[0],))
+    bits = empty(N_IMAGES, (n_bytes,), U8)
+    fills = empty(n_fills, (*(shape[1:] if picture else (1, 1)), shape[0]))
     what = f"{shape}, {FORM[last]}, {name(dtype)}, {'drop' if drop else 'keep'}"
-    what += ", a colour each" * (n_fills > 1)
+    what += f", a {'picture' if picture else 'colour'} each" * (n_fills > 1)
     arguments = (images, bits, fills, colour, colour, 3, drop, dtype, last)
     return Case(what, _launch_occluded, arguments, {} if last else {"stores": (dtype,)})
 
@@ -177,6 +178,7 @@ CASES = [
     occluded(IMAGE, last=False, drop=True),
     occluded(IMAGE, F16, last=False),
     occluded(IMAGE_299, n_fills=N_IMAGES),
+    occluded(IMAGE, n_fills=N_IMAGES, picture=True),
 ]
 
 

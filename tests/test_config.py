@@ -27,6 +27,7 @@ def changed(path, value):
 def test_defaults_are_the_experiment_as_published():
     study = config.parse(MINIMAL)
     assert fields.plain(study.attribution) == {
+        "method": "integrated-gradients",
         "of": "probability",
         "target": "predicted",
         "baseline": "black",
@@ -119,10 +120,10 @@ def test_settings_make_the_same_model_and_dataset_again():
         (
             "dataset/source",
             "foldr",
-            "dataset.source: 'foldr' does not fit; it must be demo, folder, csv, torchvision or "
+            "dataset.source: 'foldr' is not one of demo, folder, csv, torchvision or "
             "module:callable; did you mean 'folder'",
         ),
-        ("dataset/source", "csv:", "dataset.source: 'csv:' does not fit; .* did you mean 'csv'"),
+        ("dataset/source", "csv:", "dataset.source: 'csv:' is not one of .* did you mean 'csv'"),
         ("dataset", {"source": "folder"}, "dataset.root: missing"),
         ("dataset", {"source": "demo", "scale": 0}, "dataset.scale: 0 is"),
         ("dataset", {"source": "folder", "root": "no such"}, "dataset.root: there is no folder"),

@@ -17,6 +17,7 @@ from igmask import cli
 from igmask.cli import options
 from igmask.errors import InputError
 from igmask.inputs import models
+from igmask.plain import FILLS
 from igmask.report import explain
 from igmask.study import config
 
@@ -112,6 +113,15 @@ def test_area_class_and_relative_completeness_stand_in_the_picture(panels, netwo
         shown = (picture > 0).all(axis=2).mean()
         assert 0 < shown < 1
         assert area == f"{100 * shown:.0f} % of the area"
+
+
+def test_a_fill_may_be_a_picture(panels, monkeypatch, turned):
+    monkeypatch.setitem(FILLS, "image-mean", FILLS[turned])
+    (_, whole, _), _, (_, keep, _), (_, drop, _) = panels("-p", "50", "--fill", "image-mean")
+    kept = (keep == whole).all(axis=2)
+    assert 0 < kept.mean() < 1
+    np.testing.assert_array_equal(keep[~kept], whole[::-1][~kept])
+    np.testing.assert_array_equal(drop[kept], whole[::-1][kept])
 
 
 @pytest.mark.parametrize("target", ["1", "n02", "n02 dog"])

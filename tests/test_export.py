@@ -121,6 +121,35 @@ def test_an_image_folder_has_the_pixels_and_labels_that_were_evaluated(study, tm
     assert labels == [0] * 7 + [1] * 7 + [2] * 7
 
 
+@pytest.mark.parametrize("mode", ["keep", "drop"])
+def test_a_fill_that_is_a_picture_is_exported_as_it_is_evaluated(
+    study, tmp_path, mode, turned, capfd
+):
+    masks, folder = study / "50.npy", tmp_path / "records"
+    export(shards(study), tmp_path / "out", masks=masks, mode=mode, fill=turned)
+    assert "rounded" not in capfd.readouterr().err
+    pixels, _ = read(tmp_path / "out")
+    images = images_of(study)
+    ones = torch.ones_like(images)
+    mask = unpack(torch.from_numpy(np.array(arrays.read_array(masks))), (6, 6))
+    shown = occlude(ones, mask if mode == "keep" else ~mask) > 0
+    assert pixels.equal((255 * torch.where(shown, images, images.flip(2))).round().byte())
+
+    how = {"model": model(), "masks": (masks,), "modes": (mode,), "controls": ()}
+    run_evaluate(shards(study), folder, fills=(turned,), **how)
+    records, made_by = arrays.read_records(folder / f"{mode}-50-{turned}.parquet")
+    probability, predicted = models.load(model())(pixels / 255).softmax(1).max(1)
+    assert records["predicted"].tolist() == predicted.tolist()
+    np.testing.assert_allclose(records["probability_predicted"], probability, rtol=1e-5)
+    assert made_by["blank"] is None
+
+
+@pytest.mark.parametrize(("fill", "is_rounded"), [("black", False), ("mean", True)])
+def test_a_colour_that_is_rounded_is_told(study, tmp_path, capfd, fill, is_rounded):
+    export(shards(study), tmp_path, masks=study / "50.npy", fill=fill)
+    assert ("is rounded to the nearest" in capfd.readouterr().err) == is_rounded
+
+
 def test_evaluating_the_export_gives_the_records_of_the_masks(study, tmp_path):
     masks = study / "50.npy"
     run_evaluate(shards(study), tmp_path / "masked", model=model(), masks=(masks,), controls=())

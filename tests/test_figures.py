@@ -172,6 +172,19 @@ def test_masked_pixels_are_black_where_the_first_fill_says_so(tmp_path):
     assert n_pixels(("mean", "black"), mean) > 5 * square
 
 
+def test_a_fill_that_is_a_picture_is_drawn(tmp_path, monkeypatch, turned):
+    tables = {}
+    monkeypatch.setattr(
+        examples, "write_table", lambda path, shown, **_: tables.update({path: shown})
+    )
+    files = study(tmp_path, modes=("drop",), ps=(50.0,), fills=(turned,))
+    write_examples(files, output=tmp_path, model_name="net", n_images=2)
+    original, masked = (np.stack(column.pictures) for column in tables[tmp_path / "drop-net.png"])
+    changed = (masked != original).any(axis=-1)
+    assert 0 < changed.mean() < 1
+    np.testing.assert_array_equal(masked[changed], original[:, ::-1][changed])
+
+
 CLASS_NAMES = {
     "missing": (),
     "long": ("cat", "a dog's name that is far too long " * 3),

@@ -221,6 +221,17 @@ def test_the_mean_may_be_plain_numbers(image):
     torch.testing.assert_close(found, MEAN.view(3, 1, 1).expand_as(image))
 
 
+def test_a_fill_may_be_a_picture(single, image, turned):
+    black, other = (
+        igmask.mask_image(image, single, 40, n_steps=3, fill=f) for f in ("black", turned)
+    )
+    is_filled = (black == 0).all(dim=0)
+    assert is_filled.any()
+    assert other.equal(torch.where(is_filled, image.flip(1), image))
+    nothing = torch.zeros(4, 5, dtype=torch.bool)
+    assert igmask.occlude(image, nothing, fill=turned).equal(image.flip(1))
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 def test_channels_last_of_another_number_are_named(network, channels):
     with pytest.raises(InputError, match=f"seems to have {channels} channels last"):

@@ -1,4 +1,4 @@
-"""Selection as the kernels' definition has it, to the bit; areas; random masks."""
+"""What plain NumPy makes of scores, masks and fills, by hand; areas; random masks."""
 
 import subprocess
 import sys
@@ -10,6 +10,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as drawn_arrays
+from selection import masks_by_sort
 
 from igmask import kernels, plain
 from igmask.kernels import to_pixels
@@ -24,34 +25,53 @@ WITH_TIES = st.one_of(FINITE, st.integers(-3, 3).map(float))
 @given(
     scores=drawn_arrays(np.float32, st.tuples(st.just(3), st.integers(1, 40)), elements=WITH_TIES),
     percents=st.lists(st.sampled_from([0.01, 12.34, 50, 90, 100]), min_size=1, max_size=3),
-    by=st.sampled_from(kernels.SELECTIONS),
+    by=st.sampled_from(plain.SELECTIONS),
 )
 @example(np.float32([[1, -8, -5], [-0.0, 1, 0], [1, 1e-30, 2e-30]]), [12.34, 50], "count")
-def test_the_selection_is_the_kernels_to_the_bit(scores, percents, by):
-    found = [plain.pack(mask) for mask in plain.select(scores, percents, by=by)]
-    expected = kernels.select_bits(torch.from_numpy(scores), tuple(percents), by=by)
-    np.testing.assert_array_equal(found, expected.numpy())
+def test_the_selection_is_that_of_a_sort_in_exact_arithmetic(scores, percents, by):
+    found = list(plain.select(scores, percents, by=by))
+    expected = [masks_by_sort(scores, p, by) for p in percents]
+    np.testing.assert_array_equal(found, expected)
+    bits = kernels.select_bits(torch.from_numpy(scores), tuple(percents), by=by)
+    np.testing.assert_array_equal(bits.numpy(), [plain.pack(mask) for mask in expected])
 
 
-def test_the_selection_is_the_kernels_for_scores_of_images():
+def test_the_selection_from_scores_of_images():
     scores = np.random.default_rng(0).standard_normal((20, 25, 26), dtype=np.float32) ** 3
     for p, by in ((30, "mass"), (50, "count"), (90, "mass")):
-        expected = kernels.select(torch.from_numpy(scores), p, by=by)
+        expected = masks_by_sort(scores, p, by)
         [found] = plain.select(scores, [p], by=by)
-        np.testing.assert_array_equal(found, expected.numpy())
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(kernels.select(torch.from_numpy(scores), p, by=by), expected)
 
 
-@pytest.mark.parametrize("score", kernels.SCORES)
-def test_scores_are_the_kernels(score):
-    parts = np.random.default_rng(0).random((3, 2, 4, 5), dtype=np.float32)
-    expected = kernels.score_parts(torch.from_numpy(parts), score)
-    np.testing.assert_array_equal(plain.score_parts(parts, score), expected.numpy())
+def test_no_image_and_no_p_select_nothing():
+    scores = np.zeros((0, 5, 7), dtype=np.float32)
+    assert [mask.shape for mask in plain.select(scores, [50, 90])] == [(0, 5, 7)] * 2
+    assert list(plain.select(np.ones((2, 5, 7)), [])) == []
+    assert plain.pack(scores > 0).shape == (0, 5)
+    assert plain.unpack(np.zeros((0, 5), dtype=np.uint8), (5, 7)).shape == (0, 5, 7)
+
+
+@pytest.mark.parametrize("score", plain.SCORES)
+def test_scores_are_sums_over_a_square(score):
+    values = np.random.default_rng(0).integers(-9, 9, (3, 4, 5, 27)).astype(np.float32)
+    expected = {
+        "positive": np.where(values > 0, values, 0).sum(-1),
+        "absolute": np.abs(values).sum(-1),
+        "signed": values.sum(-1),
+        "absolute-sum": np.abs(values.sum(-1)),
+    }[score]
+    parts = np.stack([values.clip(min=0).sum(-1), -values.clip(max=0).sum(-1)], axis=1)
+    np.testing.assert_array_equal(plain.score_parts(parts, score), expected)
+    np.testing.assert_array_equal(kernels.score_parts(torch.from_numpy(parts), score), expected)
 
 
 def test_bits_are_the_kernels_there_and_back():
     mask = np.random.default_rng(0).random((3, 5, 7)) < 0.5
     np.testing.assert_array_equal(plain.pack(mask), kernels.pack(torch.from_numpy(mask)).numpy())
     np.testing.assert_array_equal(plain.unpack(plain.pack(mask), (5, 7)), mask)
+    assert plain.pack(np.array([[True, False, False, True] * 2 + [True]])).tolist() == [[0x99, 1]]
 
 
 @pytest.mark.parametrize("step", ["index", "prepare", "mask", "tables", "examples", "verify"])
@@ -63,18 +83,53 @@ def test_steps_without_networks_start_without_torch(step):
 
 def test_pixels_of_squares_are_the_kernels():
     values = np.random.default_rng(0).random((2, 3, 4, 5))
-    expected = kernels.to_pixels(torch.from_numpy(values), 10, 13, side=3)
-    np.testing.assert_array_equal(plain.to_pixels(values, 10, 13, side=3), expected.numpy())
+    expected = np.kron(values, np.ones((3, 3)))[..., :10, :13]
+    np.testing.assert_array_equal(plain.to_pixels(values, 10, 13, side=3), expected)
+    of_tensor = kernels.to_pixels(torch.from_numpy(values), 10, 13, side=3)
+    np.testing.assert_array_equal(of_tensor.numpy(), expected)
+    with pytest.raises(ValueError, match=r"10×16 image has \(4, 6\) squares"):
+        plain.to_pixels(values, 10, 16)
 
 
-@pytest.mark.parametrize("fill", kernels.FILLS)
-def test_fills_are_the_kernels(fill):
+@pytest.mark.parametrize("fill", ["black", "mean", "image-mean"])
+def test_fills_are_colours(fill):
     images, mean = np.random.default_rng(0).random((3, 6, 7, 3)), [0.1, 0.2, 0.3]
     found = plain.fill_values(images, fill, mean)
+    expected = {
+        "black": np.zeros((1, 1, 1, 3)),
+        "mean": np.reshape(mean, (1, 1, 1, 3)),
+        "image-mean": np.array([[[image.reshape(-1, 3).sum(0) / 42]] for image in images]),
+    }[fill]
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
     planes = torch.from_numpy(images).permute(0, 3, 1, 2)
-    expected = kernels.fill_values(planes, fill, torch.tensor(mean)).expand_as(planes)
-    expected = expected.permute(0, 2, 3, 1).numpy()
-    np.testing.assert_allclose(np.broadcast_to(found, images.shape), expected, rtol=1e-6)
+    of_tensor = kernels.fill_values(planes, fill, torch.tensor(mean)).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(of_tensor.numpy(), expected, rtol=1e-6)
+    common = plain.common_fill(fill, 3, mean)
+    if fill == "image-mean":
+        assert common is None
+    else:
+        np.testing.assert_array_equal(common, expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [(np.uint8, np.float32), (np.float16, np.float32), (float, float)]
+)
+def test_fills_are_no_narrower_than_float32(dtype, expected):
+    images = np.ones((2, 3, 3, 3), dtype)
+    assert {plain.fill_values(images, f, [0] * 3).dtype for f in plain.FILLS} == {
+        np.dtype(expected)
+    }
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(
+        ValueError, match="unknown fill 'pink'; choose from black, mean, image-mean"
+    ):
+        plain.fill_values(np.zeros((1, 2, 2, 3)), "pink")
+    with pytest.raises(ValueError, match=r"unknown score \['signed'\]; choose from positive"):
+        plain.score_parts(np.zeros((1, 2, 3, 3)), ["signed"])
+    with pytest.raises(ValueError, match="two decimals"):
+        list(plain.select(np.ones((1, 4)), [12.345]))
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from igmask.kernels import (
-    FILLS,
-    fill_colours,
-    grid,
-    occlude,
-    occluded_input,
-    pack,
-    to_pixels,
-)
+from igmask.kernels import grid, occlude, occluded_input, pack, to_pixels
+from igmask.plain import FILLS, fill_values
 
 
 @pytest.mark.parametrize("size", [224, 299, 32, 64, 5])
@@ -24,9 +17,9 @@ def test_every_pixel_belongs_to_its_square(size):
     np.testing.assert_array_equal(pixels[0].numpy(), y // 3 * columns + x // 3)
 
 
-@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("fill", ["black", "mean", "image-mean"])
 def test_keep_and_drop_partition_the_image(fill):
-    images = torch.rand(3, 3, 10, 14, dtype=torch.float64)
+    images = torch.randint(257, (3, 3, 10, 14)).double() / 256  # whose sums are exact
     mean = torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64)
     kept = torch.rand(3, 4, 5) < 0.5
     keep = occlude(images, kept, fill=fill, mean=mean)
@@ -76,7 +69,7 @@ def test_the_input_from_bytes_and_bits_is_the_occluded_image_normalised(fill, dr
         images,
         pack(mask),
         drop=drop,
-        fill=fill_colours(images, fill, mean),
+        fill=torch.from_numpy(fill_values(images.numpy(), fill, mean.numpy())),
         mean=mean,
         std=std,
         memory_format=torch.channels_last,
@@ -88,18 +81,39 @@ def test_the_input_from_bytes_and_bits_is_the_occluded_image_normalised(fill, dr
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_fill_that_is_a_picture_shows_where_the_image_does_not(turned):
+    images, mask = torch.randint(256, (2, 10, 14, 3), dtype=torch.uint8), torch.rand(2, 4, 5) < 0.5
+    expected = np.zeros((2, 3, 10, 14))
+    for n, c, y, x in np.ndindex(expected.shape):
+        row = y if mask[n, y // 3, x // 3] else 9 - y
+        expected[n, c, y, x] = int(images[n, row, x, c]) / 255
+    planes = images.permute(0, 3, 1, 2).double() / 255
+    np.testing.assert_allclose(occlude(planes, mask, fill=turned), expected, rtol=1e-14)
+    how = {"mean": torch.zeros(3), "std": torch.ones(3)}
+    fill = torch.from_numpy(fill_values(images.numpy(), turned))
+    found = occluded_input(images, pack(mask), fill=fill, **how)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_images_can_be_differentiated_where_they_are_kept():
+    images = torch.rand(1, 3, 6, 6, requires_grad=True)
+    kept = torch.tensor([[[True, False], [False, False]]])
+    occlude(images, kept, fill="image-mean").sum().backward()
+    assert images.grad.equal(to_pixels(kept, 6, 6).expand(1, 3, 6, 6).float())
+
+
 def test_the_mean_colour_of_an_image_of_bytes_is_exact():
     images = torch.zeros(2, 2, 2, 3, dtype=torch.uint8)
     images[1] = 255
     images[1, 0, 0, 2] = 0
-    colours = fill_colours(images, "image-mean", torch.zeros(3))
-    assert colours.tolist() == [[0, 0, 0], [1, 1, 0.75]]
+    colours = fill_values(images.numpy(), "image-mean")
+    assert colours[:, 0, 0].tolist() == [[0, 0, 0], [1, 1, 0.75]]
 
 
 def test_what_does_not_fit_an_input_is_named():
     images, bits = torch.zeros(1, 6, 6, 3, dtype=torch.uint8), torch.zeros(1, 1, dtype=torch.uint8)
     three = torch.ones(3)
-    how = {"fill": three[None], "mean": three, "std": three}
+    how = {"fill": three.view(1, 1, 1, 3), "mean": three, "std": three}
     assert occluded_input(images, bits, **how).shape == (1, 3, 6, 6)
     with pytest.raises(ValueError, match="uint8"):
         occluded_input(images.float(), bits, **how)
@@ -109,3 +123,5 @@ def test_what_does_not_fit_an_input_is_named():
         occluded_input(images, bits, **how | {"mean": torch.ones(4)})
     with pytest.raises(ValueError, match="colours"):
         occluded_input(images, bits, **how | {"fill": torch.ones(2, 3)})
+    with pytest.raises(ValueError, match="colours"):
+        occluded_input(images, bits, **how | {"fill": torch.ones(1, 6, 5, 3)})

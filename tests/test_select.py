@@ -1,44 +1,18 @@
 """Selection against a plain sort in exact arithmetic, and the properties it promises."""
 
-from fractions import Fraction
 from itertools import pairwise
-from math import ceil, frexp
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from selection import by_sort
 
 from igmask import plain
 from igmask.kernels import pack, select, select_bits
 
 PERCENTS = (0.01, 1, 12.34, 30, 50, 70, 90, 99.99, 100)
-
-
-def masses(row):
-    """What is positive, as design and selection sum it: the maximum in [2²⁹, 2³⁰), truncated."""
-    scale = Fraction(2) ** (30 - frexp(max(row))[1])
-    return [int(max(Fraction(value), 0) * scale) for value in row]
-
-
-def by_sort(row, p, by):
-    """The selection of one row, with Python's integers and fractions."""
-    if max(row) <= 0:
-        return set()
-    numbers = masses(row) if by == "mass" else [Fraction(value) for value in row]
-    order = sorted(range(len(row)), key=lambda i: (-numbers[i], i))
-    share = Fraction(round(p * 100), 10_000)
-    if by == "count":
-        return set(order[: ceil(share * len(row))])
-    needed = share * sum(max(number, 0) for number in numbers)
-    chosen, mass = set(), 0
-    for i in order:
-        if mass >= needed:
-            break
-        chosen.add(i)
-        mass += numbers[i]
-    return chosen
 
 
 def chosen(scores, p, by="mass"):

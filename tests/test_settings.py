@@ -2,7 +2,7 @@
 
 import pytest
 
-from igmask import kernels, quadrature
+from igmask import plain, quadrature
 from igmask.engine import ig, network
 from igmask.inputs import baselines, decode, sources
 from igmask.steps import controls, evaluate, methods
@@ -26,10 +26,10 @@ def choices(*path):
         (("attribution", "precision"), network.PRECISIONS),
         (("attribution", "method"), methods.METHODS),
         (("compute", "engine"), network.ENGINES),
-        (("squares", "score"), kernels.SCORES),
-        (("selection", "by"), kernels.SELECTIONS),
+        (("squares", "score"), plain.SCORES),
+        (("selection", "by"), plain.SELECTIONS),
         (("masking", "modes"), evaluate.MODES),
-        (("masking", "fills"), kernels.FILLS),
+        (("masking", "fills"), plain.FILLS),
         (("masking", "controls"), controls.CONTROLS),
     ],
     ids=lambda value: ".".join(value) if "." not in str(value) else None,

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igmask.kernels import (
-    SCORES,
     attribution_and_parts,
     attribution_parts,
     grid,
@@ -15,6 +14,7 @@ from igmask.kernels import (
     square_parts,
     square_scores,
 )
+from igmask.plain import SCORES
 
 BY_HAND = {
     "positive": lambda phi: np.maximum(phi, 0).sum(),
@@ -56,7 +56,7 @@ def test_border_squares_hold_only_the_pixels_that_are_left(size):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    score=st.sampled_from(SCORES),
+    score=st.sampled_from(list(SCORES)),
     shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 11), st.integers(1, 11)),
     side=st.integers(1, 5),
     seed=st.integers(0, 1000),

@@ -10,7 +10,7 @@ import torchvision.models
 from scipy.stats import binomtest, entropy
 
 from igmask import arrays
-from igmask.kernels import FILLS
+from igmask.plain import FILLS
 from igmask.report.published import N_IMAGES, published_top1
 from igmask.report.tables import collect, widen, wilson
 from igmask.report.tables import tables as write_tables

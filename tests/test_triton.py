@@ -12,11 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from selection import masks_by_sort
 from steps import run_attribute, run_evaluate, run_index, run_mask, run_prepare
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from igmask import arrays
+from igmask import arrays, plain
 from igmask.engine import definition, fusion, stem
 from igmask.engine.ig import integrated_gradients
 from igmask.engine.ready import prepare as made_ready
@@ -28,7 +29,6 @@ from igmask.kernels import (
     accumulate_pooled_,
     attribution_and_parts,
     attribution_parts,
-    fill_colours,
     grid,
     occluded_input,
     pack,
@@ -43,7 +43,7 @@ from igmask.kernels.dispatch import has_kernel
 from igmask.kernels.occlude import _occluded_input
 from igmask.kernels.path import _accumulate, _path_points
 from igmask.kernels.pool import _accumulate_pooled, _pooled_points
-from igmask.kernels.select import _by_sort, _select_bits
+from igmask.kernels.select import _select_bits
 from igmask.kernels.squares import _square_parts
 from igmask.steps import attribute
 from igmask.study import config, fields
@@ -330,13 +330,18 @@ def rows(n_squares):
     )
 
 
+def selected(scores, ps, by):
+    """The bits of the selections that NumPy sorts out."""
+    bits = [plain.pack(mask) for mask in plain.select(scores.numpy(), ps, by=by)]
+    return torch.from_numpy(np.stack(bits))
+
+
 @pytest.mark.parametrize("n_squares", [1, 8, 9, 121, 1000])
 @pytest.mark.parametrize("by", ["mass", "count"])
 def test_selection_is_that_of_the_sort_to_the_bit(n_squares, by):
     scores, ps = rows(n_squares), (0.01, 100, 50, 30, 99.99)
     ps = ps if DEVICE.type == "cuda" else ps[n_squares % 2 :: 2]  # a program takes 0.2 s there
-    expected, _ = _by_sort(scores, [round(100 * p) for p in ps], by == "mass")
-    assert select_bits(scores.to(DEVICE), ps, by=by).cpu().equal(expected)
+    assert select_bits(scores.to(DEVICE), ps, by=by).cpu().equal(selected(scores, ps, by))
 
 
 @pytest.mark.parametrize("n_squares", [5625, 10_000, 40_000])
@@ -346,15 +351,14 @@ def test_selection_from_many_squares(n_squares, by):
     scores = torch.stack([torch.randn(n_squares), torch.ones(n_squares)])
     scores[0] = scores[0].mul(4).round() if n_squares > 8192 else scores[0]  # ties across chunks
     scores = scores[:1] if n_squares > 8192 and DEVICE.type == "cpu" else scores
-    expected, _ = _by_sort(scores, [5000], by == "mass")
-    assert select_bits(scores.to(DEVICE), [50], by=by).cpu().equal(expected)
+    assert select_bits(scores.to(DEVICE), [50], by=by).cpu().equal(selected(scores, [50], by))
 
 
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float64])
 def test_selection_from_other_types(dtype):
     scores = torch.randn(3, 50).to(dtype)
-    expected, _ = _by_sort(scores, [5000], True)
-    assert select_bits(scores.to(DEVICE), [50]).cpu().equal(expected)
+    expected = plain.pack(masks_by_sort(scores.double().numpy(), 50, "mass"))
+    assert select_bits(scores.to(DEVICE), [50])[0].tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -365,21 +369,46 @@ def test_selection_names_rows_that_are_not_finite(value):
         select_bits(scores, [50, 90])
 
 
+def filled(images, how, mean):
+    """A fill by its name, or random values of a shape; every other one of them, so with gaps."""
+    if isinstance(how, str):
+        return torch.from_numpy(plain.fill_values(images.numpy(force=True), how, mean.numpy()))
+    return torch.rand(*how, 2)[..., 0]
+
+
+SHAPES = [(1, 1, 1, 3), (3, 1, 1, 1), (1, 10, 31, 3), (3, 10, 31, 3), (3, 10, 1, 3)]
+
+
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize("drop", [False, True])
-@pytest.mark.parametrize("fill", ["black", "mean", "image-mean"])
+@pytest.mark.parametrize("fill", [*plain.FILLS, *SHAPES], ids=str)
 def test_occlusion_to_the_bit(form, dtype, drop, fill):
     images = torch.randint(256, (3, 10, 31, 3), dtype=torch.uint8, device=DEVICE)
     bits = pack(torch.rand(3, *grid(10, 31, 3)) < 0.5).to(DEVICE)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    colours = fill_colours(images, fill, mean.to(DEVICE))
-    how = {"side": 3, "drop": drop, "fill": colours, "mean": mean, "std": std}
+    values = filled(images, fill, mean)
+    how = {"side": 3, "drop": drop, "fill": values, "mean": mean, "std": std}
     found = occluded_input(images, bits, dtype=dtype, memory_format=FORMATS[form], **how)
-    cpu = (t.cpu() for t in (images, bits, colours, mean, std))
-    expected = _occluded_input.definition(*cpu, 3, drop, dtype, form == "last")
+    expected = _occluded_input.definition(
+        images.cpu(), bits.cpu(), values, mean, std, 3, drop, dtype, form == "last"
+    )
     assert found.cpu().equal(expected)
     assert found.is_contiguous(memory_format=FORMATS[form])
+
+
+@pytest.mark.parametrize("fill", SHAPES, ids=str)
+def test_occlusion_pixel_by_pixel(fill):
+    images = torch.randint(256, (3, 10, 31, 3), dtype=torch.uint8)
+    mask, values = np.random.default_rng(0).random((3, 4, 11)) < 0.5, filled(images, fill, None)
+    bits, quarter = pack(torch.from_numpy(mask)).to(DEVICE), torch.full((3,), 0.25)
+    found = occluded_input(images.to(DEVICE), bits, fill=values, mean=quarter, std=quarter)
+    expected = np.zeros((3, 3, 10, 31))
+    for n, c, y, x in np.ndindex(expected.shape):
+        there = tuple(i % size for i, size in zip((n, y, x, c), values.shape, strict=True))
+        value = images[n, y, x, c] / 255 if mask[n, y // 3, x // 3] else values[there]
+        expected[n, c, y, x] = (value - 0.25) / 0.25
+    np.testing.assert_allclose(found.cpu(), expected, atol=1e-6)
 
 
 # -- the door ----------------------------------------------------------------------------------
@@ -392,8 +421,8 @@ def calls():
     gradient = torch.randn(3, 3, 6, 6, device=DEVICE)
     points, taken = pooled_points(start, end, spans, positions, Pool())
     images = torch.randint(256, (2, 6, 6, 3), dtype=torch.uint8, device=DEVICE)
-    bits, three = pack(torch.ones(2, 2, 2, dtype=torch.bool)).to(DEVICE), torch.rand(1, 3)
-    one = three.to(DEVICE)
+    bits, three = pack(torch.ones(2, 2, 2, dtype=torch.bool)).to(DEVICE), torch.rand(3).to(DEVICE)
+    fill = torch.rand(2, 6, 6, 3, device=DEVICE)
     total, dtype = torch.zeros_like(start), torch.float32
     return {
         _path_points: (start, end, spans, positions, "relu", dtype),
@@ -402,7 +431,7 @@ def calls():
         _accumulate_pooled: (total, points, taken, spans, weights, 3, 1),
         _square_parts: (start, end, total, 3, True, True),
         _select_bits: (start.flatten(1), torch.tensor([5000, 9000], device=DEVICE), True),
-        _occluded_input: (images, bits, one, one[0], one[0], 3, False, dtype, False),
+        _occluded_input: (images, bits, fill, three, three, 3, False, dtype, False),
     }
 
 

@@ -31,8 +31,9 @@ from igmask.kernels import (
 from igmask.kernels.occlude import _occluded_input
 from igmask.kernels.path import _accumulate, _path_points
 from igmask.kernels.pool import _accumulate_pooled, _pooled_points
-from igmask.kernels.select import _by_sort, _select_bits, basis_points
+from igmask.kernels.select import _select_bits
 from igmask.kernels.squares import _square_parts
+from igmask.plain import basis_points
 
 # Behind the stems of the study's four networks, and images, as they are where there is no stem.
 RESNET, VGG, INCEPTION = (64, 112, 112), (64, 224, 224), (32, 149, 149)
@@ -256,10 +257,26 @@ def _select(kind: Kind) -> Case:
         scores.nbytes + kind.n_masked * (len(_P) * math.ceil(kind.shape[0] / 8) + 1),
         # `select_bits` but for its look at those bytes, which waits for the device
         lambda: _select_bits(scores, on_device, True)[:1],
-        _by_sort,
-        (scores, points, True),
-        lambda: _by_sort(scores.cpu(), points, True)[:1],
+        _selected,
+        (scores, points),
+        lambda: _select_bits.definition(scores.cpu(), on_device.cpu(), True)[:1],
     )
+
+
+def _selected(scores: Tensor, points: list[int]) -> Tensor:
+    """The bits of a selection by mass, which is `plain.select`'s."""
+    exact = scores.double().clamp(min=0)
+    top = exact.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    masses = torch.ldexp(exact, 30 - torch.frexp(top).exponent).trunc().long()
+    ordered, order = masses.sort(dim=1, descending=True, stable=True)
+    total = ordered.cumsum(dim=1)
+    bits = []
+    for p in points:
+        needed = (total - ordered) * 10_000 < p * total[:, -1:]
+        chosen = torch.zeros_like(needed).scatter_(1, order, needed)
+        eights = F.pad(chosen, (0, -chosen.shape[1] % 8)).unflatten(1, (-1, 8))
+        bits.append((eights * 2 ** torch.arange(8, device=scores.device)).sum(dim=2).byte())
+    return torch.stack(bits)
 
 
 def _occluded(kind: Kind) -> Case:
@@ -267,7 +284,7 @@ def _occluded(kind: Kind) -> Case:
     images = torch.randint(256, (kind.n_masked, *sides, n_channels), device=kind.device).byte()
     n_bytes = math.ceil(math.prod(grid(sides[0], sides[1], 3)) / 8)
     bits = torch.randint(256, (kind.n_masked, n_bytes), device=kind.device).byte()
-    fill = torch.zeros(1, n_channels, device=kind.device)
+    fill = torch.zeros(1, 1, 1, n_channels, device=kind.device)
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], device=kind.device)
     options: Any = {"dtype": kind.dtype, "memory_format": kind.layout}
     last = kind.layout == torch.channels_last

@@ -23,7 +23,8 @@ from igmask.inputs.classes import (
 )
 from igmask.inputs.data import check_classes
 from igmask.inputs.decode import fit, read_rgb
-from igmask.kernels import occlude, select, square_parts, square_scores, to_pixels
+from igmask.kernels import occlude, select, square_parts, square_scores
+from igmask.plain import area
 from igmask.progress import say
 from igmask.report.drawing import check_output, draw_explanation
 from igmask.steps.attribute import arguments
@@ -97,8 +98,8 @@ def explain(
         chosen = select(scores, percentage, by=selection.by)
         for mode, kept in (("keep", chosen), ("drop", ~chosen)):
             masked = occlude(image, kept, side=side, fill=fill, mean=torch.tensor(model.mean))
-            area = to_pixels(kept, *image.shape[-2:], side=side).double().mean()
-            title = f"{mode} {percent(percentage)} %\n{100 * float(area):.0f} % of the area"
+            [share] = area(kept.numpy(force=True), *image.shape[-2:], side=side)
+            title = f"{mode} {percent(percentage)} %\n{100 * share:.0f} % of the area"
             panels.append((title, _picture(masked), _prediction(network, masked, names)))
     draw_explanation(output, panels, title=f"{image_path.name}, {model.source}")
 

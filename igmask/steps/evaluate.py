@@ -26,8 +26,8 @@ from igmask.errors import InputError, refuse
 from igmask.inputs import models
 from igmask.inputs.data import check_classes, check_labels
 from igmask.inputs.files import located, with_located
-from igmask.kernels import FILLS, fill_colours, fill_values, occluded_input
-from igmask.plain import area, pack, unpack
+from igmask.kernels import occluded_input
+from igmask.plain import FILLS, area, common_fill, fill_values, pack, unpack
 from igmask.progress import progress, say
 from igmask.steps.controls import CONTROLS, control_of
 from igmask.steps.metrics import METRICS
@@ -174,15 +174,18 @@ def _evaluated(
     device: torch.device,
 ) -> pd.DataFrame:
     """The records of a condition, the masks of an image one after the other."""
-    records, kinds = condition.records, condition.kinds
+    records, kinds, fill = condition.records, condition.kinds, condition.made_by.get("fill")
+    mean = _normalisation(network)[0].numpy(force=True)
     batches, n_batches = images.batches(batch_size, full=True), images.n_batches(batch_size)
     label = f"evaluate {condition.name}"
     found: list[pd.DataFrame] = []
     for rows, n_live, shown in progress(batches, total=n_batches, unit="batches", label=label):
-        batch = records.iloc[rows]
+        batch, on_device = records.iloc[rows], torch.from_numpy(shown).to(device)
+        filled = None
+        if fill is not None:
+            filled = torch.from_numpy(fill_values(shown, fill, mean)).to(device)
         of_kinds = [
-            _answers(network, kind, condition, batch, rows, torch.from_numpy(shown).to(device))
-            for kind in kinds
+            _answers(network, kind, condition, batch, rows, on_device, filled) for kind in kinds
         ]
         together = pd.concat([answers[:n_live] for answers in of_kinds])
         found.append(together.sort_index(kind="stable"))
@@ -196,32 +199,40 @@ def _answers(
     batch: pd.DataFrame,
     rows: np.ndarray,
     images: Tensor,
+    fill: Tensor | None,
 ) -> pd.DataFrame:
     """The records of a batch under one kind of mask; images are (N, H, W, 3) uint8."""
     made_by, (height, width) = condition.made_by, images.shape[1:3]
     answers = pd.DataFrame({"name": batch["name"], "label": batch["label"], "mask": kind})
-    if condition.masks is None:
+    if condition.masks is None or fill is None:
         said = _predict(network, models.pixels(images), batch)
         return answers.assign(**said, area_kept=1.0)
     mask, side = unpack(condition.masks.read(rows), tuple(made_by["grid"])), made_by["side"]
     if kind != "selection":
         like, seed = control_of(kind).like, made_by["control_seed"]
         mask = like(mask, batch["position"].to_numpy(), height, width, side=side, seed=seed)
-    normalize, classifier = network.children()  # as `models.load` puts them together
-    mean, std = (value.flatten() for value in normalize.buffers())
+    mean, std = _normalisation(network)
     inputs = occluded_input(
         images,
         torch.from_numpy(pack(mask)).to(images.device),
         side=side,
         drop=made_by["mode"] == "drop",
-        fill=fill_colours(images, made_by["fill"], mean),
+        fill=fill,
         mean=mean,
         std=std,
         memory_format=torch.channels_last,  # that of the bytes
     )
     kept = mask if made_by["mode"] == "keep" else ~mask
+    _, classifier = network.children()  # as `models.load` puts them together
     said = _predict(classifier, inputs, batch)
     return answers.assign(**said, area_kept=area(kept, height, width, side=side))
+
+
+def _normalisation(network: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, (3,) each, of what `models.load` puts before the classifier."""
+    normalize, _ = network.children()
+    mean, std = (value.flatten() for value in normalize.buffers())
+    return mean, std
 
 
 def _sample(network: nn.Module, images: arrays.Shards, device: torch.device) -> str:
@@ -241,14 +252,13 @@ def _blank(network: nn.Module, fill: str, size: int, device: torch.device) -> di
 
     None where there is no such image, the fill being each image's own, or no answer to it.
     """
-    if fill == "image-mean":
+    colour = common_fill(fill, 3, _normalisation(network)[0].numpy(force=True))
+    if colour is None:
         return None
-    normalize, _ = network.children()
-    mean, _ = normalize.buffers()
-    image = torch.zeros(1, 3, size, size, device=device)
-    blank = fill_values(image, fill, mean.flatten()).expand_as(image)
+    blank = torch.tensor(colour, dtype=torch.float32).expand(1, size, size, 3)
     with torch.no_grad():
-        probability, predicted = network(blank).softmax(dim=1).max(dim=1)
+        outputs = network(blank.permute(0, 3, 1, 2).contiguous().to(device))
+        probability, predicted = outputs.softmax(dim=1).max(dim=1)
     known = bool(probability.isfinite())
     return {"class": int(predicted), "probability": float(probability)} if known else None
 

@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 
 from igmask import arrays
 from igmask.devices import n_cores
 from igmask.errors import InputError
 from igmask.inputs.decode import read_rgb
-from igmask.kernels import fill_colours, to_pixels, unpack
-from igmask.kernels.occlude import FILLS
+from igmask.plain import FILLS, fill_values, to_pixels, unpack
 from igmask.progress import progress, say
 from igmask.steps.evaluate import MODES, read_masks
 from igmask.study.settings import EXTENSIONS
@@ -27,6 +25,7 @@ SETTINGS, LABELS = "export.json", "labels.csv"
 _BATCH = 64  # images in memory
 _MOST_CLASSES = 100_000  # a folder each
 _MOST_BYTES = 120  # of a name, so that what is added to it fits into the 255 of a file system
+_ROUNDING = 1e-3  # of a value in 0 … 255, which a colour of bytes is off by in float32
 
 
 def export(
@@ -39,8 +38,8 @@ def export(
 ) -> None:
     """Write the images as `evaluate` shows them to a network, CLASS/NAME.png below `output`.
 
-    torchvision.datasets.ImageFolder gives back their pixels and labels. The colours of the fills
-    `mean` and `image-mean` lie between two of the 256 values of a PNG, and become the nearer one.
+    torchvision.datasets.ImageFolder gives back their pixels and labels. A fill's colour that
+    lies between two of the 256 values of a PNG becomes the nearer one.
 
     A folder is named after its class where the alphabet puts the names in the order of the labels
     and every label has images, else by label and class: 0003-cat. A label without images below one
@@ -74,19 +73,12 @@ def export(
     _claim(output, made_by)
     for folder in folders:
         (output / folder).mkdir(exist_ok=True)
-    label = f"export {made_by['mode']} {made_by.get('p', '')}".strip()
-    batches, n_batches = images.batches(_BATCH), images.n_batches(_BATCH)
-    with ThreadPoolExecutor(n_cores()) as pool:  # Pillow encodes without holding the GIL
-        for rows, _, shown in progress(batches, total=n_batches, unit="batches", label=label):
-            if applied is not None:
-                shown = _masked(shown, applied.read(rows), made_by)
-            places = [output / files[row] for row in rows]
-            list(pool.map(_write, places, shown))
+    is_rounded = _write_all([output / file for file in files], images, applied, made_by)
     with arrays.replacing(output / LABELS) as temporary:
         table = {"file": files, "label": records["label"], "name": records["name"]}
         pd.DataFrame(table).to_csv(temporary, index=False)
     say(f"{output}: {len(records)} images in {len(folders)} class folders")
-    if made_by.get("fill", "black") != "black":
+    if is_rounded:
         say("the fill's colour is rounded to the nearest that a PNG can hold")
     if n_empty := len(folders) - records["label"].nunique():
         say(
@@ -95,14 +87,33 @@ def export(
         )
 
 
-def _masked(images: np.ndarray, bits: np.ndarray, made_by: dict[str, Any]) -> np.ndarray:
+def _write_all(
+    places: list[Path],
+    images: arrays.Shards,
+    applied: arrays.Shards | None,
+    made_by: dict[str, Any],
+) -> bool:
+    """Write the images under the masks that are applied; return whether a fill was rounded."""
+    is_rounded = False
+    label = f"export {made_by['mode']} {made_by.get('p', '')}".strip()
+    batches, n_batches = images.batches(_BATCH), images.n_batches(_BATCH)
+    with ThreadPoolExecutor(n_cores()) as pool:  # Pillow encodes without holding the GIL
+        for rows, _, shown in progress(batches, total=n_batches, unit="batches", label=label):
+            if applied is not None:
+                values = 255 * fill_values(shown, made_by["fill"], made_by["model"]["mean"])
+                is_rounded |= bool((abs(values - values.round()) > _ROUNDING).any())
+                shown = _masked(shown, applied.read(rows), values.round(), made_by)
+            list(pool.map(_write, places[rows[0] : rows[-1] + 1], shown))
+    return is_rounded
+
+
+def _masked(
+    images: np.ndarray, bits: np.ndarray, filled: np.ndarray, made_by: dict[str, Any]
+) -> np.ndarray:
     """What `occluded_input` makes of the same, before normalisation and in bytes."""
-    shown = torch.from_numpy(images)
-    kept = unpack(torch.from_numpy(bits), tuple(made_by["grid"])) ^ (made_by["mode"] == "drop")
-    pixels = to_pixels(kept, *shown.shape[1:3], side=made_by["side"]).unsqueeze(3)
-    colours = fill_colours(shown, made_by["fill"], torch.tensor(made_by["model"]["mean"]))
-    colours = (255 * colours).round().to(torch.uint8)
-    return torch.where(pixels, shown, colours[:, None, None]).numpy()
+    kept = unpack(bits, tuple(made_by["grid"])) ^ (made_by["mode"] == "drop")
+    pixels = to_pixels(kept, *images.shape[1:3], side=made_by["side"])
+    return np.where(pixels[..., np.newaxis], images, filled.astype(np.uint8))
 
 
 def _write(path: Path, pixels: np.ndarray) -> None:

@@ -48,7 +48,7 @@ def mask_image(
     model: images (N, C, H, W) in [0, 1] → logits (N, n_classes), in evaluation mode; normalisation
            is part of it; see `load_model`
     p:     percentage of the attribution that the important squares hold
-    score, by: see `kernels.score_parts` and `kernels.select`;  fill, mean: see `kernels.occlude`
+    score, by: see `plain.score_parts` and `kernels.select`;  fill, mean: see `kernels.fill_values`
     attribution: options of `integrated_gradients`, such as n_steps and target
     returns (C, H, W) or (N, C, H, W), whatever the layout of the image; of several p one more axis
            in front, (len(p), …)
