@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from igmask.errors import InputError
+
 Array = Any  # NumPy's, or a tensor
 
 
@@ -150,6 +152,10 @@ def pixels_of_squares(shape: tuple[int, ...], height: int, width: int, side: int
     return np.outer(heights, widths).ravel()
 
 
+FillFunction = Callable[[np.ndarray, Any], np.ndarray]
+Fill = str | FillFunction  # a name of FILLS, or a function like those
+
+
 def _black(images: np.ndarray, mean: Any) -> np.ndarray:
     return np.zeros((1, 1, 1, images.shape[3]))
 
@@ -171,27 +177,39 @@ def _image_mean(images: np.ndarray, mean: Any) -> np.ndarray:
 # name → of images (N, H, W, C), uint8 or floating point in [0, 1], and the normalisation's mean
 # (C,), or None where there is none, what masked pixels become, in [0, 1]: a colour of all,
 # (1, 1, 1, C), or of each image, (N, 1, 1, C), or a picture of each, (N, H, W, C)
-FILLS: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
+FILLS: dict[str, FillFunction] = {
     "black": _black,
     "mean": _mean,
     "image-mean": _image_mean,
 }
 
 
-def fill_values(images: np.ndarray, fill: str, mean: Any = None) -> np.ndarray:
+def fill_values(images: np.ndarray, fill: Fill, mean: Any = None) -> np.ndarray:
     """Return what masked pixels become, broadcastable to `images`: see `FILLS`.
 
     images:  (N, H, W, C) uint8, or floating point in [0, 1]
+    fill:    a name of FILLS, or a function like those
     mean:    (C,) the normalisation's mean; needed by fill `mean` only
     returns  float32, or float64 if the images are
-    raises   ValueError for an unknown fill, or one that needs the mean
+    raises   InputError for an unknown fill, one that needs the mean, or one of one's own that does
+             not give what FILLS do
     """
-    values = _named("fill", fill, FILLS)(images, mean)
-    return np.asarray(values, np.result_type(images, np.float32))
+    if not callable(fill):
+        values = _named("fill", fill, FILLS)(images, mean)
+        return np.asarray(values, np.result_type(images, np.float32))
+    values = np.asarray(fill(images, mean), np.result_type(images, np.float32))
+    sizes = zip(values.shape, images.shape, strict=False)
+    if values.ndim != 4 or any(n not in (1, size) for n, size in sizes):
+        raise InputError(f"the fill gives {values.shape}, which does not fit images {images.shape}")
+    if not (values.min(initial=0) >= 0 and values.max(initial=1) <= 1):  # NaN included
+        raise InputError("the fill gives values outside [0, 1]")
+    return values
 
 
-def common_fill(fill: str, n_channels: int, mean: Any = None) -> np.ndarray | None:
+def common_fill(fill: Fill, n_channels: int, mean: Any = None) -> np.ndarray | None:
     """Return what a fill is for any image, (1, 1, 1, C) float64, or None if each has its own."""
+    if callable(fill):
+        return None
     values = fill_values(np.zeros((2, 1, 1, n_channels)), fill, mean)
     return values if len(values) == 1 else None
 
@@ -203,5 +221,5 @@ def _flat(values: np.ndarray) -> np.ndarray:
 
 def _named(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     if name not in tuple(known):
-        raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(known)}")
+        raise InputError(f"unknown {kind} {name!r}; choose from {', '.join(known)}")
     return known[name]

@@ -19,7 +19,7 @@ def to_pixels(mask: Tensor, height: int, width: int, *, side: int = 3) -> Tensor
     return plain.to_pixels(mask, height, width, side=side, repeat=torch.repeat_interleave)
 
 
-def fill_values(images: Tensor, fill: str, mean: Tensor | None = None) -> Tensor:
+def fill_values(images: Tensor, fill: plain.Fill, mean: Tensor | None = None) -> Tensor:
     """Return what masked pixels become, broadcastable to `images`; it has no derivative.
 
     images: (N, C, H, W) in [0, 1]
@@ -39,7 +39,7 @@ def occlude(
     kept: Tensor,
     *,
     side: int = 3,
-    fill: str = "black",
+    fill: plain.Fill = "black",
     mean: Tensor | None = None,
 ) -> Tensor:
     """Return the images with every pixel outside the squares of `kept` filled.

@@ -2,10 +2,13 @@
 
 import importlib
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from igmask.errors import InputError
+from igmask.study.settings import is_own
 
 # What a mistake in a user's function most often raises. Others come with their traceback.
 _MISTAKES = (ImportError, AttributeError, TypeError, ValueError, LookupError, OSError)
@@ -32,3 +35,8 @@ def called(name: str, *arguments: Any, **keywords: Any) -> Any:
         return function(*arguments, **keywords)
     except _MISTAKES as error:
         raise InputError(f"{name}: {type(error).__name__}: {error}") from error
+
+
+def named(name: str) -> str | Callable[..., Any]:
+    """Return a name as it is, but of a user's own the function, called by `called`."""
+    return partial(called, name) if is_own(name) else name

@@ -12,6 +12,7 @@ import pandas as pd
 from igmask import arrays
 from igmask.errors import InputError
 from igmask.inputs.classes import class_name
+from igmask.inputs.own import named
 from igmask.plain import fill_values, to_pixels, unpack
 from igmask.report.drawing import HEAT, Column, scaled, write_table
 from igmask.study.settings import percent
@@ -151,7 +152,7 @@ def _condition_column(examples: Examples, file: File) -> Column:
         if p not in examples.masks:
             raise InputError(f"examples need the masks of p = {percent(p)}, too")
         kept = examples.masks[p] if title == "keep" else ~examples.masks[p]
-        filled = fill_values(images, settings["fill"], settings["model"]["mean"])
+        filled = fill_values(images, named(settings["fill"]), settings["model"]["mean"])
         images = np.where(kept[..., np.newaxis], images, filled)
         title += f" {percent(p)} %\n{100 * records['area_kept'].mean():.0f} % of the area"
     classes = settings["class_names"]

@@ -23,6 +23,7 @@ from igmask.inputs.classes import (
 )
 from igmask.inputs.data import check_classes
 from igmask.inputs.decode import fit, read_rgb
+from igmask.inputs.own import named
 from igmask.kernels import occlude, select, square_parts, square_scores
 from igmask.plain import area
 from igmask.progress import say
@@ -94,10 +95,11 @@ def explain(
         _attribution(found, target, names, side=side),
     ]
     scores = square_scores(found.values, side=side, score=selection.score)
+    mean = torch.tensor(model.mean)
     for percentage in selection.p:
         chosen = select(scores, percentage, by=selection.by)
         for mode, kept in (("keep", chosen), ("drop", ~chosen)):
-            masked = occlude(image, kept, side=side, fill=fill, mean=torch.tensor(model.mean))
+            masked = occlude(image, kept, side=side, fill=named(fill), mean=mean)
             [share] = area(kept.numpy(force=True), *image.shape[-2:], side=side)
             title = f"{mode} {percent(percentage)} %\n{100 * share:.0f} % of the area"
             panels.append((title, _picture(masked), _prediction(network, masked, names)))

@@ -27,6 +27,7 @@ COLUMNS = [
     "blank_predicted", "blank_probability",
 ]  # fmt: skip
 
+_TOLD = {"name", "label", "mask", "predicted", "correct", "area_kept"}  # of the records, above
 _STUDIED = ("none", "selection")  # the masks that are the study's own, no control's
 
 _LONGEST_NAME = 16  # letters of a class in a column
@@ -46,7 +47,8 @@ class Results:
     """A study's results.
 
     accuracy: one row a model, condition and mask (`none`, `selection`, or a control's name),
-              columns `COLUMNS`; all but entropy (bits) in percent
+              columns `COLUMNS`, all but entropy (bits) in percent, and the mean of every other
+              metric of the records, in its own unit
     notes:    what belongs under every table
     """
 
@@ -69,7 +71,8 @@ def collect(record_paths: Iterable[Path]) -> Results:
         notes.setdefault(made_by["name"], {}).update(made_by)
     models, modes = list(notes), ["original", "keep", "drop"]
     rows.sort(key=lambda r: (models.index(r["model"]), modes.index(r["mode"]), -float(r["p"] or 0)))
-    accuracy = pd.DataFrame(rows, columns=COLUMNS)
+    metrics = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
+    accuracy = pd.DataFrame(rows, columns=[*COLUMNS, *metrics])
     return Results(accuracy, _notes(notes, accuracy))
 
 
@@ -171,6 +174,8 @@ def _row(mask: str, records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str,
         "most_frequent_share": share,
         "entropy": entropy,
     }
+    metrics = [name for name in records if name not in _TOLD]
+    row |= {f"mean_{name}": records[name].mean() for name in metrics}
     if mask not in _STUDIED:
         return row
     row["published_top1"] = published_top1(made_by, n_images=n + len(made_by["skipped"]))

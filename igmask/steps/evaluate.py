@@ -26,6 +26,7 @@ from igmask.errors import InputError, refuse
 from igmask.inputs import models
 from igmask.inputs.data import check_classes, check_labels
 from igmask.inputs.files import located, with_located
+from igmask.inputs.own import named
 from igmask.kernels import occluded_input
 from igmask.plain import FILLS, area, common_fill, fill_values, pack, unpack
 from igmask.progress import progress, say
@@ -183,7 +184,7 @@ def _evaluated(
         batch, on_device = records.iloc[rows], torch.from_numpy(shown).to(device)
         filled = None
         if fill is not None:
-            filled = torch.from_numpy(fill_values(shown, fill, mean)).to(device)
+            filled = torch.from_numpy(fill_values(shown, named(fill), mean)).to(device)
         of_kinds = [
             _answers(network, kind, condition, batch, rows, on_device, filled) for kind in kinds
         ]
@@ -252,7 +253,7 @@ def _blank(network: nn.Module, fill: str, size: int, device: torch.device) -> di
 
     None where there is no such image, the fill being each image's own, or no answer to it.
     """
-    colour = common_fill(fill, 3, _normalisation(network)[0].numpy(force=True))
+    colour = common_fill(named(fill), 3, _normalisation(network)[0].numpy(force=True))
     if colour is None:
         return None
     blank = torch.tensor(colour, dtype=torch.float32).expand(1, size, size, 3)

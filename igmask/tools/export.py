@@ -15,10 +15,11 @@ from igmask import arrays
 from igmask.devices import n_cores
 from igmask.errors import InputError
 from igmask.inputs.decode import read_rgb
+from igmask.inputs.own import named
 from igmask.plain import FILLS, fill_values, to_pixels, unpack
 from igmask.progress import progress, say
 from igmask.steps.evaluate import MODES, read_masks
-from igmask.study.settings import EXTENSIONS
+from igmask.study.settings import EXTENSIONS, is_own
 
 SETTINGS, LABELS = "export.json", "labels.csv"
 
@@ -57,7 +58,7 @@ def export(
                  with other settings, other images or anything else, for labels that cannot be
                  folders, for damaged images, or for an unknown mode or fill
     """
-    if mode not in MODES or fill not in FILLS:
+    if mode not in MODES or (fill not in FILLS and not is_own(fill)):
         raise InputError(f"unknown mode {mode!r} or fill {fill!r}")
     images = arrays.Shards(image_paths)
     records = images.records
@@ -100,7 +101,7 @@ def _write_all(
     with ThreadPoolExecutor(n_cores()) as pool:  # Pillow encodes without holding the GIL
         for rows, _, shown in progress(batches, total=n_batches, unit="batches", label=label):
             if applied is not None:
-                values = 255 * fill_values(shown, made_by["fill"], made_by["model"]["mean"])
+                values = 255 * fill_values(shown, named(made_by["fill"]), made_by["model"]["mean"])
                 is_rounded |= bool((abs(values - values.round()) > _ROUNDING).any())
                 shown = _masked(shown, applied.read(rows), values.round(), made_by)
             list(pool.map(_write, places[rows[0] : rows[-1] + 1], shown))

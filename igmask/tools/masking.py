@@ -23,6 +23,7 @@ from igmask.engine.ig import integrated_gradients
 from igmask.errors import InputError, integer
 from igmask.inputs.decode import naming, read_rgb, to_rgb
 from igmask.kernels import select, square_scores
+from igmask.plain import Fill
 
 Picture = Tensor | np.ndarray | Image.Image | str | os.PathLike[str]
 
@@ -38,7 +39,7 @@ def mask_image(
     side: int = 3,
     score: str = "positive",
     by: str = "mass",
-    fill: str = "black",
+    fill: Fill = "black",
     mean: Tensor | Sequence[float] | None = None,
     **attribution: Any,
 ) -> Tensor:
@@ -82,7 +83,7 @@ def occlude(
     kept: Tensor,
     *,
     side: int = 3,
-    fill: str = "black",
+    fill: Fill = "black",
     mean: Tensor | Sequence[float] | None = None,
 ) -> Tensor:
     """Return the images with every pixel outside the squares of `kept` filled.

@@ -1,0 +1,191 @@
+"""Functions of a user's own where a name may stand: controls, fills, methods."""
+
+from pathlib import Path
+
+import captum
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from steps import run_attribute, run_evaluate, run_index, run_mask, run_prepare
+
+from igmask import arrays, plain
+from igmask.errors import InputError
+from igmask.inputs import models
+from igmask.report.examples import examples
+from igmask.report.tables import collect
+from igmask.study import config, fields
+from igmask.study.settings import Attribution, Geometry
+from igmask.tools.export import export
+
+MODULE = """
+import numpy as np
+import torch
+from torch import nn
+
+def network():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(4, 2))
+
+def shifted(mask, positions, height, width, *, side, seed):
+    return np.roll(mask, 1, axis=2)
+
+def too_few(mask, positions, height, width, *, side, seed):
+    return mask[:, :1]
+
+def mirrored(images, mean):
+    return images[:, :, ::-1] / 255
+
+def too_bright(images, mean):
+    return images[:, :, ::-1]
+
+def of_another_shape(images, mean):
+    return np.zeros((1, 2, 2, 3))
+
+def gradient_by_input(model, images, classes):
+    x = images.detach().requires_grad_()
+    with torch.enable_grad():
+        picked = model(x).softmax(dim=1).gather(1, classes[:, None]).sum()
+        return x * torch.autograd.grad(picked, x)[0]
+
+def a_number(model, images, classes):
+    return 1.0
+"""
+
+SIZE = 12
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A folder with images, a network and functions of one's own; the name of their module."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"own_{tmp_path.name}"
+    Path(f"{name}.py").write_text(MODULE)
+    rng = np.random.default_rng(0)
+    for label in ("a", "b"):
+        Path("images", label).mkdir(parents=True)
+        for i in range(3):
+            pixels = rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+            Image.fromarray(pixels).save(Path("images", label, f"{i}.png"))
+    run_index({"source": "folder", "root": "images"}, Path("index.parquet"))
+    run_prepare(
+        Path("index.parquet"), Path("images.npy"), geometry=Geometry(SIZE, None, "bilinear")
+    )
+    return name
+
+
+def attributed(name, method):
+    model = config.model({"source": f"{name}:network", "size": SIZE})
+    asked = fields.plain(Attribution(method=method, n_steps=3))
+    run_attribute(Path("images.npy"), Path("scores.npy"), model=model, attribution=asked)
+    run_mask([Path("scores.npy")], Path("masks"), p=(50,))
+    return model
+
+
+def test_a_control_and_a_fill_of_ones_own_go_through_all_that_follows(study):
+    model = attributed(study, "integrated-gradients")
+    how = {"fills": (f"{study}:mirrored",), "controls": (f"{study}:shifted",)}
+    masks = (Path("masks/50.npy"),)
+    run_evaluate([Path("images.npy")], Path("records"), model=model, masks=masks, **how)
+    path = Path("records", f"keep-50-{study}-mirrored.parquet")
+    records, made_by = arrays.read_records(path)
+    assert records["mask"].unique().tolist() == ["selection", f"{study}:shifted"]
+    assert made_by["blank"] is None
+
+    # by hand, in float64
+    images = arrays.read_array(Path("images.npy")) / 255.0
+    mask = plain.unpack(arrays.read_array(Path("masks/50.npy")), (4, 4))
+    network = models.load(model).double()
+    for kind, chosen in (("selection", mask), (f"{study}:shifted", np.roll(mask, 1, axis=2))):
+        kept = chosen.repeat(3, axis=1).repeat(3, axis=2)[..., None]
+        shown = np.where(kept, images, images[:, :, ::-1])
+        q = network(torch.from_numpy(shown).permute(0, 3, 1, 2)).softmax(dim=1).amax(dim=1)
+        found = records.loc[records["mask"] == kind, "probability_predicted"]
+        np.testing.assert_allclose(found, q.detach(), rtol=1e-5)
+
+    results = collect(sorted(Path("records").glob("*.parquet")))
+    assert f"{study}:shifted" in results.accuracy["mask"].to_numpy()
+    assert any(f"top-1 with the masks of {study}:shifted" in note for note in results.notes)
+    files = [Path("images.npy"), Path("scores.npy"), *masks, *Path("records").glob("*.parquet")]
+    examples(files, output=Path("figures"), model_name="mine", n_images=2)
+    assert Path("figures/keep-mine.png").is_file()
+    export([Path("images.npy")], Path("out"), masks=masks[0], fill=f"{study}:mirrored")
+    shown = np.asarray(Image.open("out/a/0.png"))
+    np.testing.assert_array_equal(shown, np.where(
+        mask[0].repeat(3, axis=0).repeat(3, axis=1)[..., None],
+        arrays.read_array(Path("images.npy"))[0],
+        arrays.read_array(Path("images.npy"))[0, :, ::-1],
+    ))  # fmt: skip
+
+
+def test_a_method_of_ones_own_is_summed_over_squares(study):
+    model = attributed(study, f"{study}:gradient_by_input")
+    images = models.pixels(arrays.read_array(Path("images.npy")).copy())
+    network = models.load(model)
+    peer = captum.attr.InputXGradient(lambda x: network(x).softmax(dim=1))
+    classes = network(images).argmax(dim=1)
+    phi = peer.attribute(images.requires_grad_(), target=classes).detach().numpy()
+    squares = phi.reshape(len(phi), 3, 4, 3, 4, 3)
+    positive = squares.clip(min=0).sum(axis=(1, 3, 5))
+    parts = arrays.read_array(Path("scores.npy"))
+    np.testing.assert_allclose(parts[:, 0], positive, rtol=1e-4, atol=1e-7)
+    records, made_by = arrays.read_records(Path("scores.parquet"))
+    assert records["predicted"].tolist() == classes.tolist()
+    assert records["relative_completeness"].isna().all()
+    assert made_by["attribution"]["method"] == f"{study}:gradient_by_input"
+    run_evaluate([Path("images.npy")], Path("records"), model=model, masks=(Path("masks/50.npy"),))
+    notes = collect(sorted(Path("records").glob("*.parquet"))).notes
+    assert any(f"{study}:gradient_by_input of the predicted class's" in note for note in notes)
+    assert not any("completeness" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("a_number", "returned float, not attributions"),
+        ("nothing", "has no attribute 'nothing'"),
+    ],
+)
+def test_a_wrong_method_is_named(study, function, message):
+    with pytest.raises(InputError, match=message):
+        attributed(study, f"{study}:{function}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "message"),
+    [
+        ("controls", "too_few", r"too_few returned bool \(64, 1, 4\), not masks bool \(64, 4, 4\)"),
+        ("controls", "nothing", "has no attribute 'nothing'"),
+        ("fills", "too_bright", r"outside \[0, 1\]"),
+        ("fills", "of_another_shape", "does not fit images"),
+        ("fills", "nothing", "has no attribute 'nothing'"),
+    ],
+)
+def test_a_wrong_control_or_fill_is_named(study, kind, function, message):
+    model = attributed(study, "integrated-gradients")
+    how = {"fills": ("black",), "controls": ()} | {kind: (f"{study}:{function}",)}
+    masks = (Path("masks/50.npy"),)
+    with pytest.raises(InputError, match=message):
+        run_evaluate([Path("images.npy")], Path("records"), model=model, masks=masks, **how)
+
+
+def test_names_of_ones_own_are_valid_where_a_name_may_stand():
+    study = config.parse(
+        {
+            "dataset": {"source": "demo"},
+            "models": {"a": {"source": "igmask.zoo:small_vgg", "size": 64, "train": {}}},
+            "attribution": {"method": "my:method"},
+            "masking": {"fills": ["black", "my.fills:blur"], "controls": ["my:shifted", "random"]},
+        }
+    )
+    assert study.masking.fills == ("black", "my.fills:blur")
+    with pytest.raises(InputError, match=r"'blakc' is not one of .* did you mean 'black'"):
+        config.parse(
+            {
+                "dataset": {"source": "demo"},
+                "models": {"a": {"source": "igmask.zoo:small_vgg", "size": 64, "train": {}}},
+                "masking": {"fills": ["blakc"]},
+            }
+        )
