@@ -13,7 +13,7 @@ import os
 import platform
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
@@ -285,14 +285,26 @@ class Shards:
         return array
 
 
+def changed(found: Mapping[str, Any], made_by: Mapping[str, Any]) -> list[str]:
+    """Return the names of the settings in which what is there differs from what would be made.
+
+    As JSON has them, so that a tuple is a list, and NaN equals itself.
+    """
+    old, new = (
+        {key: json.dumps(value, sort_keys=True) for key, value in settings.items()}
+        for settings in (found, made_by)
+    )
+    return sorted(key for key in old | new if old.get(key) != new.get(key))
+
+
 def _shared(paths: list[Path], settings: list[dict[str, Any]]) -> dict[str, Any]:
     """The settings of shards but for those of each, with the skipped images of all."""
     of_each = {"shard", "skipped"} | ({"read"} if len(paths) > 1 else set())
     first, *others = ({k: v for k, v in one.items() if k not in of_each} for one in settings)
     for path, other in zip(paths[1:], others, strict=True):
-        if changed := sorted(k for k in first | other if first.get(k) != other.get(k)):
+        if others := changed(first, other):
             raise InputError(
-                f"{path}: of other {' and '.join(changed)} than {paths[0]}; give the shards of one "
+                f"{path}: of other {' and '.join(others)} than {paths[0]}; give the shards of one "
                 "run, all and in order"
             )
     return first | {"skipped": [image for one in settings for image in one.get("skipped", [])]}

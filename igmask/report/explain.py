@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def explain(
     if note := models.random_weights(network, model):
         say(f"warning: the network {note}")
     image = models.pixels(read[None], where)
-    asked = arguments(recipe, model, image, labels=[number or 0], positions=[0])
+    asked = arguments(replace(recipe, model=model), image, labels=[number or 0], positions=[0])
     asked["target"] = number
     found = integrated_gradients(network, image, **asked, batch_size=batch_size)
     panels = [

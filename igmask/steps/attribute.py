@@ -1,15 +1,19 @@
 """Step: Integrated Gradients of every image of a shard → the parts of its squares' scores."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from igmask import arrays
 from igmask.devices import take_device
-from igmask.engine.ig import Auto, NotFinite
+from igmask.engine.ig import Attribution, Auto, NotFinite
+from igmask.engine.network import Network
 from igmask.engine.ready import prepare
 from igmask.errors import refuse
 from igmask.inputs import baselines, models
@@ -21,7 +25,6 @@ from igmask.steps.methods import method_of
 from igmask.study import recipes
 from igmask.study.fields import plain
 from igmask.study.recipes import Attribute, stamp
-from igmask.study.settings import Model
 
 # Images attributed together: enough that their steps fill batches, few enough to stay in memory.
 GROUP = 16
@@ -60,62 +63,65 @@ def attribute(
     """
     images = arrays.Shards([images_path])
     records, made_by = images.records, arrays.read_settings(arrays.records_of(images_path))
-    here, side = with_located(recipe, images_path), recipe.side
-    model, where = models.complete(here.model), take_device(device)
+    here, where = with_located(recipe, images_path), take_device(device)
+    model = models.complete(here.model)
     network = models.load(model, device=where)
     check_labels(records, models.n_classes(network, model))
     # Now, not after hours in which a file may have changed.
     read = {"images": arrays.digest(records)} | models.digests(model, recipe.attribution.method)
-    method = method_of(recipe.attribution.method)
-    how: dict[str, Any] = {"batch_size": batch_size, "engine": engine}
-    ready = None  # made of the first images
     columns = {name: np.zeros(len(records), dtype) for name, dtype in _COLUMNS.items()}
     height, width, _ = images.row_shape
-    with arrays.writing(output, np.float32, (2, *grid(height, width, side))) as scores:
+    with arrays.writing(output, np.float32, (2, *grid(height, width, recipe.side))) as scores:
         groups, n_groups = images.batches(GROUP, full=True), images.n_batches(GROUP)
+        ask = _asking(network, replace(here, model=model), batch_size=batch_size, engine=engine)
         label = f"attribute {made_by['shard']}"
         for group in progress(groups, total=n_groups, unit="groups", label=label):
-            batch, live = records.iloc[group.rows], group.rows[: group.n_live]
-            pixels = models.pixels(group.values, where)
-            try:
-                ready = ready or prepare(
-                    network, pixels, precision=recipe.attribution.precision, engine=engine
-                )
-                asked = arguments(here, model, pixels, batch["label"], batch["position"])
-                found = method.squares(ready, network, pixels, side=side, **asked, **how)
-            except NotFinite as error:
-                name = batch["name"].iloc[error.image]
-                raise NotFinite(error.image, error.alpha, error.step, name) from None
+            live = group.rows[: group.n_live]
+            found = ask(models.pixels(group.values, where), records.iloc[group.rows])
             parts = found.values[: group.n_live].cpu()
             bad = ~parts.isfinite().flatten(1).all(dim=1)
             refuse("attributions of", records["name"].iloc[live], bad.tolist())
             scores.append(parts.numpy())
             for name, column in columns.items():
-                if method.is_complete or "complete" not in name:
-                    column[live] = getattr(found, name)[: group.n_live].cpu()
-                else:
-                    column[live] = np.nan
-    made_by |= (
-        stamp("attribute", made_by)
-        | recipes.made_by(recipe)
-        | {
-            "read": read,
-            "model": plain(models.complete(recipe.model)),
-            "class_names": models.class_names(model) or made_by["classes"],
-            "attribution": plain(recipe.attribution),
-        }
-    )
+                column[live] = getattr(found, name)[: group.n_live].cpu()
+    if not method_of(recipe.attribution.method).is_complete:
+        columns |= {name: np.full(len(records), np.nan) for name in columns if "complete" in name}
+    made_by |= stamp("attribute", made_by) | recipes.made_by(recipe)
+    made_by |= {
+        "read": read,
+        "model": plain(models.complete(recipe.model)),
+        "class_names": models.class_names(model) or made_by["classes"],
+        "attribution": plain(recipe.attribution),
+    }
     records = records.assign(**columns)
     records[arrays.CHECKSUM] = scores.checksums
     arrays.write_records(arrays.records_of(output), records, made_by)
 
 
-def arguments(
-    recipe: Attribute, model: Model, pixels: Tensor, labels: Any, positions: Any
-) -> dict[str, Any]:
+def _asking(
+    network: nn.Module, recipe: Attribute, *, batch_size: int | None, engine: str
+) -> Callable[[Tensor, pd.DataFrame], Attribution]:
+    """What attributes a group, pixels and records, by a recipe whose model is complete."""
+    method, precision = method_of(recipe.attribution.method), recipe.attribution.precision
+    ready: list[Network] = []  # made of the first images
+
+    def ask(pixels: Tensor, batch: pd.DataFrame) -> Attribution:
+        try:
+            ready[:] = ready or [prepare(network, pixels, precision=precision, engine=engine)]
+            asked = arguments(recipe, pixels, batch["label"], batch["position"])
+            asked |= {"side": recipe.side, "batch_size": batch_size, "engine": engine}
+            return method.squares(ready[0], network, pixels, **asked)
+        except NotFinite as error:
+            name = batch["name"].iloc[error.image]
+            raise NotFinite(error.image, error.alpha, error.step, name) from None
+
+    return ask
+
+
+def arguments(recipe: Attribute, pixels: Tensor, labels: Any, positions: Any) -> dict[str, Any]:
     """Return what a recipe means for a batch, as arguments of `integrated_gradients`.
 
-    model:     the recipe's, complete
+    recipe:    its model is complete
     pixels:    (N, 3, H, W) in [0, 1]
     labels, positions: (N,) integers, of the images
     """
@@ -133,8 +139,8 @@ def arguments(
         "baselines": baselines.make(
             asked,
             pixels,
-            mean=model.mean or (0, 0, 0),
-            geometry=model.geometry,
+            mean=recipe.model.mean or (0, 0, 0),
+            geometry=recipe.model.geometry,
             positions=np.asarray(positions),
             seed=recipe.seed,
         ),

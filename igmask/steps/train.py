@@ -44,10 +44,11 @@ def fit(
     raises ValueError, if there is not one label an image and at least one batch;
            FloatingPointError, if the loss is no longer finite
     """
-    if len(images) != len(labels) or len(images) < batch_size:
+    n_images, n_labels = len(images), len(labels)
+    if n_images != n_labels or n_images < batch_size:
         raise ValueError(
             f"train: expected one label an image and at least one batch of {batch_size}, "
-            f"got {len(images)} images and {len(labels)} labels"
+            f"got {n_images} images and {n_labels} labels"
         )
     device = next(model.parameters()).device
     # Rows of RGB pixels are what channels-last means: the batches have that layout without a copy.
@@ -55,9 +56,8 @@ def fit(
     classes = torch.from_numpy(np.asarray(labels, dtype=np.int64))
     n_batches = len(images) // batch_size
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=epochs * n_batches
-    )
+    n_steps = epochs * n_batches
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, n_steps)
     chance = torch.Generator().manual_seed(seed)
 
     model.train()

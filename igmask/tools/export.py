@@ -139,15 +139,9 @@ def _claim(output: Path, made_by: dict[str, Any]) -> None:
         found = dict(json.loads(place.read_text("utf-8")))
     except (ValueError, TypeError) as error:
         raise InputError(f"{place}: not settings of an export ({error})") from None
-    # As text, in which NaN equals itself.
-    old, new = (
-        {key: json.dumps(value, sort_keys=True) for key, value in settings.items()}
-        for settings in (found, made_by)
-    )
-    changed = sorted(key for key in old | new if old.get(key) != new.get(key))
-    if changed:
+    if others := arrays.changed(found, made_by):
         raise InputError(
-            f"{output}: holds an export of other {' and '.join(changed)}; choose another folder, "
+            f"{output}: holds an export of other {' and '.join(others)}; choose another folder, "
             "or remove this one"
         )
 

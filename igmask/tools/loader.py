@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from igmask import arrays
-from igmask.engine.ig import Auto, NotFinite, classes_of, integrated_gradients
+from igmask.engine.ig import Attribution, Auto, NotFinite, classes_of, integrated_gradients
 from igmask.errors import InputError
 from igmask.inputs.models import device_of
 from igmask.progress import progress
@@ -51,12 +51,7 @@ def attribute_loader(
     folder = Path(folder)
     if not isinstance(target, str) or target not in ("predicted", "label"):
         raise InputError(f"unknown target {target!r}; choose from predicted, label")
-    steps = dataclasses.asdict(n_steps) if isinstance(n_steps, Auto) else n_steps
-    made_by = stamp("attribute") | {"target": target, "n_steps": steps}
-    made_by["model"] = _digest(_said(model), *_values(model))
-    # What changes no result may differ from run to run.
-    kept = {key: value for key, value in options.items() if key not in ("batch_size", "engine")}
-    made_by |= {key: _plain(value) for key, value in kept.items()}
+    made_by = _made_by(model, target, n_steps, options)
     device = device_of(model)
     paths = []
     try:
@@ -67,31 +62,41 @@ def attribute_loader(
         images, labels = _images_and_labels(batch, f"batch {i}", target)
         if target == "label" and labels is None:
             raise InputError("target label: the loader gives images without labels")
-        path = folder / f"{i:05}.npy"
-        paths.append(path)
+        paths.append(folder / f"{i:05}.npy")
         of_batch = made_by | {"images": _digest(images, *([] if labels is None else [labels]))}
-        if _is_done(path, of_batch):
+        if _is_done(paths[-1], of_batch):
             continue
+        of = labels if target == "label" else None
         try:
             result = integrated_gradients(
-                model,
-                images.to(device),
-                target=labels if target == "label" else None,
-                n_steps=n_steps,
-                **options,
+                model, images.to(device), target=of, n_steps=n_steps, **options
             )
         except NotFinite as error:
             name = f"batch {i}, image {error.image}"
             raise NotFinite(error.image, error.alpha, error.step, name) from None
-        columns = ("predicted", "target", "output", "baseline_output", "completeness", "n_steps")
-        records = pd.DataFrame({name: _numbers(getattr(result, name)) for name in columns})
-        if labels is not None:
-            records["label"] = _numbers(labels)
-        with arrays.writing(path, np.float32, tuple(images.shape[1:])) as array:
-            array.append(_numbers(result.values))
-            records[arrays.CHECKSUM] = array.checksums
-        arrays.write_records(arrays.records_of(path), records, of_batch)  # last: now it is whole
+        _write(paths[-1], result, labels, of_batch)
     return paths
+
+
+def _made_by(
+    model: nn.Module, target: str, n_steps: int | Auto, options: dict[str, Any]
+) -> dict[str, Any]:
+    steps = dataclasses.asdict(n_steps) if isinstance(n_steps, Auto) else n_steps
+    # What changes no result may differ from run to run.
+    kept = {key: _plain(x) for key, x in options.items() if key not in ("batch_size", "engine")}
+    own = {"target": target, "n_steps": steps, "model": _digest(_said(model), *_values(model))}
+    return stamp("attribute") | own | kept
+
+
+def _write(path: Path, result: Attribution, labels: Tensor | None, made_by: dict[str, Any]) -> None:
+    columns = ("predicted", "target", "output", "baseline_output", "completeness", "n_steps")
+    records = pd.DataFrame({name: _numbers(getattr(result, name)) for name in columns})
+    if labels is not None:
+        records["label"] = _numbers(labels)
+    with arrays.writing(path, np.float32, tuple(result.values.shape[1:])) as array:
+        array.append(_numbers(result.values))
+        records[arrays.CHECKSUM] = array.checksums
+    arrays.write_records(arrays.records_of(path), records, made_by)  # last: now it is whole
 
 
 def _images_and_labels(batch: Any, name: str, target: str) -> tuple[Tensor, Tensor | None]:
@@ -132,11 +137,10 @@ def _is_done(path: Path, made_by: dict[str, Any]) -> bool:
     if not records.is_file() or not path.is_file():
         return False
     written, found = arrays.read_records(records)
-    changed = sorted(key for key in found | made_by if found.get(key) != made_by.get(key))
-    if changed:
-        advice = " (is the loader shuffled?)" if changed == ["images"] else ""
+    if others := arrays.changed(found, made_by):
+        advice = " (is the loader shuffled?)" if others == ["images"] else ""
         raise InputError(
-            f"{path} is of other {' and '.join(changed)}{advice}; choose another folder, or remove "
+            f"{path} is of other {' and '.join(others)}{advice}; choose another folder, or remove "
             "this one"
         )
     return list(written.get(arrays.CHECKSUM, ())) == arrays.checksums(arrays.read_array(path))

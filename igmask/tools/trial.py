@@ -91,7 +91,7 @@ def pace(
     def attribute(n_images: int, n_steps: int, engine: str = "eager") -> float:
         rows = torch.arange(n_images, device=images.device) % len(images)
         fixed = replace(recipe, attribution=replace(recipe.attribution, n_steps=n_steps))
-        asked = arguments(fixed, recipe.model, images[rows], labels[rows].cpu(), range(n_images))
+        asked = arguments(fixed, images[rows], labels[rows].cpu(), range(n_images))
         made = prepare(network, images[:2], precision=precision, engine=engine)
         how: dict[str, Any] = {"side": recipe.side, "batch_size": batch_size, "engine": engine}
         return seconds(lambda: attribute_squares(made, images[rows], **asked, **how))
