@@ -33,7 +33,7 @@ from igmask.kernels.path import _accumulate, _path_points
 from igmask.kernels.pool import _accumulate_pooled, _pooled_points
 from igmask.kernels.select import _select_bits
 from igmask.kernels.squares import _square_parts
-from igmask.plain import basis_points
+from igmask.plain import basis_points, pack, select
 
 # Behind the stems of the study's four networks, and images, as they are where there is no stem.
 RESNET, VGG, INCEPTION = (64, 112, 112), (64, 224, 224), (32, 149, 149)
@@ -250,6 +250,7 @@ def _parts(kind: Kind) -> Case:
 
 def _select(kind: Kind) -> Case:
     scores = torch.rand(kind.n_masked, *kind.shape).to(kind.device)
+    exact = scores.numpy(force=True)
     points = [basis_points(p) for p in _P]
     on_device = torch.tensor(points, device=kind.device)
     return Case(
@@ -259,7 +260,7 @@ def _select(kind: Kind) -> Case:
         lambda: _select_bits(scores, on_device, True)[:1],
         _selected,
         (scores, points),
-        lambda: _select_bits.definition(scores.cpu(), on_device.cpu(), True)[:1],
+        lambda: (torch.stack([torch.from_numpy(pack(mask)) for mask in select(exact, _P)]),),
     )
 
 
