@@ -302,9 +302,9 @@ def _shared(paths: list[Path], settings: list[dict[str, Any]]) -> dict[str, Any]
     of_each = {"shard", "skipped"} | ({"read"} if len(paths) > 1 else set())
     first, *others = ({k: v for k, v in one.items() if k not in of_each} for one in settings)
     for path, other in zip(paths[1:], others, strict=True):
-        if others := changed(first, other):
+        if differing := changed(first, other):
             raise InputError(
-                f"{path}: of other {' and '.join(others)} than {paths[0]}; give the shards of one "
+                f"{path}: of other {' and '.join(differing)} than {paths[0]}; give the shards of one "
                 "run, all and in order"
             )
     return first | {"skipped": [image for one in settings for image in one.get("skipped", [])]}
