@@ -1,19 +1,24 @@
 """The command line as people use it."""
 
+import json
 import subprocess
 import sys
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from PIL import Image
+from running import ROOT
 
 from igmask import cli
 from igmask.cli import options
 
 NETWORK = """
 import torch
+import yaml
 from torch import nn
 
 def net():
@@ -164,3 +169,12 @@ def test_threads_are_set():
     options.use_threads(None, None, 1)
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
+
+
+def test_the_schema_is_one_and_takes_the_shipped_studies():
+    done = CliRunner().invoke(cli.app, ["schema"])
+    rules = json.loads(done.output)
+    jsonschema.Draft202012Validator.check_schema(rules)
+    for name in ("config.yaml", "config/cifar10.yaml", "config/imagenet.yaml"):
+        study = yaml.safe_load((ROOT / name).read_text("utf-8"))
+        jsonschema.Draft202012Validator(rules).validate(study)

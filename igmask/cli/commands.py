@@ -3,6 +3,7 @@
 They are a look ahead, the steps of the workflow in its order, and what people use by hand.
 """
 
+import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from igmask.cli.options import (
     use_threads,
 )
 from igmask.progress import log_to, say
-from igmask.study import config, recipes
+from igmask.study import config, recipes, settings
 from igmask.study.settings import Geometry, rules
 
 
@@ -78,6 +79,12 @@ def check(configfile: Path | None, trial: bool) -> None:
     well = to_heed if n_warnings else f"all is well: {file}"
     click.echo(f"\n{n_errors} to mend: {file}" if n_errors else f"\n{well}")
     sys.exit(1 if n_errors else 0)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of config.yaml, by which editors check and complete it."""
+    click.echo(json.dumps(settings.schema(), indent=2, ensure_ascii=False))
 
 
 @app.command()
