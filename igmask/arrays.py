@@ -304,8 +304,8 @@ def _shared(paths: list[Path], settings: list[dict[str, Any]]) -> dict[str, Any]
     for path, other in zip(paths[1:], others, strict=True):
         if differing := changed(first, other):
             raise InputError(
-                f"{path}: of other {' and '.join(differing)} than {paths[0]}; give the shards of one "
-                "run, all and in order"
+                f"{path}: of other {' and '.join(differing)} than {paths[0]}; give the shards of "
+                "one run, all and in order"
             )
     return first | {"skipped": [image for one in settings for image in one.get("skipped", [])]}
 

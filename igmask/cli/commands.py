@@ -83,7 +83,12 @@ def check(configfile: Path | None, trial: bool) -> None:
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of config.yaml, by which editors check and complete it."""
+    """Print the JSON schema of config.yaml, by which editors check and complete it.
+
+    Save it as igmask.schema.json, and begin config.yaml with the line
+
+    # yaml-language-server: $schema=igmask.schema.json
+    """
     click.echo(json.dumps(settings.schema(), indent=2, ensure_ascii=False))
 
 
