@@ -4,13 +4,11 @@ import ast
 import subprocess
 import sys
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
+from running import ROOT
 
 import igmask
-
-ROOT = Path(__file__).resolve().parents[1]
 
 # Imports run down: a room's modules import from their own room and from lower floors only.
 FLOORS = [
