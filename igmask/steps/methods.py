@@ -41,16 +41,6 @@ def by_function(name: str, function: Callable[[nn.Module, Tensor, Tensor], Tenso
     return Method(partial(_by_function, name, function), is_complete=False)
 
 
-METHODS = {
-    "integrated-gradients": Method(_integrated_gradients, is_complete=True),
-}
-
-
-def method_of(name: str) -> Method:
-    """Return the method of a name: one of METHODS, or `by_function` of one's own."""
-    return METHODS.get(name) or by_function(name, partial(called, name))
-
-
 def _by_function(
     name: str,
     function: Callable[[nn.Module, Tensor, Tensor], Tensor],
@@ -82,3 +72,13 @@ def _by_function(
     n_steps = torch.zeros_like(predicted)
     answers = predicted, classes, output, baseline_output, n_steps
     return Attribution(parts, *answers, of_squares=True)
+
+
+METHODS = {
+    "integrated-gradients": Method(_integrated_gradients, is_complete=True),
+}
+
+
+def method_of(name: str) -> Method:
+    """Return the method of a name: one of METHODS, or `by_function` of one's own."""
+    return METHODS.get(name) or by_function(name, partial(called, name))
