@@ -271,7 +271,7 @@ def _said(made_by: dict[str, Any]) -> str:
     method = name if is_own(name) else name.replace("-", " ").title()
     path = f", baseline {asked['baseline']}, rule {asked['rule']}, m = {asked['n_steps']}"
     said = (
-        f"{method} of the {asked['target']} class's {asked['of']}{path * (not is_own(name))}; "
+        f"{method} of the {asked['target']} class's {asked['of']}{path * (name == 'integrated-gradients')}; "
         f"{made_by['score']} scores of {made_by['side']}×{made_by['side']} squares, selected by "
         f"{made_by['by']}"
     )
