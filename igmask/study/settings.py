@@ -86,6 +86,7 @@ class Dataset:
         "csv": ("root", "labels"),
         "torchvision": ("root", "class"),
     }
+    FOLDERS: ClassVar[tuple[str, ...]] = ("folder", "csv")  # whose root has to be there
 
 
 @dataclass(frozen=True)
