@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Imports run down: a room's modules import from their own room and from lower floors only.
 FLOORS = [
-    {"plain", "errors", "progress", "quadrature", "tracing", "zoo"},
+    {"errors", "quadrature", "tracing", "zoo"},
+    {"plain", "progress"},
     {"kernels", "devices", "study"},
     {"arrays"},
     {"inputs"},
