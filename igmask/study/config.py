@@ -93,8 +93,7 @@ def missing_files(study: Study) -> dict[str, str]:
         if path is not None and not Path(path).is_file()
     }
     root, source = study.dataset.root, study.dataset.source
-    elsewhere = source == "torchvision" or is_own(source)  # made, or whatever the function takes
-    if root and not elsewhere and not Path(root).is_dir():
+    if root and source in Dataset.FOLDERS and not Path(root).is_dir():
         problems["dataset.root"] = f"there is no folder {root!r}"
     return problems
 
