@@ -24,11 +24,16 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR_OF = {name: i for i, floor in enumerate(FLOORS) for name in floor}
+FILES = [path for room in ("igmask", "kernels") for path in sorted((ROOT / room).rglob("*.py"))]
 MODULES = {
     path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
-    for path in sorted((ROOT / "igmask").rglob("*.py"))
-    if path.stem != "__init__" and "kernels" not in path.parts
+    for path in FILES
+    if path.stem != "__init__" and path.parent != ROOT / "kernels"
 }
+
+
+def place(path):
+    return path.relative_to(ROOT).as_posix()
 
 
 def imports(path):
@@ -64,9 +69,17 @@ def test_no_import_goes_round_in_a_circle():
     TopologicalSorter(needs).prepare()  # raises CycleError
 
 
-@pytest.mark.parametrize("room", sorted({path.parent for path in MODULES.values()}), ids=str)
+@pytest.mark.parametrize("room", sorted({path.parent for path in FILES}), ids=place)
 def test_rooms_are_small(room):
     assert len(list(room.glob("*.py"))) <= 13
+
+
+@pytest.mark.parametrize("path", FILES, ids=place)
+def test_files_and_functions_are_short(path):
+    text = path.read_text("utf-8")
+    assert len(text.splitlines()) <= 450
+    functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef))
+    assert not {f.name: n for f in functions if (n := f.end_lineno - f.lineno + 1) > 60}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda p: p.stem)
