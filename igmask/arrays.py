@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from igmask.errors import InputError
+from igmask.study.recipes import records_of as records_of  # where steps look for it
 
 CHECKSUM = "crc32"  # the column of the records
 KEPT = ".kept"  # a folder beside the records, in which `evaluate` keeps those it has finished
@@ -326,11 +327,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def records_of(array_path: Path) -> Path:
-    """Return the path of the records beside an array: x.npy → x.parquet."""
-    return array_path.with_suffix(".parquet")
 
 
 def shard_bounds(shard: str, n_images: int) -> tuple[int, int]:

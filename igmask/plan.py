@@ -14,14 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from igmask import arrays
 from igmask.errors import InputError
 from igmask.inputs.files import class_folders, images_below
-from igmask.inputs.sources import source_of
 from igmask.study import config, recipes
 from igmask.study.fields import given
-from igmask.study.recipes import STAGES, Condition, made_by, stamp
-from igmask.study.settings import BASELINES, Model, code_of, is_own, own_code, percent
+from igmask.study.recipes import STAGES, Condition, made_by, records_of, stamp
+from igmask.study.settings import BASELINES, Dataset, Model, code_of, is_own, own_code, percent
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Made:
     def outputs(self) -> list[Path]:
         """Return the files of the same job: an array has its records beside it."""
         paired = self.path.suffix == ".npy"
-        return [self.path, arrays.records_of(self.path)] if paired else [self.path]
+        return [self.path, records_of(self.path)] if paired else [self.path]
 
 
 class Workflow:
@@ -132,7 +130,7 @@ class Workflow:
         dataset = self.study.dataset
         files = [Path(path) for path in (dataset.labels, dataset.classes) if path]
         digests = [_digest(path) for path in files + code_of(dataset.source)]
-        if dataset.root and source_of(dataset.source).below_root:
+        if dataset.root and dataset.source in Dataset.FOLDERS:
             names = sorted(images_below(dataset.root)) + class_folders(dataset.root)
             digests.append(hashlib.sha256("\n".join(names).encode("utf-8", "replace")).hexdigest())
         return " ".join(digests)

@@ -8,6 +8,7 @@ of its command (cli/options.py), the step's argument, and what its files say of 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from igmask.study.fields import counting, counting_fields, given, plain
@@ -191,6 +192,11 @@ def made_by(recipe: Any) -> dict[str, Any]:
         if value is not None:
             found[one.metadata.get("made_by", one.name)] = value
     return found
+
+
+def records_of(array_path: Path) -> Path:
+    """Return the path of the records beside an array: x.npy → x.parquet."""
+    return array_path.with_suffix(".parquet")
 
 
 def stamp(step: str, *before: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,8 @@ class Dataset:
         "csv": ("root", "labels"),
         "torchvision": ("root", "class"),
     }
-    FOLDERS: ClassVar[tuple[str, ...]] = ("folder", "csv")  # whose root has to be there
+    # Whose images are files below `root`, which has to be there, and whose names can be watched.
+    FOLDERS: ClassVar[tuple[str, ...]] = ("folder", "csv")
 
 
 @dataclass(frozen=True)
