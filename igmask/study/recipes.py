@@ -1,8 +1,8 @@
 """A recipe a step: all that its result depends on besides the files that it reads.
 
 From its fields derive the words of the step's job, which Snakemake compares (`words`), the options
-of its command (cli.py), the step's argument, and what its files say of their making (`made_by`),
-which `igmask verify` compares.
+of its command (cli/options.py), the step's argument, and what its files say of their making
+(`made_by`), which `igmask verify` compares.
 """
 
 import json
