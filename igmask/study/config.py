@@ -10,7 +10,7 @@ from textwrap import indent
 from typing import Any
 
 from igmask import quadrature
-from igmask.errors import InputError
+from igmask.errors import InputError, refusing
 from igmask.study.fields import of_plain
 from igmask.study.settings import BASELINES, Dataset, Model, Study, is_own, percent, rules
 from igmask.study.validation import valid
@@ -60,10 +60,8 @@ def of_yaml(text: str, name: str) -> Any:
                 seen.add((key.tag, str(key.value)))
             return super().construct_mapping(node, deep=deep)
 
-    try:
+    with refusing(yaml.YAMLError, says=lambda error: f"{name}: {error}"):
         return yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{name}: {error}") from None
 
 
 def refuse_doubled_keys(file: Path) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from igmask import arrays
-from igmask.errors import InputError
+from igmask.errors import InputError, refusing
 from igmask.inputs.data import index
 from igmask.inputs.sources import source_of
 from igmask.plan import Made, Workflow
@@ -181,14 +181,13 @@ def _problem(
 
 def _settings(place: Path) -> dict[str, Any]:
     """The settings that a file carries, or InputError if it cannot be read."""
-    try:
+    kinds = OSError, TypeError, ValueError, SafetensorError
+    with refusing(*kinds, says=lambda error: f"{place}: {error}"):
         if place.suffix == ".json":
             return dict(json.loads(place.read_text("utf-8")))
         if place.suffix == ".safetensors":
             with safe_open(place, framework="numpy") as file:
                 return json.loads((file.metadata() or {}).get("igmask", "{}"))
-    except (OSError, TypeError, ValueError, SafetensorError) as error:
-        raise InputError(f"{place}: {error}") from None
     return arrays.read_settings(place)
 
 
