@@ -102,7 +102,7 @@ class ArrayWriter:
     def __init__(self, file: BinaryIO, dtype: np.dtype, row_shape: tuple[int, ...]) -> None:
         self._file, self._dtype, self._row_shape = file, dtype, row_shape
         self._checksums: list[int] = []
-        self._write_header()
+        self.write_header()
 
     @property
     def checksums(self) -> np.ndarray:
@@ -117,12 +117,9 @@ class ArrayWriter:
         self._file.write(plain.data)
         self._checksums += checksums(plain)
 
-    def finish(self) -> None:
-        """Write the final number of rows into the header, which NumPy leaves room for."""
+    def write_header(self) -> None:
+        """Write the number of rows so far over the header, in which NumPy leaves room for it."""
         self._file.seek(0)
-        self._write_header()
-
-    def _write_header(self) -> None:
         header = {
             "descr": np.lib.format.dtype_to_descr(self._dtype),
             "fortran_order": False,
@@ -137,7 +134,7 @@ def writing(path: Path, dtype: Any, row_shape: tuple[int, ...]) -> Iterator[Arra
     with replacing(path) as temporary, temporary.open("wb") as file:
         writer = ArrayWriter(file, np.dtype(dtype), row_shape)
         yield writer
-        writer.finish()
+        writer.write_header()
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -169,11 +166,13 @@ def digest(records: pd.DataFrame) -> str:
 
 def digest_of_files(paths: list[Path]) -> str:
     """Return what stands for the content of files, in this order."""
-    whole = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()
+    return hashlib.sha256(b"".join(sha256(path).digest() for path in paths)).hexdigest()
+
+
+def sha256(path: Path) -> Any:
+    """Return the hash, as hashlib has it, of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256")
 
 
 def write_records(path: Path, records: pd.DataFrame, settings: dict[str, Any]) -> None:
