@@ -305,4 +305,5 @@ def code_version(stage: str) -> str:
 
 @cache
 def _digest(path: Path) -> str:
-    return f"{path}: {arrays.sha256(path).hexdigest()}"
+    with path.open("rb") as file:  # not by arrays, which takes longer to import than all of this
+        return f"{path}: {hashlib.file_digest(file, 'sha256').hexdigest()}"
