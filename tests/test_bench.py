@@ -10,7 +10,7 @@ import torch
 from igmask.bench import attributions as bench
 from igmask.bench import run as bench_run
 from igmask.bench import worker as bench_worker
-from igmask.bench.attributions_page import summary, to_markdown, write
+from igmask.bench.attributions import summary, to_markdown, write
 from igmask.bench.contestants import CONTESTANTS, FOUR, ON_A_GPU, Contestant, Setting, build
 from igmask.engine.ig import integrated_gradients
 from igmask.engine.ready import prepare

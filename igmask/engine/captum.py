@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from igmask.engine.gradients import input_gradients, ordinary
 from igmask.engine.ig import checked_rule
-from igmask.engine.network import Network
+from igmask.engine.network import Network, input_gradients, ordinary
 from igmask.engine.queue import Pairs, Rule, Tensors, at_least_1, batches, path_gradients
 from igmask.engine.ready import check_model, prepare
 from igmask.engine.targets import checked_target, pick_target

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from igmask import quadrature
-from igmask.engine.gradients import ordinary
-from igmask.engine.network import Network
+from igmask.engine.network import Network, ordinary
 from igmask.engine.queue import NotFinite, Rule, at_least_1, path_gradients
 from igmask.engine.ready import is_training, prepare
 from igmask.engine.targets import classes_of

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igmask.engine.gradients import all_finite
-from igmask.engine.network import Network
+from igmask.engine.network import Network, all_finite
 from igmask.errors import InputError, integer
 from igmask.kernels import (
     accumulate_,
