@@ -10,7 +10,7 @@ import contextlib
 import json
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def _measure_model(
     for group in groups:
         rows = []
         for entrant in _take_turns(setting, group, repeats, budget_s, batches):
-            row = _row(setting, entrant, reference)
+            row = _row(entrant, reference)
             if entrant.contestant.name in ("igmask", "captum right") and not entrant.failed:
                 for n_steps in memory_steps:
                     peak = _alone(setting, entrant.contestant, "memory", n_steps)
@@ -111,25 +111,24 @@ def _measure_model(
         yield rows
 
 
+@dataclass
 class _Entrant:
     """A contestant at work on one network, until it fails."""
 
-    def __init__(self, setting: Setting, contestant: Contestant, ask: Callable[..., Any]) -> None:
-        self._model, self._ask = setting.model, ask
-        self.contestant = contestant
-        self.batch_size: int | None = None
-        self.runs: list[dict[str, Any]] = []
-        self.failed = ""
+    setting: Setting
+    contestant: Contestant
+    work: Callable[..., Any]
+    batch_size: int | None = None
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    failed: str = ""
 
     def ask(self, *question: Any) -> Any:
         """Return the answer; None if the contestant fails, or has failed before."""
-        if self.failed:
-            return None
         try:
-            return self._ask(*question)
+            return None if self.failed else self.work(*question)
         except Failed as error:
             self.failed = str(error)
-            say(f"{self._model}: {self.contestant.name} failed: {self.failed}")
+            say(f"{self.setting.model}: {self.contestant.name} failed: {self.failed}")
             return None
 
 
@@ -174,8 +173,8 @@ def _take_turns(
     return entrants
 
 
-def _row(setting: Setting, entrant: _Entrant, reference: dict[str, Any] | None) -> dict[str, Any]:
-    contestant, runs = entrant.contestant, entrant.runs
+def _row(entrant: _Entrant, reference: dict[str, Any] | None) -> dict[str, Any]:
+    setting, contestant, runs = entrant.setting, entrant.contestant, entrant.runs
     row = asdict(setting) | {
         "contestant": contestant.name,
         "like": contestant.like,

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -65,11 +66,10 @@ def _cpu_name() -> str:
     import torch
 
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                # The name alone says little on a rented machine.
-                return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+        info = Path("/proc/cpuinfo").read_text("utf-8")
+        if name := re.search("^model name.*?: *(.*)$", info, re.MULTILINE):
+            # The name alone says little on a rented machine.
+            return f"{name[1].strip()}, {torch.backends.cpu.get_cpu_capability()}"
     return platform.processor() or "unknown CPU"
 
 

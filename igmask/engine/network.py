@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from types import FunctionType
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import torch
@@ -69,10 +69,8 @@ class Network:
         self._alone = threading.Lock()
         self.dtype = PRECISIONS.get(precision or "")
         trunk: Any = self.split.trunk
-        if self.dtype is not None:
-            trunk = copy.deepcopy(trunk).to(self.dtype)
-        self._trunk: Any = trunk
-        self._run = ENGINES[engine](trunk)
+        self._trunk = trunk if self.dtype is None else copy.deepcopy(trunk).to(self.dtype)
+        self._run = ENGINES[engine](self._trunk)
         self._bytes: int | None = None
 
     def stem(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -248,9 +246,8 @@ def _compiled(trunk: Callable[..., Tensor]) -> Callable[..., Tensor]:
     run = _leaving_points(trunk)
     # torch.compile gives up on code that it has compiled eight times: each network has its own.
     code = run.__code__.replace(co_name=f"trunk_{next(_numbers)}")
-    return torch.compile(
-        FunctionType(code, run.__globals__, closure=run.__closure__), dynamic=False
-    )
+    named = FunctionType(code, run.__globals__, closure=run.__closure__)
+    return torch.compile(named, dynamic=False)
 
 
 _numbers = count()
@@ -273,13 +270,9 @@ class _Graphed:
         return self._recordings[key](*points)
 
 
-def _leaving_points(trunk: Callable[..., Tensor]) -> FunctionType:
+def _leaving_points(trunk: Callable[..., Tensor]) -> Any:
     """The trunk, which may work in place, on copies of its points."""
-
-    def run(*points: Tensor) -> Tensor:
-        return trunk(*(point.clone() for point in points))
-
-    return cast(FunctionType, run)
+    return lambda *points: trunk(*(point.clone() for point in points))
 
 
 # name → how what is behind the stem runs

@@ -107,9 +107,9 @@ def batches(
                 raise
         if slopes is None:  # out of the block, whose traceback holds on to the batch
             size = halved(size)
-            continue
-        yield pairs, slopes
-        start += n_live
+        else:
+            yield pairs, slopes
+            start += n_live
 
 
 def halved(size: int) -> int:
