@@ -31,7 +31,7 @@ from igmask.bench.pages import (
     time_of,
     write_beside,
 )
-from igmask.bench.worker import Failed, worker
+from igmask.bench.run import Failed, worker
 from igmask.devices import n_cores, take_device
 from igmask.engine.ig import overlap
 from igmask.errors import InputError, matching
