@@ -16,9 +16,8 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from igmask.study.config import refuse_doubled_keys, warnings
-from igmask.arrays import records_of
 from igmask.errors import InputError
-from igmask.plan import Workflow, code_version
+from igmask.plan import Workflow, code_version, records_of
 
 # The jobs find the igmask that this Snakemake runs with, its environment activated or not.
 shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")

@@ -49,7 +49,7 @@ def accuracy(cifar, tmp_path_factory):
         batch_size=study.compute.batch_size,
     )
     percents, how = study.selection.p, {"by": "mass", "score": "positive"}
-    run_mask(scores, folder / "masks", percents=percents, **how)
+    run_mask(scores, folder / "masks", p=percents, **how)
     masks = tuple(folder / "masks" / f"{p}.npy" for p in percents)
     run_evaluate(images, folder / "records", model=model, masks=masks, controls=())
     conditions = ["original"] + [f"{m}-{p}-black" for p in percents for m in study.masking.modes]

@@ -1,17 +1,26 @@
-"""Every command that README, docs, configurations and profiles show is one that can be given."""
+"""What README, docs, configurations and profiles show is so: commands, links, functions, map."""
 
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 from running import ROOT, environment
 
 from igmask import cli
+from igmask.plan import Workflow
+from igmask.report.tables import collect
+from igmask.steps import attribute, evaluate, index, mask, prepare
+from igmask.steps.metrics import METRICS
 
 PAGES = ["README.md", "Snakefile", *map(str, Path(ROOT).glob("docs/*.md"))]
 PAGES += [*map(str, Path(ROOT).glob("config/*.yaml")), "profiles/slurm/profile.yaml"]
@@ -128,3 +137,87 @@ def test_the_commented_lines_of_the_slurm_profile_are_right(folder):
         expected = {"gpu": "0", "gres": "gpu:1", "slurm_partition": "gpu", "slurm_account": "mine"}
         assert expected.items() <= found[rule].items()
     assert found["prepare"]["slurm_partition"] == "short"
+
+
+def blocks(page, language):
+    """The fenced blocks of a page in a language."""
+    found = re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", (ROOT / page).read_text("utf-8"))
+    return [text for of, text in found if of == language]
+
+
+def described(block):
+    """The files that a map has: a line names some, and what is indented further is below it."""
+    above = []
+    for line in block.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.split(r"\s{2,}", line.strip())[0].split(", ")
+        del above[depth:]
+        if names[0].endswith("/"):
+            above += names
+        elif above[:1] in (["igmask/"], ["kernels/"]):
+            yield from ("".join([*above, f"{name}.py"]) for name in names)
+
+
+def test_the_map_names_every_module_once_and_no_other():
+    [block] = [text for text in blocks("README.md", "") if "imports run down" in text]
+    there = [*(ROOT / "kernels").glob("*.py"), *(ROOT / "igmask").rglob("*.py")]
+    there = {path.relative_to(ROOT).as_posix() for path in there if path.stem != "__init__"}
+    expected = sorted(path for path in there if not path.startswith("igmask/kernels/"))
+    assert sorted(described(block)) == expected
+
+
+def test_links_lead_somewhere():
+    for page in [path for path in PAGES if path.endswith(".md")]:
+        page = ROOT / page
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+            assert "://" in link or (page.parent / link).exists(), f"{page}: {link}"
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The settings of a study of the functions that README and docs show, in a folder with them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    [short], [whole, _] = blocks("README.md", "python")[:1], blocks("docs/extending.md", "python")
+    Path("mine.py").write_text(short + whole)
+    draw, rows = np.random.default_rng(0), []
+    for i in range(4):
+        file = BytesIO()
+        Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8)).save(file, "jpeg")
+        rows.append({"file": f"{i}.jpg", "label": i % 2, "jpeg": file.getvalue()})
+    pd.DataFrame(rows).to_parquet("photos.parquet")
+    arguments = {"depth": 8, "num_classes": 2}
+    network = {"source": "igmask.zoo:cifar_resnet", "arguments": arguments, "size": 32}
+    settings = {"models": {"one": network | {"weights": "none"}}}
+    for text in blocks("README.md", "yaml") + blocks("docs/extending.md", "yaml"):
+        for group, keys in yaml.safe_load(text).items():
+            of_group = settings.setdefault(group, {})
+            for key, value in keys.items():
+                named = isinstance(value, list) and of_group.get(key, [])
+                of_group[key] = list(dict.fromkeys([*named, *value])) if named else value
+    settings["attribution"]["n_steps"], settings["selection"] = 2, {"p": [50]}
+    yield settings
+    sys.modules.pop("mine", None)
+
+
+@pytest.mark.parametrize("method", ["integrated-gradients", "mine:gradient_by_input"])
+def test_functions_that_the_docs_show_go_through_a_study(method, own, monkeypatch):
+    namespace = {}
+    exec(blocks("docs/extending.md", "python")[1], namespace)
+    monkeypatch.setitem(METRICS, "margin", namespace["margin"])
+    own["attribution"]["method"] = method
+    flow, one = Workflow(own), SimpleNamespace(model="one", geometry="32", shard="1-of-1")
+    listed, records = Path(flow.folder, "index.parquet"), Path(flow.records_folder(one))
+    [images], [scores] = (list(map(Path, paths(one))) for paths in (flow.images, flow.scores))
+    index.index(listed, flow.index(one))
+    prepare.prepare(listed, images, flow.prepare(one))
+    attribute.attribute(images, scores, flow.attribute(one))
+    mask.mask([scores], Path(flow.masks_folder(one)), flow.mask(one))
+    masks = list(map(Path, flow.masks(one)))
+    evaluate.evaluate([images], records, flow.evaluate(one), masks=masks)
+    accuracy = collect(map(Path, flow.records(one))).accuracy
+    assert set(accuracy["fill"].dropna()) == {"black", "mine:grey", "mine:blurred"}
+    controls = {"random", "mine:shifted", "mine:mirrored"}
+    assert set(accuracy["mask"]) == {"none", "selection", *controls}
+    assert accuracy["mean_margin"].between(0, 1).all()

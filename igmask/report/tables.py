@@ -269,9 +269,11 @@ def _said(made_by: dict[str, Any]) -> str:
     asked, error = made_by["attribution"], made_by["completeness"]
     name = asked.get("method", "integrated-gradients")
     method = name if is_own(name) else name.replace("-", " ").title()
-    path = f", baseline {asked['baseline']}, rule {asked['rule']}, m = {asked['n_steps']}"
+    path = ""
+    if name == "integrated-gradients":
+        path = f", baseline {asked['baseline']}, rule {asked['rule']}, m = {asked['n_steps']}"
     said = (
-        f"{method} of the {asked['target']} class's {asked['of']}{path * (not is_own(name))}; "
+        f"{method} of the {asked['target']} class's {asked['of']}{path}; "
         f"{made_by['score']} scores of {made_by['side']}×{made_by['side']} squares, selected by "
         f"{made_by['by']}"
     )

@@ -1,4 +1,4 @@
-"""Step: Integrated Gradients of every image of a shard → the parts of its squares' scores."""
+"""Step: attributions of every image of a shard → the parts of its squares' scores."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -33,20 +33,17 @@ def _integrated_gradients(
     return attribute_squares(network, images, side=side, **options)
 
 
-METHODS = {"integrated-gradients": Method(_integrated_gradients, is_complete=True)}
+def by_function(name: str, function: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> Method:
+    """Return the method of a function that knows nothing of squares, paths and baselines.
 
-
-def method_of(name: str) -> Method:
-    """Return the method of a name: one of METHODS, or a function of one's own.
-
-    The latter is called with (model, images (N, 3, H, W) in [0, 1], classes (N,) int64) and returns
-    φ, shaped as the images.
+    function: (model, images (N, 3, H, W) in [0, 1], classes (N,) int64) → φ, shaped as the images
     """
-    return METHODS.get(name) or Method(partial(_own, name), is_complete=False)
+    return Method(partial(_by_function, name, function), is_complete=False)
 
 
-def _own(
+def _by_function(
     name: str,
+    function: Callable[[nn.Module, Tensor, Tensor], Tensor],
     network: Network,
     model: nn.Module,
     images: Tensor,
@@ -61,7 +58,7 @@ def _own(
         logits, at_baseline = model(images), model(baselines[0])
     predicted = logits.argmax(dim=1)
     classes = predicted if target is None else target
-    values = called(name, model, images, classes)
+    values = function(model, images, classes)
     if not isinstance(values, Tensor) or values.shape != images.shape:
         raise InputError(
             f"the method {name} returned {kind(values)}, not attributions {tuple(images.shape)} "
@@ -75,3 +72,13 @@ def _own(
     n_steps = torch.zeros_like(predicted)
     answers = predicted, classes, output, baseline_output, n_steps
     return Attribution(parts, *answers, of_squares=True)
+
+
+METHODS = {
+    "integrated-gradients": Method(_integrated_gradients, is_complete=True),
+}
+
+
+def method_of(name: str) -> Method:
+    """Return the method of a name: one of METHODS, or `by_function` of one's own."""
+    return METHODS.get(name) or by_function(name, partial(called, name))

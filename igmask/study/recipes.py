@@ -1,13 +1,14 @@
 """A recipe a step: all that its result depends on besides the files that it reads.
 
 From its fields derive the words of the step's job, which Snakemake compares (`words`), the options
-of its command (cli.py), the step's argument, and what its files say of their making (`made_by`),
-which `igmask verify` compares.
+of its command (cli/options.py), the step's argument, and what its files say of their making
+(`made_by`), which `igmask verify` compares.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from igmask.study.fields import counting, counting_fields, given, plain
@@ -191,6 +192,11 @@ def made_by(recipe: Any) -> dict[str, Any]:
         if value is not None:
             found[one.metadata.get("made_by", one.name)] = value
     return found
+
+
+def records_of(array_path: Path) -> Path:
+    """Return the path of the records beside an array: x.npy → x.parquet."""
+    return array_path.with_suffix(".parquet")
 
 
 def stamp(step: str, *before: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,6 @@ from igmask.inputs.data import (
     opener,
     unnamed_classes,
 )
-from igmask.inputs.sources import source_of
 from igmask.inputs.weights import weights_place
 from igmask.kernels import grid
 from igmask.plan import Workflow
@@ -146,7 +145,7 @@ def advice(dataset: Dataset) -> list[str]:
     """How missing files are had, and which archive that lies about may hold the images."""
     lines = (dataset.obtain or "").splitlines()
     root = Path(dataset.root or ".")
-    if not source_of(dataset.source).below_root or (root.is_dir() and any(root.iterdir())):
+    if dataset.source not in Dataset.FOLDERS or (root.is_dir() and any(root.iterdir())):
         return lines
     for folder in dict.fromkeys([Path(), root.parent]):
         for archive in sorted(folder.glob("*")):

@@ -1,7 +1,7 @@
 """Where images come from: a file a kind of dataset, and its entry in `SOURCES`.
 
-Another one is a file with the two functions of a `Source`, an entry here, and its name with the
-keys that it needs in `study.settings.SOURCES`.
+Another one is a file with the two functions of a `Source`, an entry here, its name in
+`study.settings.SOURCES`, and the keys that it needs in `study.settings.Dataset`.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,6 @@ class Source(NamedTuple):
                    image is no file of its own
     opener:        dataset, seed → the function that opens the image of an index record, in RGB,
                    from any thread, and raises InputError, naming it, if it cannot be read
-    below_root:    the images are files below `root`, whose names can be watched
     is_relisted:   listing is cheap and may find something else another time
     lists_classes: who lists all classes in the order of the network's outputs, if anyone does
     own_classes:   what its class names are called, if they alone say which class a label is
@@ -28,7 +27,6 @@ class Source(NamedTuple):
 
     listed: Callable[[Dataset], tuple[dict[str, Any], list[str]]]
     opener: Callable[..., Callable[[Any], Image.Image]]
-    below_root: bool = False
     is_relisted: bool = False
     lists_classes: str = ""
     own_classes: str = ""
@@ -39,11 +37,10 @@ SOURCES = {
     "folder": Source(
         folder.listed,
         folder.opener,
-        below_root=True,
         is_relisted=True,
         own_classes="class folders",
     ),
-    "csv": Source(table.listed, folder.opener, below_root=True, is_relisted=True),
+    "csv": Source(table.listed, folder.opener, is_relisted=True),
     "torchvision": Source(
         torchvision_.listed, torchvision_.opener, own_classes="classes of its own"
     ),
