@@ -38,7 +38,7 @@ def path_points(
     raises      ValueError for shapes that do not fit, or an unknown activation
     """
     _check_activation(activation)
-    path = path_without_gaps("path_points", start, end, spans, positions, memory_format_of(end))
+    path = path_without_gaps("path_points", start, end, spans, positions, like=end)
     return _path_points(*path, activation, dtype or end.dtype)
 
 
@@ -68,7 +68,8 @@ def accumulate_(
     form = check_sum("accumulate_", total, gradient, total.shape[1:], spans, weights)
     start = end = positions = gradient.new_empty(0)  # of which nothing is read
     if path is not None:
-        start, end, _, positions = path_without_gaps("accumulate_", *path[:2], spans, path[2], form)
+        given = *path[:2], spans, path[2]
+        start, end, _, positions = path_without_gaps("accumulate_", *given, like=total)
         fits = start.shape == total.shape and positions.shape == weights.shape
         check("accumulate_", fits, "a path shaped as the sum", total, start, positions)
     elif activation != "none":
@@ -110,19 +111,14 @@ def check_sum(
 
 
 def path_without_gaps(
-    who: str,
-    start: Tensor,
-    end: Tensor,
-    spans: Tensor,
-    positions: Tensor,
-    form: torch.memory_format,
+    who: str, start: Tensor, end: Tensor, spans: Tensor, positions: Tensor, like: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return a path in memory as the kernels take it; raise ValueError unless it is one."""
+    """Return a path in memory as the kernels take it, like another tensor, or raise ValueError."""
     fits = start.shape == end.shape and start.dtype == end.dtype
     fits = fits and spans.shape == (len(end), 2) and spans.dtype == torch.int64
     check(who, fits, "alike end points, and an int64 span an image", start, end, spans)
     check(who, positions.ndim == 1, "positions (B,)", positions)
-    start, end = (t.contiguous(memory_format=form) for t in (start, end))
+    start, end = (t.contiguous(memory_format=memory_format_of(like)) for t in (start, end))
     return start, end, spans.contiguous(), positions.contiguous()
 
 

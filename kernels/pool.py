@@ -53,7 +53,7 @@ def pooled_points(
             taken:    alike, uint8: the place in the window, row by row; 255 if none is positive
     """
     check("pooled_points", end.ndim == 4, "end points (N, C, H, W)", start, end)
-    path = path_without_gaps("pooled_points", start, end, spans, positions, memory_format_of(end))
+    path = path_without_gaps("pooled_points", start, end, spans, positions, like=end)
     how = (pool.size, pool.padding, pool.side(end.shape[2]), pool.side(end.shape[3]))
     return _pooled_points(*path, *how, dtype or end.dtype)
 
