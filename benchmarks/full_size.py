@@ -19,8 +19,7 @@ from types import SimpleNamespace
 from tqdm import tqdm
 
 from igmask.arrays import write_text
-from igmask.bench.machine import describe
-from igmask.bench.pages import figures_of, of, page, table
+from igmask.bench.pages import describe, figures_of, of, page, table
 from igmask.plan import Workflow
 
 SIZES = (10, 5_000, 50_000)
