@@ -17,8 +17,8 @@ has_gpu() { python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available(
 
 tests() { # one fills the memory, and has the GPU to itself
     local rc=0
-    $pytest -n 8 tests/test_triton.py || rc=1
-    $pytest tests/test_gpu.py || rc=1
+    $pytest -n 8 tests/kernels/test_triton.py || rc=1
+    $pytest tests/engine/test_gpu.py || rc=1
     return $rc
 }
 
@@ -27,7 +27,7 @@ sanitizer() {
     # The caching allocator hides what lies beyond a tensor.
     for tool in memcheck racecheck; do
         PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-            $pytest tests/test_triton.py -k 'points or accumul or pool or squares' || return
+            $pytest tests/kernels/test_triton.py -k 'points or accumul or pool or squares' || return
     done
 }
 

@@ -4,7 +4,7 @@
 # Expected: whatever the number of bits, the same picture comes out, bright where the file says bright.
 # Seen:     8-bit files are inverted when they are read; 16-bit and float files are not, and come as
 #           negatives, with mode I;16 or F and no warning. Nothing but the tag in `image.tag_v2` tells.
-# So:       igmask inverts them itself where dataset.scale is given (tests/test_decode.py).
+# So:       igmask inverts them itself where dataset.scale is given (tests/inputs/test_decode.py).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -14,7 +14,7 @@ import platform
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -26,13 +26,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from igmask.errors import InputError
+from igmask.errors import InputError, refusing
 from igmask.study.recipes import records_of as records_of  # where steps look for it
 
 CHECKSUM = "crc32"  # the column of the records
 KEPT = ".kept"  # a folder beside the records, in which `evaluate` keeps those it has finished
 
 _METADATA = b"igmask"
+_RECORDS = "records of igmask", pa.ArrowException, KeyError, TypeError
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MOST_SECONDS = 24 * 3600  # between two writes to a temporary file
 ADVICE = "`igmask verify --remove` clears away what is damaged, and the next run makes it again"
@@ -102,7 +103,7 @@ class ArrayWriter:
     def __init__(self, file: BinaryIO, dtype: np.dtype, row_shape: tuple[int, ...]) -> None:
         self._file, self._dtype, self._row_shape = file, dtype, row_shape
         self._checksums: list[int] = []
-        self._write_header()
+        self.write_header()
 
     @property
     def checksums(self) -> np.ndarray:
@@ -117,12 +118,9 @@ class ArrayWriter:
         self._file.write(plain.data)
         self._checksums += checksums(plain)
 
-    def finish(self) -> None:
-        """Write the final number of rows into the header, which NumPy leaves room for."""
+    def write_header(self) -> None:
+        """Write the number of rows so far over the header, in which NumPy leaves room for it."""
         self._file.seek(0)
-        self._write_header()
-
-    def _write_header(self) -> None:
         header = {
             "descr": np.lib.format.dtype_to_descr(self._dtype),
             "fortran_order": False,
@@ -137,18 +135,16 @@ def writing(path: Path, dtype: Any, row_shape: tuple[int, ...]) -> Iterator[Arra
     with replacing(path) as temporary, temporary.open("wb") as file:
         writer = ArrayWriter(file, np.dtype(dtype), row_shape)
         yield writer
-        writer.finish()
+        writer.write_header()
 
 
 def read_array(path: Path) -> np.ndarray:
     """Return a .npy file as a memory map, or raise InputError if it is none or cut short."""
-    try:
+    with _named(path, "a whole .npy array", EOFError, SyntaxError, TokenError):
         found = np.load(path, mmap_mode="r", allow_pickle=False)
         if not found.dtype.isnative:  # the rows' checksums know nothing of the header
             raise ValueError(f"of {found.dtype}")
         return found
-    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
-        raise InputError(f"{path}: not a whole .npy array ({error}); {ADVICE}") from error
 
 
 def checksums(rows: np.ndarray) -> list[int]:
@@ -171,11 +167,13 @@ def digest(records: pd.DataFrame) -> str:
 
 def digest_of_files(paths: list[Path]) -> str:
     """Return what stands for the content of files, in this order."""
-    whole = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()
+    return hashlib.sha256(b"".join(sha256(path).digest() for path in paths)).hexdigest()
+
+
+def sha256(path: Path) -> Any:
+    """Return the hash, as hashlib has it, of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256")
 
 
 def write_records(path: Path, records: pd.DataFrame, settings: dict[str, Any]) -> None:
@@ -189,14 +187,14 @@ def write_records(path: Path, records: pd.DataFrame, settings: dict[str, Any]) -
 
 def read_records(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return (records, settings) of a file that `write_records` wrote, its checksums verified."""
-    with _named(path):
+    with _named(path, *_RECORDS):
         file = pq.ParquetFile(path, page_checksum_verification=True)
         return file.read().to_pandas(), _settings(file.schema_arrow)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Return the settings alone of a file that `write_records` wrote."""
-    with _named(path):
+    with _named(path, *_RECORDS):
         return _settings(pq.read_schema(path))
 
 
@@ -311,12 +309,10 @@ def _shared(paths: list[Path], settings: list[dict[str, Any]]) -> dict[str, Any]
     return first | {"skipped": [image for one in settings for image in one.get("skipped", [])]}
 
 
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not records of igmask ({error}); {ADVICE}") from error
+def _named(path: Path, what: str, *kinds: type[Exception]) -> AbstractContextManager[None]:
+    """Turn what reading raises into InputError that names the file, and what it should be."""
+    says = f"{path}: not {what}"
+    return refusing(OSError, ValueError, *kinds, says=lambda error: f"{says} ({error}); {ADVICE}")
 
 
 def _settings(schema: pa.Schema) -> dict[str, Any]:

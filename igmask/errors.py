@@ -1,13 +1,28 @@
 """The one error that a user can mend: bad input, named, with what to do about it."""
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import filter as matches
 from typing import Any
 
 
 class InputError(ValueError):
     """Bad input: a file, key or value that has to change. Its message says which and how."""
+
+
+@contextmanager
+def refusing(*kinds: type[Exception], says: Callable[[Exception], str] = str) -> Iterator[None]:
+    """Turn errors of some kinds within the block into InputError, in the words of `says`."""
+    try:
+        yield
+    except kinds as error:
+        raise InputError(says(error)) from error
+
+
+def with_kind(error: Exception) -> str:
+    """Return an error's message behind its kind: `KeyError: 'weight'`."""
+    return f"{type(error).__name__}: {error}"
 
 
 def integer(what: str, value: Any, kind: str = "an integer") -> int:

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import product, starmap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,17 +52,10 @@ class Workflow:
         self.folder = f"results/{self.data}"
         self.models = self._placed_models()
         self.geometries = {model.geometry.name: model.geometry for model in self.models.values()}
-        self.shards = [
-            f"{i}-of-{self.study.compute.shards}" for i in range(1, self.study.compute.shards + 1)
-        ]
-        self.conditions = [Condition("original")] + [
-            Condition(mode, p, fill)
-            for mode in self.study.masking.modes
-            for p in self.study.selection.p
-            for fill in self.study.masking.fills
-        ]
-
-    # -- files ---------------------------------------------------------------------------------
+        n_shards, masking = self.study.compute.shards, self.study.masking
+        self.shards = [f"{i}-of-{n_shards}" for i in range(1, n_shards + 1)]
+        masked = product(masking.modes, self.study.selection.p, masking.fills)
+        self.conditions = [Condition("original"), *starmap(Condition, masked)]
 
     def weights(self, wildcards: SimpleNamespace) -> list[str]:
         """The local weights file of a model, if it has one, so that a new one re-runs its jobs."""
@@ -84,17 +78,14 @@ class Workflow:
         folder = f"{self.folder}/models/{wildcards.model}/scores"
         return [f"{folder}/{shard}.npy" for shard in self.shards]
 
-    def masks_folder(self, wildcards: SimpleNamespace) -> str:
-        """Where the masks of a model are."""
-        return f"{self.folder}/models/{wildcards.model}/masks"
-
     def mask_files(self) -> list[str]:
         """The names of the masks of every p, without their ending."""
         return [percent(p) for p in self.study.selection.p]
 
     def masks(self, wildcards: SimpleNamespace) -> list[str]:
         """The masks of a model, one file a p."""
-        return [f"{self.masks_folder(wildcards)}/{name}.npy" for name in self.mask_files()]
+        folder = f"{self.folder}/models/{wildcards.model}/masks"
+        return [f"{folder}/{name}.npy" for name in self.mask_files()]
 
     def records_folder(self, wildcards: SimpleNamespace) -> str:
         """Where the records of a model are."""
@@ -119,11 +110,8 @@ class Workflow:
     def figures(self) -> list[str]:
         """Every picture of the study."""
         curves = [f"results/figures/accuracy-{against}.png" for against in ("p", "area")]
-        return curves + [
-            figure.format(model=name) for name in self.models for figure in self.example_figures()
-        ]
-
-    # -- contents: what times of change alone would not tell -----------------------------------
+        examples = product(self.models, self.example_figures())
+        return curves + [figure.format(model=name) for name, figure in examples]
 
     def dataset_contents(self, wildcards: SimpleNamespace) -> str:
         """Of `labels`, `classes`, a function's code, and the names of images and class folders."""
@@ -144,35 +132,26 @@ class Workflow:
         return " ".join(_digest(path) for path in files)
 
     def own(self, step: str) -> list[Path]:
-        """The modules in the working directory of what a step has of the user's own."""
-        masking = self.study.masking
-        names = {
-            "attribute": (self.study.attribution.method,),
-            "evaluate": (*masking.fills, *masking.controls),
-        }
-        return own_code(*names[step])
+        """The user's own modules in the working directory that `attribute` or `evaluate` has."""
+        if step == "attribute":
+            return own_code(self.study.attribution.method)
+        return own_code(*self.study.masking.fills, *self.study.masking.controls)
 
     def contents(self, step: str) -> Callable[[Any], str]:
         """Return what gives `model_contents`, and those of what a step has of the user's own."""
 
-        def of(wildcards: Any) -> str:
-            own = [_digest(path) for path in self.own(step)]
-            return " ".join(filter(None, [self.model_contents(wildcards), *own]))
-
-        return of
+        return lambda wildcards: " ".join(
+            filter(None, [self.model_contents(wildcards), *map(_digest, self.own(step))])
+        )
 
     def baseline_contents(self, wildcards: SimpleNamespace) -> str:
         """Of the baseline, if it is an image file or a function of one's own."""
         baseline, files = self.study.attribution.baseline, map(Path, self.baseline(wildcards))
         return " ".join(map(_digest, code_of(baseline) if is_own(baseline) else files))
 
-    # -- cores ---------------------------------------------------------------------------------
-
     def prepare_threads(self, cores: int | None) -> int:
         """Of `igmask prepare`: an equal share of the cores, or one where their number is open."""
         return max(1, (cores or 1) // (len(self.shards) * len(self.geometries)))
-
-    # -- recipes: what the result of a job depends on --------------------------------------------
 
     def words(self, step: str) -> Callable[[Any], str]:
         """Return what gives the options of a step's job, from its rule's wildcards.
@@ -208,12 +187,8 @@ class Workflow:
 
     def attribute(self, wildcards: Any) -> recipes.Attribute:
         """Return the recipe of a model's scores."""
-        return recipes.Attribute(
-            self.models[wildcards.model],
-            self.study.attribution,
-            side=self.study.squares.side,
-            seed=self.study.seed,
-        )
+        model, study = self.models[wildcards.model], self.study
+        return recipes.Attribute(model, study.attribution, study.squares.side, study.seed)
 
     def mask(self, wildcards: Any) -> recipes.Mask:
         """Return the recipe of masks, the same for all models."""
@@ -222,15 +197,8 @@ class Workflow:
 
     def evaluate(self, wildcards: Any) -> recipes.Evaluate:
         """Return the recipe of a model's records."""
-        masking = self.study.masking
-        return recipes.Evaluate(
-            self.models[wildcards.model],
-            name=wildcards.model,
-            modes=masking.modes,
-            fills=masking.fills,
-            controls=masking.controls,
-            seed=self.study.seed,
-        )
+        name, masked = wildcards.model, vars(self.study.masking)
+        return recipes.Evaluate(self.models[name], name, **masked, seed=self.study.seed)
 
     def examples(self, wildcards: Any) -> recipes.Examples:
         """Return the recipe of a model's pictures."""
@@ -242,22 +210,15 @@ class Workflow:
         files = {"weights": [Path(path) for path in self.weights(wildcards)], "code": code}
         return {kind: paths for kind, paths in files.items() if paths}
 
-    def compute_options(self) -> str:
-        """Options that change no result, and so are no params: device, batch size, threads.
-
-        The engine, which is none of evaluation's, stands in `engine_options`.
-        """
-        return self._of_compute("device", "batch_size", "threads")
-
-    def engine_options(self) -> str:
-        """Of `igmask attribute`, no params either."""
-        return self._of_compute("engine")
-
-    def _of_compute(self, *names: str) -> str:
+    def compute_options(self, *names: str) -> str:
+        """Options that change no result, and so are no params: device, batch size, threads."""
+        names = names or ("device", "batch_size", "threads")
         values = {name: getattr(self.study.compute, name) for name in names}
         return shlex.join(recipes.option_words(values))
 
-    # -- what each file should say of its making ---------------------------------------------------
+    def engine_options(self) -> str:
+        """Those of attribution alone."""
+        return self.compute_options("engine")
 
     def made(self) -> Iterator[Made]:
         """Yield every file of the study, those that others are made of first."""
@@ -273,10 +234,9 @@ class Workflow:
                 yield Made(path, settings | made_by(recipe))
         for name in self.models:
             yield from self._made_of(name, settings)
-        yield Made(Path("results/tables/accuracy.csv"))
-        for number in (1, 2, 3):
-            for kind in ("csv", "md", "html", "tex"):
-                yield Made(Path(f"results/tables/table{number}.{kind}"))
+        kinds = product((1, 2, 3), ("csv", "md", "html", "tex"))
+        tables = ["accuracy.csv", *(f"table{number}.{kind}" for number, kind in kinds)]
+        yield from (Made(Path("results/tables", table)) for table in tables)
         yield from (Made(Path(figure)) for figure in self.figures())
 
     def _made_of(self, name: str, settings: dict[str, Any]) -> Iterator[Made]:
@@ -345,5 +305,5 @@ def code_version(stage: str) -> str:
 
 @cache
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with path.open("rb") as file:  # not by arrays, which takes longer to import than all of this
         return f"{path}: {hashlib.file_digest(file, 'sha256').hexdigest()}"

@@ -10,12 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yte
+from running import ROOT
 
 from igmask import devices
 from igmask.devices import count_gpus, lock_first, pick_device, release, take_device
 from igmask.errors import InputError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 # All of PyTorch that is asked, on a machine with two GPUs.
 TORCH = """

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from running import ROOT
 
 from igmask.plan import Workflow, code_version
 from igmask.study.recipes import STAGES
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIGURATIONS = ("config.yaml", "config/cifar10.yaml", "config/imagenet.yaml")
 
 

@@ -7,14 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from running import snakemake
+from running import ROOT, snakemake
 
 from igmask import plan as workflow
 from igmask.errors import InputError
 from igmask.plan import Workflow
 from igmask.study import config
-
-ROOT = Path(__file__).resolve().parents[1]
 
 STUDY = {
     "dataset": {"source": "demo", "limit": 3},

@@ -14,13 +14,13 @@ import click
 from click.core import ParameterSource
 
 from igmask.cli.options import (
+    FOLDER,
     File,
     are_settings,
     compute,
     configfile,
+    count,
     fill,
-    folder,
-    masking,
     output,
     read_settings,
     recipe,
@@ -40,9 +40,10 @@ class InOrder(click.Group):
         return list(self.commands)
 
 
-@click.group(
-    cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+_SHOWN = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
+
+
+@click.group(cls=InOrder, context_settings=_SHOWN)
 @click.option("--log", type=File, help="Write progress and errors here, too.")
 @click.version_option(package_name="igmask")
 def app(log: Path | None) -> None:
@@ -55,11 +56,10 @@ def app(log: Path | None) -> None:
 
 
 @app.command()
-@configfile()
+@configfile
 @click.option(
     "--trial/--no-trial",
     default=True,
-    show_default=True,
     help="Load the networks, compare them with the labels and time them.",
 )
 def check(configfile: Path | None, trial: bool) -> None:
@@ -132,28 +132,20 @@ def preflight(index: Path, output: Path, recipe: recipes.Preflight) -> None:
 
 @app.command()
 @click.argument("index", type=File)
-@click.option("--size", type=click.IntRange(1), required=True, help="Side of the crop, in pixels.")
-@click.option("--resize", type=click.IntRange(1), help="Length of the shorter side before.")
+@count("--size", "Side of the crop, in pixels.", required=True)
+@count("--resize", "Length of the shorter side before.")
 @click.option(
     "--interpolation",
     type=click.Choice([way for way in rules("models", "*", "interpolation")["enum"] if way]),
     default="bilinear",
-    show_default=True,
     help="Of the resizing.",
 )
-@click.option("--shard", default="1-of-1", show_default=True, help="Which part of the images.")
+@click.option("--shard", default="1-of-1", help="Which part of the images.")
 @setting("dataset", "on_bad_image")
-@click.option(
-    "--workers", type=click.IntRange(1), help="Threads that decode; all cores by default."
-)
+@count("--workers", "Threads that decode; all cores by default.")
 @output()
 def prepare(
-    index: Path,
-    output: Path,
-    workers: int | None,
-    shard: str,
-    on_bad_image: str,
-    **geometry: Any,
+    index: Path, output: Path, workers: int | None, shard: str, on_bad_image: str, **geometry: Any
 ) -> None:
     """Decode, resize and crop the images of INDEX, once for all networks of the same input."""
     from igmask.steps.prepare import prepare
@@ -178,12 +170,12 @@ def attribute(images: Path, output: Path, recipe: recipes.Attribute, **how: Any)
 @app.command()
 @click.argument("scores", type=File, nargs=-1, required=True)
 @recipe(recipes.Mask, p={"names": ["-p", "--p"], "required": True, "default": None})
-@folder()
-def mask(scores: tuple[Path, ...], folder: Path, recipe: recipes.Mask) -> None:
+@output(help=FOLDER)
+def mask(scores: tuple[Path, ...], output: Path, recipe: recipes.Mask) -> None:
     """Select the squares that hold the top p %, from the SCORES of all shards: 50.npy and so on."""
     from igmask.steps.mask import mask
 
-    mask(list(scores), folder, recipe)
+    mask(list(scores), output, recipe)
 
 
 @app.command()
@@ -192,8 +184,8 @@ def mask(scores: tuple[Path, ...], folder: Path, recipe: recipes.Mask) -> None:
 @click.option("--masks", type=File, multiple=True, help="Of `igmask mask`, a file a p.")
 @recipe(recipes.Evaluate, controls={"default": None})
 @compute
-@folder()
-def evaluate(images: tuple[Path, ...], folder: Path, recipe: recipes.Evaluate, **how: Any) -> None:
+@output(help=FOLDER)
+def evaluate(images: tuple[Path, ...], output: Path, recipe: recipes.Evaluate, **how: Any) -> None:
     """Predict the prepared IMAGES of all shards, original and masked: one record an image.
 
     Writes original.parquet and, for each of the masks, modes and fills, keep-50-black.parquet and
@@ -201,7 +193,7 @@ def evaluate(images: tuple[Path, ...], folder: Path, recipe: recipes.Evaluate, *
     """
     from igmask.steps.evaluate import evaluate
 
-    evaluate(list(images), folder, recipe, **how)
+    evaluate(list(images), output, recipe, **how)
 
 
 @app.command()
@@ -216,7 +208,12 @@ def tables(records: tuple[Path, ...], **options: Any) -> None:
 
 @app.command()
 @click.argument("files", type=File, nargs=-1, required=True)
-@click.option("--model-name", default="model", help="The model's name, in titles and file names.")
+@click.option(
+    "--model-name",
+    default="model",
+    show_default=False,
+    help="The model's name, in titles and file names.",
+)
 @setting("figures", "n_images")
 @output("results/figures")
 def examples(files: tuple[Path, ...], **options: Any) -> None:
@@ -239,7 +236,7 @@ def curves(accuracy: Path, **options: Any) -> None:
 @app.command()
 @click.argument("image", type=File)
 @recipe(recipes.Mask, "selection", p={"names": ["-p", "--p"], "default": [50.0]})
-@fill()
+@fill
 @click.option("--classes", type=File, help="Names of the network's classes, one a line.")
 @recipe(
     recipes.Attribute,
@@ -250,22 +247,16 @@ def curves(accuracy: Path, **options: Any) -> None:
 )
 @compute
 @output(help="The picture to write, as PNG, PDF, SVG, JPEG (.jpg) or WebP, by its name.")
-def explain(
-    image: Path,
-    output: Path,
-    recipe: recipes.Attribute,
-    selection: recipes.Mask,
-    **options: Any,
-) -> None:
+def explain(image: Path, output: Path, **options: Any) -> None:
     """Draw one IMAGE: original, attribution, keep and drop, with the model's predictions."""
     from igmask.report.explain import explain
 
-    explain(image, output, recipe, selection, **options)
+    explain(image, output, **options)
 
 
 @app.command()
 @click.argument("results", type=File, default="results", required=False)
-@configfile()
+@configfile
 @click.option(
     "--remove", is_flag=True, help="Remove what is bad, so that the next run makes it again."
 )
@@ -300,7 +291,9 @@ def verify(results: Path, configfile: Path | None, remove: bool, deep: bool) -> 
 
 @app.command()
 @click.argument("images", type=File, nargs=-1, required=True)
-@masking
+@click.option("--masks", type=File, help="Of `igmask mask`; without: original images.")
+@setting("masking", "modes", multiple=False, names=["--mode"], default="keep")
+@fill
 @output(help="The folder to write to; an export that was cut short goes on.")
 def export(images: tuple[Path, ...], **options: Any) -> None:
     """Write the prepared IMAGES of all shards, original or masked, as PNGs: a folder a class.
@@ -316,7 +309,7 @@ def export(images: tuple[Path, ...], **options: Any) -> None:
 
 @app.command()
 @click.argument("model", metavar="MODEL")
-@click.option("--size", type=click.IntRange(1), help="Side of the input, where it is not known.")
+@count("--size", "Side of the input, where it is not known.")
 @setting("compute", "device")
 def inspect(model: str, size: int | None, device: str) -> None:
     """Where the affine stem of MODEL ends, its share of the work, memory an image and a step.
@@ -341,23 +334,11 @@ def inspect(model: str, size: int | None, device: str) -> None:
 
 @app.command()
 @click.argument("models", nargs=-1)
+@count("--n-images", "Images attributed together.", default=4)
+@count("--n-steps", "Steps m.", default=50)
+@count("--repeats", "Times each way is run; the median counts.", default=5)
 @click.option(
-    "--n-images",
-    type=click.IntRange(1),
-    default=4,
-    show_default=True,
-    help="Images attributed together.",
-)
-@click.option("--n-steps", type=click.IntRange(1), default=50, show_default=True, help="Steps m.")
-@click.option(
-    "--repeats",
-    type=click.IntRange(1),
-    default=5,
-    show_default=True,
-    help="Times each way is run; the median counts.",
-)
-@click.option(
-    "--budget", "budget_s", type=click.FloatRange(0), default=60, show_default=True,
+    "--budget", "budget_s", type=click.FloatRange(0), default=60,
     help="Seconds after which a way takes no more turns of a network, but two at least.",
 )  # fmt: skip
 @click.option(
@@ -368,7 +349,7 @@ def inspect(model: str, size: int | None, device: str) -> None:
     help="Kernels beside torch.compile, too; on a GPU by default.",
 )  # fmt: skip
 @setting("compute", "device")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; all by default.")
+@count("--threads", "CPU threads; all by default.")
 @output("benchmarks/results")
 def bench(models: tuple[str, ...], output: Path, **options: Any) -> None:
     """Attributions by igmask and by Captum, side by side: time, error, memory.

@@ -15,28 +15,23 @@ from igmask.study import config, settings
 from igmask.study.settings import Attribution, Model
 
 File = click.Path(path_type=Path)
-
-
-class Percentage(click.FloatRange):
-    """A percentage that a selection accepts: in (0, 100], with at most two decimals."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Return the number, or fail as click does."""
-        number = super().convert(value, param, ctx)
-        if number != round(number, 2):  # NaN included
-            self.fail(f"{value} has more than two decimals.", param, ctx)
-        return number
-
-
-Percent = Percentage(0, 100, min_open=True)
+FOLDER = "The folder to write to."
 
 
 class Number(click.FloatRange):
-    """A number in a range; neither NaN, which click takes to be in any, nor infinite."""
+    """A number above and up to some; neither NaN, which click takes to be in any, nor infinite.
+
+    A percentage, up to 100, has at most two decimals, as selections accept it.
+    """
+
+    def __init__(self, above: float | None, most: float | None) -> None:
+        super().__init__(above, most, min_open=True)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         """Return the number, or fail as click does."""
         number = super().convert(value, param, ctx)
+        if self.max == 100 and number != round(number, 2):  # NaN included
+            self.fail(f"{value} has more than two decimals.", param, ctx)
         if not isfinite(number):
             self.fail(f"{value} is not finite.", param, ctx)
         return number
@@ -55,10 +50,6 @@ class IntegerOr(click.IntRange):
         return value if value == self.word else super().convert(value, param, ctx)
 
 
-# For the option of one of the values that a list may have.
-ONE = {"multiple": False}
-
-
 class NameOrOwn(click.Choice):
     """One of some names, or a function of one's own, `module:callable`."""
 
@@ -75,6 +66,9 @@ def setting(*path: str, **changes: Any) -> Callable:
     """Return the option of a key of the configuration, such as ("attribution", "n_steps").
 
     Of a list it takes a value, or several times one. A key that may be nothing may be left out.
+
+    changes: to what click.option is given; `names`, if it is called otherwise; `multiple` false,
+             for one of the values that a list may have
     """
     rules = settings.rules(*path)
     several = changes.pop("multiple", "items" in rules)
@@ -83,7 +77,6 @@ def setting(*path: str, **changes: Any) -> Callable:
         "type": _kind(one),
         "multiple": several,
         "default": rules.get("default"),
-        "show_default": True,
         "help": f"{text[0].upper()}{text[1:]}{'; may be given several times' * several}.",
     }
     names = changes.pop("names", [f"--{path[-1].replace('_', '-')}"])
@@ -101,11 +94,9 @@ def _kind(rules: dict[str, Any]) -> Any:
         return IntegerOr(rules["minimum"], rules["pattern"].strip("^$"))
     if isinstance(kind, list):
         kind = kind[0]  # or null
-    if rules.get("maximum") == 100:
-        return Percent
     return {
         "integer": click.IntRange(rules.get("minimum")),
-        "number": Number(rules.get("exclusiveMinimum"), rules.get("maximum"), min_open=True),
+        "number": Number(rules.get("exclusiveMinimum"), rules.get("maximum")),
         "string": click.STRING,
     }[kind]
 
@@ -134,7 +125,7 @@ def _options(one: Field, changes: dict[str, Any]) -> Iterator[Callable]:
     """The options of a field of a recipe."""
     path = one.metadata.get("path")
     if one.type is Model:
-        yield model()
+        yield model
     elif one.type is Attribution:
         for key in fields(Attribution):
             if (change := changes.get(key.name, {})) is not None:
@@ -181,61 +172,36 @@ def _read_model(_context: click.Context, _option: click.Parameter, text: str) ->
 
 def output(default: str | None = None, **changes: Any) -> Callable:
     """Return the option that names the file, or where it has a default the folder, to write."""
-    attributes: dict[str, Any] = {
-        "type": File,
-        "required": not default,
-        "default": default,
-        "show_default": True,
-        "help": "The folder to write to." if default else "The file to write.",
-    }
-    return click.option("--output", "-o", **attributes | changes)
-
-
-def folder() -> Callable:
-    """Return the option that names the folder to write to, where there is no default."""
-    text = "The folder to write to."
-    return click.option("--output", "-o", "folder", type=File, required=True, help=text)
-
-
-def configfile() -> Callable:
-    """Return the option that names the configuration."""
-    text = "The configuration; by default config.yaml, else the demo's."
-    return click.option("--configfile", type=File, help=text)
-
-
-def model() -> Callable:
-    """Return the option that describes a model."""
+    attributes: dict[str, Any] = {"help": FOLDER if default else "The file to write."} | changes
+    required = not default
     return click.option(
-        "--model",
-        required=True,
-        callback=_read_model,
-        help="A classifier of torchvision by name, with its weights IMAGENET1K_V1, or the settings "
-        "of a model as in config.yaml: a YAML or JSON file, or JSON itself, such as "
-        """'{"source": "resnet50", "weights": "IMAGENET1K_V2"}'.""",
+        "--output", "-o", type=File, required=required, default=default, **attributes
     )
 
 
-def masking(command: Callable) -> Callable:
-    """Add the options of which masks are applied, and how."""
-    masks = click.option("--masks", type=File, help="Of `igmask mask`; without: original images.")
-    mode = setting("masking", "modes", **ONE, names=["--mode"], default="keep")
-    return masks(mode(fill()(command)))
+def count(name: str, text: str, **changes: Any) -> Callable:
+    """Return the option of a whole number of at least 1; `text` is its help."""
+    return click.option(name, type=click.IntRange(1), help=text, **changes)
 
 
-def fill() -> Callable:
-    """Return the option of what masked pixels become."""
-    return setting("masking", "fills", **ONE, names=["--fill"], default="black")
+configfile = click.option(
+    "--configfile", type=File, help="The configuration; by default config.yaml, else the demo's."
+)
+fill = setting("masking", "fills", multiple=False, names=["--fill"], default="black")
+model = click.option(
+    "--model",
+    required=True,
+    callback=_read_model,
+    help="A classifier of torchvision by name, with its weights IMAGENET1K_V1, or the settings "
+    "of a model as in config.yaml: a YAML or JSON file, or JSON itself, such as "
+    """'{"source": "resnet50", "weights": "IMAGENET1K_V2"}'.""",
+)
 
 
 def compute(command: Callable) -> Callable:
     """Add the options of how a network is run."""
-    threads = click.option(
-        "--threads",
-        type=click.IntRange(1),
-        callback=use_threads,
-        expose_value=False,
-        help="CPU threads to compute with; all by default.",
-    )
+    text = "CPU threads to compute with; all by default."
+    threads = count("--threads", text, callback=use_threads, expose_value=False)
     return setting("compute", "device")(setting("compute", "batch_size")(threads(command)))
 
 

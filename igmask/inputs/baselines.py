@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igmask.errors import InputError
+from igmask.errors import InputError, refusing
 from igmask.inputs.contract import kind
 from igmask.inputs.decode import fit, read_rgb
 from igmask.inputs.own import called, imported
@@ -66,10 +66,8 @@ def read_baseline(path: str, geometry: Geometry) -> np.ndarray:
 
     raises InputError naming the file if it cannot be read or is smaller than the crop
     """
-    try:
+    with refusing(InputError, says=lambda error: f"the baseline {path}: {error}"):
         return fit(read_rgb(Path(path)), geometry).copy()
-    except InputError as error:
-        raise InputError(f"the baseline {path}: {error}") from None
 
 
 def _black(images: Tensor, **_: Any) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from igmask.errors import InputError
+from igmask.errors import InputError, refusing
 from igmask.inputs.files import read_text
 
 _MOST = 100_000  # a number beyond is no class: a date, say
@@ -27,10 +27,8 @@ def class_numbers(path: Path) -> dict[str, int]:
     text = read_text(path)
     if path.suffix != ".json":
         return _numbered([line.strip() for line in text.splitlines() if line.strip()], path)
-    try:
+    with refusing(json.JSONDecodeError, says=lambda error: f"{path}: not JSON ({error})"):
         content = json.loads(text, object_pairs_hook=partial(_once, path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
     match content:
         case list() if all(isinstance(name, str) for name in content):
             return _numbered(content, path)

@@ -31,8 +31,22 @@ def index(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
         records = records[records.groupby("label").cumcount() < dataset.limit]
     records = records.reset_index(drop=True)
     if records["path"].iloc[0]:
-        records = records.join(_stamps(records["path"].tolist()))
+        records = records.join(stamps(records))
     return records, classes
+
+
+def stamps(records: pd.DataFrame) -> pd.DataFrame:
+    """Return size and mtime_ns of the files of records, both −1 where one cannot be looked at."""
+
+    def stamp(path: str) -> tuple[int, int]:
+        try:
+            found = os.stat(path)
+        except OSError:  # a link to nothing, say; opening it will tell
+            return -1, -1
+        return found.st_size, found.st_mtime_ns
+
+    rows, names = [stamp(path) for path in records["path"]], ["size", "mtime_ns"]
+    return pd.DataFrame(rows, records.index, names, dtype=np.int64)
 
 
 def numbered_classes(made_by: Mapping[str, Any], labels: Iterable[int]) -> str | None:
@@ -127,17 +141,3 @@ def _own_classes(made_by: Mapping[str, Any]) -> str:
     """What a dataset's own class names are called, if they are all that says what labels are."""
     dataset = made_by["dataset"]
     return "" if dataset.get("classes") else source_of(dataset["source"]).own_classes
-
-
-def _stamps(paths: list[str]) -> pd.DataFrame:
-    """Size and time of change of files, both −1 where a file cannot be looked at."""
-    sizes, times = [], []
-    for path in paths:
-        try:
-            found = os.stat(path)
-            size, time = found.st_size, found.st_mtime_ns
-        except OSError:  # a link to nothing, say; opening it will tell
-            size = time = -1
-        sizes.append(size)
-        times.append(time)
-    return pd.DataFrame({"size": sizes, "mtime_ns": times}, dtype=np.int64)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from igmask.errors import InputError
+from igmask.errors import InputError, refusing
 from igmask.study.settings import EXTENSIONS
 
 
@@ -88,7 +88,5 @@ def with_located(recipe: Any, beside: Path) -> Any:
 
 def read_text(path: Path) -> str:
     """Return a text file's content; raise InputError, naming it, if it is not UTF-8."""
-    try:
+    with refusing(UnicodeDecodeError, says=lambda error: f"{path}: not UTF-8 text ({error})"):
         return path.read_text("utf-8-sig")  # spreadsheets put a mark at the beginning
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error})") from None

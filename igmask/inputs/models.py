@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from igmask import arrays
-from igmask.errors import InputError
+from igmask.errors import InputError, refusing, with_kind
 from igmask.inputs import contract
-from igmask.inputs.own import imported
+from igmask.inputs.own import MISTAKES, imported
 from igmask.inputs.weights import (
     check_torchvision_name,
     downloading,
@@ -188,11 +188,9 @@ def n_classes(network: nn.Module, model: Model, images: np.ndarray | None = None
     device = device_of(network) or "cpu"
     if images is None:
         images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
-    try:
+    with refusing(InputError, says=lambda error: f"{model.source}: {error}"):
         answer = contract.ask(network, pixels(images[:2], device))
         contract.check_classifier(answer, of="probability")
-    except InputError as error:
-        raise InputError(f"{model.source}: {error}") from error
     with torch.no_grad():
         of_black = network(torch.zeros(1, 3, size, size, device=device))
     if of_black.softmax(dim=1).isnan().any():
@@ -238,12 +236,9 @@ def pixels(images: np.ndarray | Tensor, device: torch.device | str = "cpu") -> T
 
 def _build_callable(model: Model) -> nn.Module:
     function = imported(model.source)
-    try:
+    what = f"{model.source} with arguments {model.arguments}"
+    with refusing(*MISTAKES, says=lambda error: f"{what}: {with_kind(error)}"):
         network = function(**model.arguments)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{model.source} with arguments {model.arguments}: {type(error).__name__}: {error}"
-        ) from error
     if not isinstance(network, nn.Module):
         raise InputError(f"{model.source} returned {type(network).__name__}, not a torch.nn.Module")
     return network
@@ -257,9 +252,8 @@ def _build_torchvision(model: Model) -> nn.Module:
         weights = torchvision_weights(model)
         path, url = weights_place(model)
         download = downloading(str(url), path)
-    with download, warnings.catch_warnings():
+    what = f"{model.source} with {model.arguments}"
+    wrong = refusing(TypeError, ValueError, says=lambda error: f"{what}: {error}")
+    with download, warnings.catch_warnings(), wrong:
         warnings.simplefilter("ignore", FutureWarning)  # of how torchvision draws weights
-        try:
-            return torchvision_models().get_model(model.source, weights=weights, **model.arguments)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{model.source} with {model.arguments}: {error}") from error
+        return torchvision_models().get_model(model.source, weights=weights, **model.arguments)

@@ -4,14 +4,15 @@ import importlib
 import sys
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from igmask.errors import InputError
+from igmask.errors import refusing, with_kind
 from igmask.study.settings import is_own
 
-# What a mistake in a user's function most often raises. Others come with their traceback.
-_MISTAKES = (ImportError, AttributeError, TypeError, ValueError, LookupError, OSError)
+# What a mistake in a user's module or function most often raises; others come with a traceback.
+MISTAKES = (ImportError, AttributeError, TypeError, ValueError)
 
 
 def imported(name: str) -> Any:
@@ -19,22 +20,15 @@ def imported(name: str) -> Any:
     module, _, path = name.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a module beside the configuration
-    try:
-        found: Any = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{name}: {type(error).__name__}: {error}") from error
-    return found
+    with refusing(*MISTAKES, says=lambda error: f"{name}: {with_kind(error)}"):
+        return attrgetter(path)(importlib.import_module(module))
 
 
 def called(name: str, *arguments: Any, **keywords: Any) -> Any:
     """Return what the `module:callable` answers; raise InputError, naming it, if it fails."""
     function = imported(name)
-    try:
+    with refusing(*MISTAKES, LookupError, OSError, says=lambda e: f"{name}: {with_kind(e)}"):
         return function(*arguments, **keywords)
-    except _MISTAKES as error:
-        raise InputError(f"{name}: {type(error).__name__}: {error}") from error
 
 
 def named(name: str) -> str | Callable[..., Any]:

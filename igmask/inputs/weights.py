@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from igmask import arrays
 from igmask.errors import InputError
 from igmask.study.settings import Model
 
@@ -45,11 +46,8 @@ def weights_file(model: Model) -> Path:
             torch.hub.download_url_to_file(url, str(path))
     if not path.is_file():
         raise InputError(f"{path}: there is no such weights file")
-    if model.sha256 is not None:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != model.sha256:
-            raise InputError(f"{path}: its sha256 is {digest}, not {model.sha256}")
+    if model.sha256 and (digest := arrays.sha256(path).hexdigest()) != model.sha256:
+        raise InputError(f"{path}: its sha256 is {digest}, not {model.sha256}")
     return path
 
 

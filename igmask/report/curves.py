@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from igmask.errors import InputError
+from igmask.errors import InputError, refusing
 from igmask.report.drawing import drawing, fit_text
 from igmask.study.settings import percent
 
@@ -32,14 +32,12 @@ def curves(accuracy: Path, *, output: Path) -> None:
     accuracy: the accuracy.csv of `igmask tables`
     raises    InputError if it is not, or if no masked images were evaluated
     """
-    try:
-        text = {"model": str, "fill": str}
+    says, text = f"{accuracy}: not an accuracy.csv of `igmask tables`", {"model": str, "fill": str}
+    with refusing(ValueError, KeyError, says=lambda error: f"{says}: {error}"):
         table = pd.read_csv(
             accuracy, usecols=_COLUMNS, dtype=text, keep_default_na=False, na_values=[""]
         )
         original = table[table["mode"] == "original"].set_index("model")["top1"]
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{accuracy}: not an accuracy.csv of `igmask tables`: {error}") from error
     masked = table[table["mode"] != "original"]
     if masked.empty:
         raise InputError(f"{accuracy}: no masked images were evaluated, so there are no curves")

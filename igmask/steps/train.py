@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 from igmask import arrays
-from igmask.errors import InputError
+from igmask.errors import InputError, refusing
 from igmask.inputs import models
 from igmask.inputs.sources import demo
 from igmask.progress import Meter, progress
@@ -100,19 +100,10 @@ def train(output: Path, recipe: Train) -> None:
     labels = np.array([demo.label_of(i) for i in range(n_train)])
     n_steps = model.train.epochs * (n_train // model.train.batch_size)
     meter = Meter(total=n_steps, unit="steps", label="train")
-    try:
-        fit(
-            models.with_input(network, models.complete(model)).to(
-                memory_format=torch.channels_last
-            ),
-            images,
-            labels,
-            **vars(model.train),
-            seed=seed,
-            on_batch=lambda loss, accuracy: meter.advance(),
-        )
-    except (FloatingPointError, ValueError) as error:
-        raise InputError(str(error)) from error
+    whole = models.with_input(network, models.complete(model)).to(memory_format=torch.channels_last)
+    how = vars(model.train) | {"seed": seed, "on_batch": lambda loss, accuracy: meter.advance()}
+    with refusing(FloatingPointError, ValueError):
+        fit(whole, images, labels, **how)
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
     with arrays.replacing(output) as temporary:
         temporary.write_bytes(save(weights, {"igmask": json.dumps(stamp("train"))}))

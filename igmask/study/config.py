@@ -3,14 +3,14 @@
 Each key's own rules stand in settings.py; here is what keys ask of each other, and of files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from textwrap import indent
 from typing import Any
 
 from igmask import quadrature
-from igmask.errors import InputError
+from igmask.errors import InputError, refusing
 from igmask.study.fields import of_plain
 from igmask.study.settings import BASELINES, Dataset, Model, Study, is_own, percent, rules
 from igmask.study.validation import valid
@@ -33,9 +33,9 @@ def parse(config: Mapping[str, Any], *, with_files: bool = True) -> Study:
     """
     study = of_plain(Study, valid(config, rules(), "the configuration is"))
     study = replace(study, dataset=_named(study.dataset))
-    problems = _inconsistencies(study)
     missing = missing_files(study) if with_files else {}
-    problems += [f"  {key}: {problem}" for key, problem in missing.items()]
+    found = [*_inconsistencies(study), *(f"{key}: {problem}" for key, problem in missing.items())]
+    problems = [f"  {problem}" for problem in found]
     if study.dataset.obtain and any(key.startswith("dataset.") for key in missing):
         problems.append(indent(study.dataset.obtain.strip(), "    "))
     if problems:
@@ -60,10 +60,8 @@ def of_yaml(text: str, name: str) -> Any:
                 seen.add((key.tag, str(key.value)))
             return super().construct_mapping(node, deep=deep)
 
-    try:
+    with refusing(yaml.YAMLError, says=lambda error: f"{name}: {error}"):
         return yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{name}: {error}") from None
 
 
 def refuse_doubled_keys(file: Path) -> None:
@@ -77,24 +75,21 @@ def refuse_doubled_keys(file: Path) -> None:
 
 def missing_files(study: Study) -> dict[str, str]:
     """Return {key: problem} of the files and folders that a study names and that are not there."""
-    files = {
-        "dataset.labels": study.dataset.labels,
-        "dataset.classes": study.dataset.classes,
-    }
-    baseline = study.attribution.baseline
+    dataset, baseline = study.dataset, study.attribution.baseline
+    files = {"dataset.labels": dataset.labels, "dataset.classes": dataset.classes}
     if baseline not in BASELINES and not is_own(baseline):
         files["attribution.baseline"] = baseline
     for name, item in study.models.items():
         if item.weights_kind == "file":
             files[f"models.{name}.weights"] = item.weights
+    hints = {"attribution.baseline": f", and baselines by name are {', '.join(BASELINES)}"}
     problems = {
-        key: f"there is no file {path!r}{_hint(key)}"
+        key: f"there is no file {path!r}{hints.get(key, '')}"
         for key, path in files.items()
         if path is not None and not Path(path).is_file()
     }
-    root, source = study.dataset.root, study.dataset.source
-    if root and source in Dataset.FOLDERS and not Path(root).is_dir():
-        problems["dataset.root"] = f"there is no folder {root!r}"
+    if dataset.root and dataset.source in Dataset.FOLDERS and not Path(dataset.root).is_dir():
+        problems["dataset.root"] = f"there is no folder {dataset.root!r}"
     return problems
 
 
@@ -141,49 +136,36 @@ def of_bytes(model: Model) -> list[str]:
     ]
 
 
-def _inconsistencies(study: Study) -> list[str]:
-    problems = []
+def _inconsistencies(study: Study) -> Iterator[str]:
     names = [percent(p) for p in study.selection.p]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    problems += [f"  selection.p: {name} is there twice" for name in twice]
-    problems += [
-        f"  selection.p: {p} has more than two decimals"
-        for p in study.selection.p
-        if abs(round(p * 100) - p * 100) > 1e-6
-    ]
-    n_steps = study.attribution.n_steps
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"selection.p: {name} is there twice"
+    for p in study.selection.p:
+        if abs(round(p * 100) - p * 100) > 1e-6:
+            yield f"selection.p: {p} has more than two decimals"
+    rule, n_steps = study.attribution.rule, study.attribution.n_steps
     try:
-        if isinstance(n_steps, int):
-            quadrature.rule(study.attribution.rule, n_steps)
-        else:
-            quadrature.between(study.attribution.rule, 25)
+        quadrature.rule(rule, n_steps) if isinstance(n_steps, int) else quadrature.between(rule, 25)
     except ValueError as error:
-        problems.append(f"  attribution: {error}")
+        yield f"attribution: {error}"
     for name, item in study.models.items():
         if ":" not in item.source and not item.weights and not item.train:
-            problems.append(
-                f"  models.{name}.weights: missing; {item.source} would be random "
-                "(weights: none says that it is meant)"
-            )
+            random = f"{item.source} would be random (weights: none says that it is meant)"
+            yield f"models.{name}.weights: missing; {random}"
         if item.train and study.dataset.source != "demo":
-            problems.append(f"  models.{name}.train: only the demo dataset has training images")
+            yield f"models.{name}.train: only the demo dataset has training images"
         of_file = [key for key in ("sha256", "key", "prefix") if getattr(item, key)]
         if of_file and item.weights_kind not in ("file", "url"):
-            problems.append(f"  models.{name}.{of_file[0]}: only a weights file or URL can have it")
+            yield f"models.{name}.{of_file[0]}: only a weights file or URL can have it"
         if item.train and item.weights:
-            problems.append(f"  models.{name}: give either train or weights, not both")
+            yield f"models.{name}: give either train or weights, not both"
         if item.size is None and item.weights_kind != "torchvision":
-            problems.append(f"  models.{name}.size: missing; torchvision's weights alone know it")
+            yield f"models.{name}.size: missing; torchvision's weights alone know it"
         if item.size and item.resize and item.resize < item.size:
-            problems.append(f"  models.{name}.resize: {item.resize} is less than size {item.size}")
-        problems += [f"  models.{name}.{problem}" for problem in of_bytes(item)]
-    return problems
+            yield f"models.{name}.resize: {item.resize} is less than size {item.size}"
+        yield from (f"models.{name}.{problem}" for problem in of_bytes(item))
 
 
 def _named(dataset: Dataset) -> Dataset:
     name = dataset.name or dataset.class_ or dataset.source.replace(":", "-")
     return replace(dataset, name=name)
-
-
-def _hint(key: str) -> str:
-    return f", and baselines by name are {', '.join(BASELINES)}" if "baseline" in key else ""

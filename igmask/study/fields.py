@@ -1,7 +1,9 @@
 """The fields of settings, and what derives from them; no setting is named here."""
 
 import dataclasses
+import inspect
 import json
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, field, fields
 from types import NoneType, UnionType
@@ -12,23 +14,21 @@ OWN = "[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*"  # module:callable
 
 def setting(
     default: Any = MISSING,
-    means: str = "",
     *,
     choices: tuple[str, ...] = (),
     own: bool = False,
     counts: Callable[[Any], bool] | None = None,
     **rules: Any,
 ) -> Any:
-    """Return the field of a setting.
+    """Return the field of a setting, which the docstring of its group has a line of.
 
     default: what it is where it is not given; without one it has to be given
-    means:   its meaning, in the words of --help
     choices: the names that it, or each in a list, may have
     own:     whether a `module:callable` of one's own may stand in place of a name, too
     counts:  the group → whether the setting matters there; it always does if None
     rules:   further ones of JSON schema; `allowed` says in words what a pattern takes
     """
-    metadata = {"means": means, "choices": choices, "own": own, "counts": counts, "rules": rules}
+    metadata = {"choices": choices, "own": own, "counts": counts, "rules": rules}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -82,35 +82,37 @@ def json_schema(group: Any) -> dict[str, Any]:
     What its `NEEDS` list has to be given with each of its sources.
     """
     listed = {one.name.rstrip("_"): one for one in fields(group)}
+    means = meanings(group)
     required = [name for name, one in listed.items() if _default(one) is MISSING]
     found: dict[str, Any] = {"type": "object", "additionalProperties": False}
-    found["properties"] = {name: _of_field(one) for name, one in listed.items()}
+    found["properties"] = {name: _of_field(one, means[name]) for name, one in listed.items()}
     if required:
         found["required"] = required
-    needs = getattr(group, "NEEDS", {})
-    if needs:
+    if needs := getattr(group, "NEEDS", {}):
         found["allOf"] = [
-            {
-                "if": {"properties": {"source": {"const": source}}},
-                "then": {"required": list(keys)},
-            }
-            for source, keys in needs.items()
+            {"if": {"properties": {"source": {"const": name}}}, "then": {"required": list(keys)}}
+            for name, keys in needs.items()
         ]
     return found
 
 
-def _of_field(one: dataclasses.Field) -> dict[str, Any]:
-    """The JSON schema of a setting."""
+def meanings(group: Any) -> dict[str, str]:
+    """Return what a group's docstring says of each setting, in lines that begin with its key."""
+    lines = re.findall(r"^(\w+): +(.+(?:\n +.+)*)", inspect.cleandoc(group.__doc__), re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in lines}
+
+
+def _of_field(one: dataclasses.Field, means: str) -> dict[str, Any]:
+    """The JSON schema of a setting; `means` is its description."""
     said, found = one.metadata, _of_kind(one.type)
-    if said["choices"]:
-        names = said["choices"]
+    if names := said.get("choices"):
         of_one: dict[str, Any] = {"enum": [*names, *[None] * (NoneType in get_args(one.type))]}
         if said["own"]:
             pattern, allowed = f"^({'|'.join(names)}|{OWN})$", f"one of {', '.join(names)}"
             of_one = {"type": "string", "examples": list(names), "pattern": pattern}
             of_one["allowed"] = f"{allowed} or module:callable"
         found = found | {"items": of_one} if "items" in found else of_one
-    found |= said["rules"] | {"description": said["means"]}
+    found |= said.get("rules", {}) | {"description": means}
     default = _default(one)
     return found if default is MISSING else found | {"default": default}
 

@@ -1,8 +1,9 @@
 """Every setting, once: its type, default, bounds and meaning; a group of config.yaml is a class.
 
-Whatever else has to know a setting derives from its field: the JSON schema that a configuration is
-checked against, the options of the commands, and by the recipes the words of a job and what files
-say of their making. No torch.
+A group's docstring says what each of its keys means, in the words of --help; the fields say the
+rest. Whatever else has to know a setting derives from these: the JSON schema that a configuration
+is checked against, the options of the commands, and by the recipes the words of a job and what
+files say of their making. No torch.
 """
 
 import re
@@ -22,64 +23,55 @@ _NAME: dict[str, Any] = {
     "pattern": "^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
     "allowed": "letters, digits and _ . + -, the first a letter or digit",
 }
-_PERCENTAGE = {"type": "number", "exclusiveMinimum": 0, "maximum": 100}
+_POSITIVE = {"type": "number", "exclusiveMinimum": 0}
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The images and their labels."""
+    """The images and their labels.
 
-    source: str = setting(
-        means="demo: drawn here; folder: one folder of images a class; csv: one folder of images "
-        "and a table of labels; torchvision: a class of torchvision.datasets; module:callable: a "
-        "function of your own, which is given these settings and returns names, labels, names of "
-        "classes and a function that opens the image at a place",
-        choices=SOURCES,
-        own=True,
-    )
-    name: str | None = setting(
-        None,
-        "folder under results/ that takes what belongs to this dataset; the source's name by "
-        "default",
-        **_NAME,
-    )
-    root: str | None = setting(None, "folder of the images, or where torchvision keeps its data")
-    labels: str | None = setting(None, "csv: the table, with a header")
-    columns: tuple[str, str] = setting(
-        ("file", "label"), "csv: its columns of file names and labels"
-    )
-    classes: str | None = setting(
-        None,
-        "file that gives each class name (folder name, wnid) its index: one name a line in the "
-        "order of the indices, or JSON; by default folders that are numbers count as these, others "
-        "in alphabetical order",
-    )
-    scale: float | None = setting(
-        None,
-        "the value of white in grey images of more than 8 bits (16-bit PNG, float TIFF), such as "
-        "65535; without it they are bad images",
-        exclusiveMinimum=0,
-    )
-    class_: str | None = setting(None, "torchvision: the name of the dataset class")
-    arguments: dict[str, Any] = setting(
-        {}, "torchvision: its keyword arguments, such as train: false"
-    )
-    download: bool = setting(False, "torchvision: fetch the data where it is missing")
-    obtain: str | None = setting(None, "how the files are had; said where some are missing")
-    n_expected: int | None = setting(
-        None, "how many images there should be; igmask check warns of another number", minimum=1
-    )
-    n_images: int = setting(300, "demo: how many test images are drawn", minimum=10)
-    n_train: int = setting(1500, "demo: how many training images are drawn", minimum=10)
-    limit: int | None = setting(
-        None, "only the first n images of each class, for trial runs", minimum=1
-    )
-    on_bad_image: str = setting(
-        "error",
-        "an image that cannot be read: stop and name it, or leave it out and list it under the "
-        "tables",
-        choices=("error", "skip"),
-    )
+    source:       demo: drawn here; folder: one folder of images a class; csv: one folder of images
+                  and a table of labels; torchvision: a class of torchvision.datasets;
+                  module:callable: a function of your own, which is given these settings and returns
+                  names, labels, names of classes and a function that opens the image at a place
+    name:         folder under results/ that takes what belongs to this dataset; the source's name
+                  by default
+    root:         folder of the images, or where torchvision keeps its data
+    labels:       csv: the table, with a header
+    columns:      csv: its columns of file names and labels
+    classes:      file that gives each class name (folder name, wnid) its index: one name a line in
+                  the order of the indices, or JSON; by default folders that are numbers count as
+                  these, others in alphabetical order
+    scale:        the value of white in grey images of more than 8 bits (16-bit PNG, float TIFF),
+                  such as 65535; without it they are bad images
+    class:        torchvision: the name of the dataset class
+    arguments:    torchvision: its keyword arguments, such as train: false
+    download:     torchvision: fetch the data where it is missing
+    obtain:       how the files are had; said where some are missing
+    n_expected:   how many images there should be; igmask check warns of another number
+    n_images:     demo: how many test images are drawn
+    n_train:      demo: how many training images are drawn
+    limit:        only the first n images of each class, for trial runs
+    on_bad_image: an image that cannot be read: stop and name it, or leave it out and list it under
+                  the tables
+    """
+
+    source: str = setting(choices=SOURCES, own=True)
+    name: str | None = setting(None, **_NAME)
+    root: str | None = None
+    labels: str | None = None
+    columns: tuple[str, str] = ("file", "label")
+    classes: str | None = None
+    scale: float | None = setting(None, exclusiveMinimum=0)
+    class_: str | None = None
+    arguments: dict[str, Any] = setting({})
+    download: bool = False
+    obtain: str | None = None
+    n_expected: int | None = setting(None, minimum=1)
+    n_images: int = setting(300, minimum=10)
+    n_train: int = setting(1500, minimum=10)
+    limit: int | None = setting(None, minimum=1)
+    on_bad_image: str = setting("error", choices=("error", "skip"))
 
     NEEDS: ClassVar[dict[str, tuple[str, ...]]] = {  # by its source
         "folder": ("root",),
@@ -107,67 +99,56 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Train:
-    """How a demo model is trained."""
+    """How a demo model is trained.
 
-    epochs: int = setting(5, "passes over the training images", minimum=1)
-    batch_size: int = setting(32, "images a step", minimum=1)
-    learning_rate: float = setting(
-        0.01, "the largest of the one-cycle schedule", exclusiveMinimum=0
-    )
+    epochs:        passes over the training images
+    batch_size:    images a step
+    learning_rate: the largest of the one-cycle schedule
+    """
+
+    epochs: int = setting(5, minimum=1)
+    batch_size: int = setting(32, minimum=1)
+    learning_rate: float = setting(0.01, exclusiveMinimum=0)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network, its weights and its input."""
+    """A network, its weights and its input.
+
+    source:        a classifier of torchvision by name, or module:callable that returns a
+                   torch.nn.Module
+    arguments:     keyword arguments of the callable
+    weights:       a weights name of torchvision (IMAGENET1K_V1), or a state dict: a file or URL,
+                   .pth or .safetensors; none: random weights are meant
+    sha256:        hash of the weights file, checked before it is read
+    key:           entry of the checkpoint that holds the state dict
+    prefix:        start of the parameter names to strip, such as module.
+    output:        entry that holds the logits, by its name or index, of a network whose output is a
+                   tuple, list, dict or dataclass
+    size:          side of the square input, in pixels; torchvision's weights know theirs
+    resize:        length of the shorter side before the centre crop to size; none: crop only
+    interpolation: of the resizing (bilinear)
+    mean:          of the normalisation, a colour (0 0 0)
+    std:           of the normalisation, a colour (1 1 1)
+    train:         train the model on the demo's training images instead of loading weights
+    """
 
     source: str = setting(
-        means="a classifier of torchvision by name, or module:callable that returns a "
-        "torch.nn.Module",
         pattern="^[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_.]*)?$",
         allowed="a name of torchvision, or module:callable",
     )
-    arguments: dict[str, Any] = setting({}, "keyword arguments of the callable")
-    weights: str | None = setting(
-        None,
-        "a weights name of torchvision (IMAGENET1K_V1), or a state dict: a file or URL, .pth or "
-        ".safetensors; none: random weights are meant",
-    )
-    sha256: str | None = setting(
-        None,
-        "hash of the weights file, checked before it is read",
-        pattern="^[0-9a-f]{64}$",
-        allowed="64 digits of 0-9 and a-f",
-    )
-    key: str | None = setting(None, "entry of the checkpoint that holds the state dict")
-    prefix: str = setting("", "start of the parameter names to strip, such as module.")
-    output: str | int | None = setting(
-        None,
-        "entry that holds the logits, by its name or index, of a network whose output is a tuple, "
-        "list, dict or dataclass",
-        minimum=0,
-    )
-    size: int | None = setting(
-        None, "side of the square input, in pixels; torchvision's weights know theirs", minimum=1
-    )
-    resize: int | None = setting(
-        None,
-        "length of the shorter side before the centre crop to size; none: crop only",
-        minimum=1,
-    )
-    interpolation: str | None = setting(
-        None, "of the resizing (bilinear)", choices=("nearest", "bilinear", "bicubic", "lanczos")
-    )
-    mean: tuple[float, float, float] | None = setting(
-        None, "of the normalisation, a colour (0 0 0)"
-    )
-    std: tuple[float, float, float] | None = setting(
-        None,
-        "of the normalisation, a colour (1 1 1)",
-        items={"type": "number", "exclusiveMinimum": 0},
-    )
-    train: Train | None = setting(
-        None, "train the model on the demo's training images instead of loading weights"
-    )
+    arguments: dict[str, Any] = setting({})
+    weights: str | None = None
+    sha256: str | None = setting(None, pattern="^[0-9a-f]{64}$", allowed="64 digits of 0-9 and a-f")
+    key: str | None = None
+    prefix: str = ""
+    output: str | int | None = setting(None, minimum=0)
+    size: int | None = setting(None, minimum=1)
+    resize: int | None = setting(None, minimum=1)
+    interpolation: str | None = setting(None, choices=("nearest", "bilinear", "bicubic", "lanczos"))
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = setting(None, items=_POSITIVE)
+    train: Train | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -196,195 +177,161 @@ class Model:
 
 @dataclass(frozen=True)
 class Attribution:
-    """How pixels are given their share of an output: by Integrated Gradients, or otherwise."""
+    """How pixels are given their share of an output: by Integrated Gradients, or otherwise.
+
+    method:      how: integrated-gradients, to which the other keys belong, or a function of your
+                 own, which is given network, images and classes and returns attributions shaped as
+                 the images
+    of:          what is attributed: the target's softmax probability or its logit
+    target:      the class whose output is attributed
+    baseline:    start of the path: black, white, mean, blur, uniform (noise), an image file, or
+                 module:callable
+    blur_sigma:  of baseline blur: standard deviation of the Gaussian, in pixels
+    n_baselines: of baseline uniform: noise images averaged over
+    rule:        quadrature of the path integral
+    n_steps:     steps m: the gradients taken on each path; auto: 25, doubled for each image until
+                 tolerance and agreement are reached
+    tolerance:   of n_steps auto: largest error of completeness, relative to f(x) − f(b)
+    agreement:   of n_steps auto: least intersection over union of an image's masks (the top 50 %)
+                 before and after the last doubling
+    most_steps:  of n_steps auto: no image gets more
+    precision:   of the network behind its affine stem; sums are fp32 always, and tf32 needs a GPU
+    """
 
     method: str = setting(
         "integrated-gradients",
-        "how: integrated-gradients, to which the other keys belong, or a function of your own, "
-        "which is given network, images and classes and returns attributions shaped as the images",
         choices=("integrated-gradients",),
         own=True,
         counts=lambda group: group.method != "integrated-gradients",
     )
-    of: str = setting(
-        "probability",
-        "what is attributed: the target's softmax probability or its logit",
-        choices=("probability", "logit"),
-    )
-    target: str = setting(
-        "predicted", "the class whose output is attributed", choices=("predicted", "label")
-    )
-    baseline: str = setting(
-        "black",
-        "start of the path: black, white, mean, blur, uniform (noise), an image file, or "
-        "module:callable",
-    )
+    of: str = setting("probability", choices=("probability", "logit"))
+    target: str = setting("predicted", choices=("predicted", "label"))
+    baseline: str = "black"
     blur_sigma: float = setting(
         10,
-        "of baseline blur: standard deviation of the Gaussian, in pixels",
         counts=lambda group: group.baseline == "blur" or is_own(group.baseline),
         exclusiveMinimum=0,
     )
-    n_baselines: int = setting(
-        10,
-        "of baseline uniform: noise images averaged over",
-        counts=lambda group: is_random(group.baseline),
-        minimum=1,
-    )
-    rule: str = setting(
-        "right",
-        "quadrature of the path integral",
-        choices=("right", "left", "middle", "trapezoid", "gauss-legendre"),
-    )
-    n_steps: int | str = setting(
-        50,
-        "steps m: the gradients taken on each path; auto: 25, doubled for each image until "
-        "tolerance and agreement are reached",
-        minimum=1,
-        pattern="^auto$",
-        allowed="auto",
-    )
-    tolerance: float = setting(
-        0.05,
-        "of n_steps auto: largest error of completeness, relative to f(x) − f(b)",
-        counts=lambda group: group.n_steps == "auto",
-        exclusiveMinimum=0,
-    )
+    n_baselines: int = setting(10, counts=lambda group: is_random(group.baseline), minimum=1)
+    rule: str = setting("right", choices=("right", "left", "middle", "trapezoid", "gauss-legendre"))
+    n_steps: int | str = setting(50, minimum=1, pattern="^auto$", allowed="auto")
+    tolerance: float = setting(0.05, counts=lambda group: group.is_auto, exclusiveMinimum=0)
     agreement: float = setting(
-        0.95,
-        "of n_steps auto: least intersection over union of an image's masks (the top 50 %) before "
-        "and after the last doubling",
-        counts=lambda group: group.n_steps == "auto",
-        exclusiveMinimum=0,
-        maximum=1,
+        0.95, counts=lambda group: group.is_auto, exclusiveMinimum=0, maximum=1
     )
-    most_steps: int = setting(
-        800,
-        "of n_steps auto: no image gets more",
-        counts=lambda group: group.n_steps == "auto",
-        minimum=50,
-    )
-    precision: str = setting(
-        "fp32",
-        "of the network behind its affine stem; sums are fp32 always, and tf32 needs a GPU",
-        choices=("fp32", "tf32", "bf16", "fp16"),
-    )
+    most_steps: int = setting(800, counts=lambda group: group.is_auto, minimum=50)
+    precision: str = setting("fp32", choices=("fp32", "tf32", "bf16", "fp16"))
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the number of steps is found for each image."""
+        return self.n_steps == "auto"
 
 
 @dataclass(frozen=True)
 class Squares:
-    """The components that are kept or dropped."""
+    """The components that are kept or dropped.
 
-    side: int = setting(3, "side of a square, in pixels", minimum=1)
-    score: str = setting(
-        "positive",
-        "a square's score, summed over its pixels and channels: max(φ, 0), |φ|, φ, or the absolute "
-        "value of the sum of φ",
-        choices=("positive", "absolute", "signed", "absolute-sum"),
-    )
+    side:  side of a square, in pixels
+    score: a square's score, summed over its pixels and channels: max(φ, 0), |φ|, φ, or the absolute
+           value of the sum of φ
+    """
+
+    side: int = setting(3, minimum=1)
+    score: str = setting("positive", choices=("positive", "absolute", "signed", "absolute-sum"))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which squares hold the top p %."""
+    """Which squares hold the top p %.
 
-    by: str = setting(
-        "mass", "p % of the total score, or of the number of squares", choices=("mass", "count")
-    )
-    p: tuple[float, ...] = setting(
-        (90, 70, 50, 30), "percentages, each in (0, 100]", minItems=1, items=_PERCENTAGE
-    )
+    by: p % of the total score, or of the number of squares
+    p:  percentages, each in (0, 100]
+    """
+
+    by: str = setting("mass", choices=("mass", "count"))
+    p: tuple[float, ...] = setting((90, 70, 50, 30), minItems=1, items=_POSITIVE | {"maximum": 100})
 
 
 @dataclass(frozen=True)
 class Masking:
-    """What is masked, and how."""
+    """What is masked, and how.
+
+    modes:    keep the selected squares, or drop them
+    fills:    what masked pixels become
+    controls: other masks of the same area, evaluated beside: random squares
+    """
 
     modes: tuple[str, ...] = setting(
-        ("keep", "drop"),
-        "keep the selected squares, or drop them",
-        choices=("keep", "drop"),
-        minItems=1,
-        uniqueItems=True,
+        ("keep", "drop"), choices=("keep", "drop"), minItems=1, uniqueItems=True
     )
     fills: tuple[str, ...] = setting(
-        ("black",),
-        "what masked pixels become",
-        choices=("black", "mean", "image-mean"),
-        own=True,
-        minItems=1,
-        uniqueItems=True,
+        ("black",), choices=("black", "mean", "image-mean"), own=True, minItems=1, uniqueItems=True
     )
     controls: tuple[str, ...] = setting(
-        ("random",),
-        "other masks of the same area, evaluated beside: random squares",
-        choices=("random",),
-        own=True,
-        uniqueItems=True,
+        ("random",), choices=("random",), own=True, uniqueItems=True
     )
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The pictures."""
+    """The pictures.
 
-    n_images: int = setting(6, "rows of example images", minimum=1, maximum=20)
+    n_images: rows of example images
+    """
+
+    n_images: int = setting(6, minimum=1, maximum=20)
 
 
 @dataclass(frozen=True)
 class Compute:
-    """How it is computed."""
+    """How it is computed.
+
+    device:     where networks run: auto (a GPU if there is one), cpu, cuda, cuda:1
+    batch_size: images, or (image, step) pairs, a forward pass; none: from the network and the free
+                memory
+    engine:     how attribution runs the network: as it is, by torch.compile, or from a CUDA graph
+    shards:     parts the dataset is cut into, each prepared and attributed by a job of its own
+    threads:    CPU threads a job computes with
+    """
 
     device: str = setting(
         "auto",
-        "where networks run: auto (a GPU if there is one), cpu, cuda, cuda:1",
         pattern="^(auto|cpu|cuda(:[0-9]+)?)$",
         allowed="auto, cpu, cuda or a GPU by its number, cuda:1",
     )
-    batch_size: int | None = setting(
-        None,
-        "images, or (image, step) pairs, a forward pass; none: from the network and the free "
-        "memory",
-        minimum=1,
-    )
-    engine: str = setting(
-        "eager",
-        "how attribution runs the network: as it is, by torch.compile, or from a CUDA graph",
-        choices=("eager", "compile", "cudagraph"),
-    )
-    shards: int = setting(
-        1,
-        "parts the dataset is cut into, each prepared and attributed by a job of its own",
-        minimum=1,
-    )
-    threads: int = setting(1, "CPU threads a job computes with", minimum=1)
+    batch_size: int | None = setting(None, minimum=1)
+    engine: str = setting("eager", choices=("eager", "compile", "cudagraph"))
+    shards: int = setting(1, minimum=1)
+    threads: int = setting(1, minimum=1)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A whole configuration, valid and complete."""
+    """A whole configuration, valid and complete.
 
-    dataset: Dataset = setting(means="the images and their labels")
-    models: dict[str, Model] = setting(
-        means="the networks, by the names they have in the tables",
-        minProperties=1,
-        propertyNames=_NAME,
-    )
-    attribution: Attribution = setting(Attribution(), "Integrated Gradients")
-    squares: Squares = setting(Squares(), "the components that are kept or dropped")
-    selection: Selection = setting(Selection(), "which squares hold the top p %")
-    masking: Masking = setting(Masking(), "what is masked, and how")
-    figures: Figures = setting(Figures(), "the pictures")
-    compute: Compute = setting(
-        Compute(),
-        "how it is computed; changes no table beyond rounding and re-runs nothing, the number of "
-        "shards aside",
-    )
-    seed: int = setting(
-        0,
-        "of everything drawn at random: demo images, training, noise baselines, random squares",
-        minimum=0,
-    )
+    dataset:     the images and their labels
+    models:      the networks, by the names they have in the tables
+    attribution: Integrated Gradients
+    squares:     the components that are kept or dropped
+    selection:   which squares hold the top p %
+    masking:     what is masked, and how
+    figures:     the pictures
+    compute:     how it is computed; changes no table beyond rounding and re-runs nothing, the
+                 number of shards aside
+    seed:        of everything drawn at random: demo images, training, noise baselines, random
+                 squares
+    """
+
+    dataset: Dataset
+    models: dict[str, Model] = setting(minProperties=1, propertyNames=_NAME)
+    attribution: Attribution = Attribution()
+    squares: Squares = Squares()
+    selection: Selection = Selection()
+    masking: Masking = Masking()
+    figures: Figures = Figures()
+    compute: Compute = Compute()
+    seed: int = setting(0, minimum=0)
 
 
 def is_own(name: str) -> bool:

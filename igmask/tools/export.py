@@ -13,7 +13,7 @@ from PIL import Image
 
 from igmask import arrays
 from igmask.devices import n_cores
-from igmask.errors import InputError
+from igmask.errors import InputError, refusing
 from igmask.inputs.decode import read_rgb
 from igmask.inputs.own import named
 from igmask.plain import FILLS, fill_values, to_pixels, unpack
@@ -135,10 +135,9 @@ def _claim(output: Path, made_by: dict[str, Any]) -> None:
             raise InputError(f"{output}: holds files of other origin; choose another folder")
         arrays.write_text(place, json.dumps(made_by, indent=2) + "\n")
         return
-    try:
+    says = f"{place}: not settings of an export"
+    with refusing(ValueError, TypeError, says=lambda error: f"{says} ({error})"):
         found = dict(json.loads(place.read_text("utf-8")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{place}: not settings of an export ({error})") from None
     if others := arrays.changed(found, made_by):
         raise InputError(
             f"{output}: holds an export of other {' and '.join(others)}; choose another folder, "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from igmask import arrays
 from igmask.engine.ig import Attribution, Auto, NotFinite, classes_of, integrated_gradients
-from igmask.errors import InputError
+from igmask.errors import InputError, refusing
 from igmask.inputs.models import device_of
 from igmask.progress import progress
 from igmask.study.recipes import stamp
@@ -112,10 +112,8 @@ def _images_and_labels(batch: Any, name: str, target: str) -> tuple[Tensor, Tens
     are_names = target == "predicted" and not isinstance(given, Tensor | np.ndarray)
     if given is None or are_names:  # or anything else that is no label
         return images, None
-    try:
+    with refusing(InputError, says=lambda error: f"{name}, labels: {error}"):
         labels = classes_of(given, len(images))
-    except InputError as error:
-        raise InputError(f"{name}, labels: {error}") from None
     if labels.shape != (len(images),):
         raise InputError(f"{name}: there is one label for {len(images)} images")
     return images, labels

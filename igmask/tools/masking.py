@@ -6,8 +6,7 @@ is in them.
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from math import isfinite
 from numbers import Real
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from igmask import kernels
 from igmask.engine.ig import integrated_gradients
-from igmask.errors import InputError, integer
+from igmask.errors import InputError, integer, refusing
 from igmask.inputs.decode import naming, read_rgb, to_rgb
 from igmask.kernels import select, square_scores
 from igmask.plain import Fill
@@ -69,10 +68,10 @@ def mask_image(
         filled = [kernels.occlude(images, k, side=side, fill=fill, mean=colour) for k in kept]
         return torch.stack(filled)
 
-    with _kernels_refusing():
+    with refusing(ValueError):
         masked(images[:1], torch.zeros_like(images[:1]))  # what they refuse, now and not later
     values = integrated_gradients(model, images, **attribution).values
-    with _kernels_refusing():
+    with refusing(ValueError):
         found = masked(images, values).reshape(len(ps), *whole.shape)
     is_one = isinstance(p, Real) or getattr(p, "ndim", 1) == 0
     return found[0] if is_one else found
@@ -103,7 +102,7 @@ def occlude(
     masks = kept if kept.ndim == 3 else kept.unsqueeze(0)
     if len(masks) != len(batch):
         raise InputError(f"{len(masks)} masks do not fit {len(batch)} images")
-    with _kernels_refusing():
+    with refusing(ValueError):
         colour = _colour(mean, batch)
         found = kernels.occlude(batch, masks, side=side, fill=fill, mean=colour)
     return found.reshape(whole.shape)
@@ -181,13 +180,10 @@ def _check_range(x: Tensor) -> None:
 
 
 def _of_array(image: np.ndarray) -> Tensor:
-    try:
+    says = f"an array of {image.dtype} is no image; make it floats in [0, 1]"
+    with refusing(TypeError, says=lambda _: says):
         # A copy: PyTorch takes neither negative strides nor another order of bytes.
         return torch.from_numpy(np.array(image, dtype=image.dtype.newbyteorder("="), order="C"))
-    except TypeError:
-        raise InputError(
-            f"an array of {image.dtype} is no image; make it floats in [0, 1]"
-        ) from None
 
 
 def _parameter(model: Callable[[Tensor], Tensor]) -> Tensor | None:
@@ -231,12 +227,3 @@ def _colour(mean: Any, images: Tensor) -> Tensor | None:
     if colour.shape != (n_channels,) or not bool(((colour >= 0) & (colour <= 1)).all()):
         raise InputError(f"mean must be {n_channels} numbers in [0, 1], a channel, got {mean}")
     return colour
-
-
-@contextmanager
-def _kernels_refusing() -> Iterator[None]:
-    """Turn what kernels refuse within the block into InputError."""
-    try:
-        yield
-    except ValueError as error:
-        raise InputError(str(error)) from None

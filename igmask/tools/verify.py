@@ -7,9 +7,9 @@ change are known; where one differs, the image is decoded again. No torch.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache, cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +20,8 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from igmask import arrays
-from igmask.errors import InputError
-from igmask.inputs.data import index
+from igmask.errors import InputError, refusing
+from igmask.inputs.data import index, stamps
 from igmask.inputs.sources import source_of
 from igmask.plan import Made, Workflow
 from igmask.progress import progress
@@ -46,16 +46,10 @@ def verify(
     """
     expected = list(flow.made())
     expected += _kept(flow, expected, results)
-    digests = _Digests(results)
-    bad: set[Path] = set()
+    files = _Files(flow, results, deep=deep)
     for made in progress(expected, total=len(expected), unit="files", label="verify"):
-        problem = _problem(made, results, digests, bad, flow)
-        if not problem and made.path == Path(flow.folder, "index.parquet"):
-            problem = _listing_problem(made, results, flow)
-        if not problem and made.path.parent.parent == Path(flow.folder, "images"):
-            problem = _source_problem(made, results, bad, flow, deep=deep)
-        if problem:
-            bad.add(made.path)
+        if problem := files.problem(made):
+            files.bad.add(made.path)
             yield made, problem
     for path in sorted(results.rglob(".*.tmp")):
         if arrays.is_at_work(path) is False:  # of another host nobody knows for a day
@@ -126,154 +120,132 @@ def _are_one(first: Path, second: Path) -> bool:
     return first.is_file() and second.is_file() and first.samefile(second)
 
 
-class _Digests:
-    """What stands for the content of arrays and weights, each read once; and what tables say."""
+class _Files:
+    """The files of a study that is looked at: those found bad so far, and what they hold."""
 
-    def __init__(self, results: Path) -> None:
-        self._results = results
-        self._tables: dict[str, str] = {}
-        self._found: dict[tuple[Path, ...], str] = {}
+    def __init__(self, flow: Workflow, results: Path, *, deep: bool) -> None:
+        self.bad: set[Path] = set()
+        self._flow, self._results, self._deep = flow, results, deep
+        self._index = Path(flow.folder, "index.parquet")
+        self._digest = cache(self._digest_of)  # each file is read once
 
-    def of(self, paths: list[Path]) -> str:
-        key = tuple(paths)
-        if key not in self._found:
-            places = [_placed(path, self._results) for path in paths]
+    def problem(self, made: Made) -> str | None:
+        """Return what is wrong with a file."""
+        places = [_placed(path, self._results) for path in made.outputs]
+        if any(not place.is_file() for place in places):
+            return "missing"
+        try:
+            if made.settings is None:
+                return self._of_look(made, places[0])
             if places[0].suffix == ".npy":
-                read = [arrays.read_records(arrays.records_of(place))[0] for place in places]
-                self._found[key] = arrays.digest(pd.concat(read))
-            else:
-                self._found[key] = arrays.digest_of_files(places)
-        return self._found[key]
+                for _ in arrays.Shards([places[0]]).batches(_CHUNK):
+                    pass  # which compares the rows with their checksums
+            elif places[0].suffix == ".parquet":
+                arrays.read_records(places[0])
+            found = _settings(places[-1])
+        except InputError as error:
+            what = str(error).removeprefix(f"{places[0]}: ").removesuffix(f"; {arrays.ADVICE}")
+            return f"damaged: {what}"
+        if different := differences(made.settings, found):
+            return f"stale: {', '.join(different)}"
+        read = found.get("read", {})
+        for kind, paths in made.read.items():
+            if self.bad.intersection(paths):
+                return f"stale: its {kind} are"
+            elsewhere = kind == "code" and kind not in read  # than in the job's folder
+            if not elsewhere and read.get(kind) != self._digest(tuple(paths)):
+                return f"stale: made of other {kind}"
+        if made.path == self._index:
+            return self._of_listing(places[0])
+        is_of_images = made.path.parent.parent == self._index.with_name("images")
+        return self._of_sources(places[-1]) if is_of_images else None
 
-    def of_table(self, name: str, records: list[Path]) -> str:
-        self._tables = self._tables or texts([_placed(path, self._results) for path in records])
-        return self._tables[name]
+    def _digest_of(self, paths: tuple[Path, ...]) -> str:
+        """What stands for the content of arrays, or of files of weights or code."""
+        places = [_placed(path, self._results) for path in paths]
+        if places[0].suffix != ".npy":
+            return arrays.digest_of_files(places)
+        return arrays.digest(
+            pd.concat([arrays.read_records(arrays.records_of(place))[0] for place in places])
+        )
 
+    def _of_listing(self, index_path: Path) -> str | None:
+        """What is wrong with an index that is whole: that images and labels are others by now."""
+        if not source_of(self._flow.study.dataset.source).is_relisted:
+            return None  # nothing that can change, or all images would have to be read
+        try:
+            now, classes = index(self._flow.study.dataset)
+        except InputError as error:
+            return f"stale: {error}"
+        listed, made_by = arrays.read_records(index_path)
+        same = [now[column].equals(listed[column]) for column in ("name", "label")]
+        if all(same) and classes == made_by["classes"]:
+            return None
+        return f"stale: there are other {'labels' if same[0] else 'images'} now"
 
-def _problem(
-    made: Made, results: Path, digests: _Digests, bad: set[Path], flow: Workflow
-) -> str | None:
-    places = [_placed(path, results) for path in made.outputs]
-    if any(not place.is_file() for place in places):
-        return "missing"
-    try:
-        if made.settings is None:
-            return _look(made, places[0], digests, bad, flow)
-        if places[0].suffix == ".npy":
-            _check_rows(places[0])
-        elif places[0].suffix == ".parquet":
-            arrays.read_records(places[0])
-        found = _settings(places[-1])
-    except InputError as error:
-        what = str(error).removeprefix(f"{places[0]}: ").removesuffix(f"; {arrays.ADVICE}")
-        return f"damaged: {what}"
-    if different := differences(made.settings, found):
-        return f"stale: {', '.join(different)}"
-    read = found.get("read", {})
-    for kind, paths in made.read.items():
-        if any(path in bad for path in paths):
-            return f"stale: its {kind} are"
-        elsewhere = kind == "code" and kind not in read  # than in the job's folder
-        if not elsewhere and read.get(kind) != digests.of(paths):
-            return f"stale: made of other {kind}"
-    return None
+    def _of_sources(self, records: Path) -> str | None:
+        """What is wrong with prepared images that are whole: that their files have others by now.
+
+        A file that was only touched, or copied, still has the same pixels.
+        """
+        if self._index in self.bad:
+            return None
+        listed, made_by = arrays.read_records(_placed(self._index, self._results))
+        prepared, settings = arrays.read_records(records)
+        shard = settings["shard"]
+        listed = listed.iloc[slice(*arrays.shard_bounds(shard, len(listed)))]
+        if not self._deep:
+            known = listed.reindex(columns=["size", "mtime_ns"])  # of images that are files
+            touched = known.notna().all(axis=1) & (known != stamps(listed)).any(axis=1)
+            listed = listed[touched]
+        if listed.empty:
+            return None
+        written = dict(zip(prepared["name"], prepared[arrays.CHECKSUM], strict=True))
+        images = decoded(listed, made_by, Geometry(**settings["geometry"]))
+        shown = progress(images, total=len(listed), unit="images", label=f"decode {shard}")
+        changed = []
+        for name, pixels in zip(listed["name"], shown, strict=True):
+            [own] = (
+                [None] if isinstance(pixels, InputError) else arrays.checksums(pixels[np.newaxis])
+            )
+            if written.get(name) != own:
+                changed.append(name)
+        others = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
+        return f"stale: the image {changed[0]} has changed since{others}" if changed else None
+
+    def _of_look(self, made: Made, place: Path) -> str | None:
+        """What is wrong with a file that carries no settings."""
+        try:
+            if place.suffix == ".png":
+                with Image.open(place) as image:
+                    image.verify()
+            elif not place.stat().st_size:
+                return "damaged: empty"
+        except (OSError, SyntaxError, ValueError) as error:
+            return f"damaged: {error}"
+        if made.path.parent == Path("results/tables"):
+            if self.bad.intersection(map(Path, self._flow.records(SimpleNamespace()))):
+                return "stale: its records are"
+            if place.read_bytes() != self._tables[place.name].encode():
+                return "stale: its records say otherwise"
+        return None
+
+    @cached_property
+    def _tables(self) -> dict[str, str]:
+        records = map(Path, self._flow.records(SimpleNamespace()))
+        return texts([_placed(path, self._results) for path in records])
 
 
 def _settings(place: Path) -> dict[str, Any]:
     """The settings that a file carries, or InputError if it cannot be read."""
-    try:
+    kinds = OSError, TypeError, ValueError, SafetensorError
+    with refusing(*kinds, says=lambda error: f"{place}: {error}"):
         if place.suffix == ".json":
             return dict(json.loads(place.read_text("utf-8")))
         if place.suffix == ".safetensors":
             with safe_open(place, framework="numpy") as file:
                 return json.loads((file.metadata() or {}).get("igmask", "{}"))
-    except (OSError, TypeError, ValueError, SafetensorError) as error:
-        raise InputError(f"{place}: {error}") from None
     return arrays.read_settings(place)
-
-
-def _check_rows(path: Path) -> None:
-    """Raise InputError naming an image, if its row is not as it was written."""
-    for _ in arrays.Shards([path]).batches(_CHUNK):
-        pass
-
-
-def _listing_problem(made: Made, results: Path, flow: Workflow) -> str | None:
-    """What is wrong with an index that is whole: that it is not of the images and labels of now."""
-    if not source_of(flow.study.dataset.source).is_relisted:
-        return None  # nothing that can change, or all images would have to be read
-    try:
-        now, classes = index(flow.study.dataset)
-    except InputError as error:
-        return f"stale: {error}"
-    listed, made_by = arrays.read_records(_placed(made.path, results))
-    same = [now[column].equals(listed[column]) for column in ("name", "label")]
-    if all(same) and classes == made_by["classes"]:
-        return None
-    return f"stale: there are other {'labels' if same[0] else 'images'} now"
-
-
-def _source_problem(
-    made: Made, results: Path, bad: set[Path], flow: Workflow, *, deep: bool
-) -> str | None:
-    """What is wrong with prepared images that are whole: that they are no more those of the files.
-
-    A file that was only touched, or copied, still has the same pixels.
-    """
-    path = Path(flow.folder, "index.parquet")
-    if path in bad:
-        return None
-    listed, made_by = arrays.read_records(_placed(path, results))
-    prepared, settings = arrays.read_records(_placed(made.outputs[-1], results))
-    first, last = arrays.shard_bounds(settings["shard"], len(listed))
-    listed = listed.iloc[first:last]
-    if not deep:
-        known = {"size", "mtime_ns"} <= set(listed)
-        listed = listed[[known and _is_touched(row) for row in listed.itertuples(index=False)]]
-    if listed.empty:
-        return None
-    written = dict(zip(prepared["name"], prepared[arrays.CHECKSUM], strict=True))
-    images = decoded(listed, made_by, Geometry(**settings["geometry"]))
-    shown = progress(images, total=len(listed), unit="images", label=f"decode {settings['shard']}")
-    changed = [
-        name
-        for name, pixels in zip(listed["name"], shown, strict=True)
-        if written.get(name) != _checksum(pixels)
-    ]
-    others = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
-    return f"stale: the image {changed[0]} has changed since{others}" if changed else None
-
-
-def _is_touched(record: Any) -> bool:
-    try:
-        file = os.stat(record.path)
-    except OSError:
-        return True
-    return (file.st_size, file.st_mtime_ns) != (record.size, record.mtime_ns)
-
-
-def _checksum(pixels: np.ndarray | InputError) -> int | None:
-    """The checksum of a prepared row; None of an image that cannot be used."""
-    return None if isinstance(pixels, InputError) else arrays.checksums(pixels[np.newaxis])[0]
-
-
-def _look(made: Made, place: Path, digests: _Digests, bad: set[Path], flow: Workflow) -> str | None:
-    """What is wrong with a file that carries no settings."""
-    try:
-        if place.suffix == ".png":
-            with Image.open(place) as image:
-                image.verify()
-        elif not place.stat().st_size:
-            return "damaged: empty"
-    except (OSError, SyntaxError, ValueError) as error:
-        return f"damaged: {error}"
-    if made.path.parent == Path("results/tables"):
-        records = [Path(path) for path in flow.records(SimpleNamespace())]
-        if bad.intersection(records):
-            return "stale: its records are"
-        if place.read_bytes() != digests.of_table(place.name, records).encode():
-            return "stale: its records say otherwise"
-    return None
 
 
 def _placed(path: Path, results: Path) -> Path:

@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from igmask.errors import InputError, integer
+from igmask.errors import InputError, integer, refusing, with_kind
 from igmask.inputs.classes import relabelled
 from igmask.inputs.decode import by_place
 from igmask.inputs.own import called
 from igmask.study.settings import Dataset
+
+_NO_FAULTS = AttributeError, ImportError, KeyError, TypeError  # of an image
 
 
 class Images(NamedTuple):
@@ -47,10 +49,8 @@ def opener(dataset: Dataset, *, seed: int) -> Callable[[Any], Image.Image]:
     found = _images(dataset)
 
     def open_image(place: int) -> Any:
-        try:
+        with refusing(*_NO_FAULTS, says=lambda error: f"{dataset.source}: {with_kind(error)}"):
             return found.open_image(place)
-        except (AttributeError, ImportError, KeyError, TypeError) as error:  # no fault of the image
-            raise InputError(f"{dataset.source}: {type(error).__name__}: {error}") from error
 
     return by_place(open_image, scale=dataset.scale)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from igmask.errors import InputError
+from igmask.errors import InputError, refusing
 from igmask.inputs.classes import class_labels, relabelled
 from igmask.inputs.decode import by_place
 from igmask.inputs.files import class_folders, counts
@@ -50,15 +50,12 @@ def opener(dataset: Dataset, *, seed: int) -> Callable[[Any], Image.Image]:
 
 def _made(dataset: Dataset) -> Any:
     factory = _class(dataset)
-    arguments = dict(dataset.arguments)
-    if dataset.download:
-        arguments["download"] = True
-    try:
+    arguments = dataset.arguments | ({"download": True} if dataset.download else {})
+    what, refused = f"torchvision.datasets.{dataset.class_}", (RuntimeError, TypeError, ValueError)
+    with refusing(*refused, OSError, says=lambda error: f"{what}: {error}"):
         if _is_tree(factory):
             factory = _seen_as_folders(factory, dataset.classes)
         return factory(dataset.root, **arguments)
-    except (RuntimeError, TypeError, ValueError, OSError) as error:
-        raise InputError(f"torchvision.datasets.{dataset.class_}: {error}") from error
 
 
 def _class(dataset: Dataset) -> Any:

@@ -10,6 +10,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
+from running import ROOT
 from torch import nn
 
 from igmask import cli
@@ -17,7 +18,6 @@ from igmask.inputs import models
 from igmask.tools import check, trial
 from igmask.tools.check import Finding
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZE, N_IMAGES = 16, 9
 
 NETWORK = """

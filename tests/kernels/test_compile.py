@@ -299,7 +299,7 @@ def table(found: list[tuple[Case, dict[str, Code]]]) -> str:
 
 Compiled by Triton {triton.__version__} for GPUs that were not there; {datetime.date.today()}.
 
-    IGMASK_KERNEL_TABLE=docs/kernel-resources.md pytest tests/test_compile.py
+    IGMASK_KERNEL_TABLE=docs/kernel-resources.md pytest tests/kernels/test_compile.py
 
 Registers a thread / bytes of shared memory / widest load / widest store, in bytes. No register
 spills to memory, or the test fails; CI asks the same of Triton 3.6.0. Loads of 8 bytes may be of

@@ -1,7 +1,8 @@
 """The Triton kernels against their definitions, in float64 where it matters.
 
-On a GPU (`pytest -m gpu`), or interpreted: `TRITON_INTERPRET=1 pytest tests/test_triton.py`, which
-`test_interpreted.py` runs. Shapes are multiples of nothing, and unwritten memory is NaN.
+On a GPU (`pytest -m gpu`), or interpreted, which `test_interpreted.py` runs:
+`TRITON_INTERPRET=1 pytest tests/kernels/test_triton.py`. Shapes are multiples of nothing, and
+unwritten memory is NaN.
 """
 
 import os
