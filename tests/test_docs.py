@@ -213,8 +213,8 @@ def test_functions_that_the_docs_show_go_through_a_study(method, own, monkeypatc
     index.index(listed, flow.index(one))
     prepare.prepare(listed, images, flow.prepare(one))
     attribute.attribute(images, scores, flow.attribute(one))
-    mask.mask([scores], Path(flow.masks_folder(one)), flow.mask(one))
     masks = list(map(Path, flow.masks(one)))
+    mask.mask([scores], masks[0].parent, flow.mask(one))
     evaluate.evaluate([images], records, flow.evaluate(one), masks=masks)
     accuracy = collect(map(Path, flow.records(one))).accuracy
     assert set(accuracy["fill"].dropna()) == {"black", "mine:grey", "mine:blurred"}
