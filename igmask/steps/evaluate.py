@@ -212,17 +212,12 @@ def _answers(
         like, seed = control_of(kind).like, made_by["control_seed"]
         mask = like(mask, batch["position"].to_numpy(), height, width, side=side, seed=seed)
     mean, std = _normalisation(network)
+    bits, drop = torch.from_numpy(pack(mask)).to(images.device), made_by["mode"] == "drop"
+    last = torch.channels_last  # as in the bytes
     inputs = occluded_input(
-        images,
-        torch.from_numpy(pack(mask)).to(images.device),
-        side=side,
-        drop=made_by["mode"] == "drop",
-        fill=fill,
-        mean=mean,
-        std=std,
-        memory_format=torch.channels_last,  # that of the bytes
+        images, bits, side=side, drop=drop, fill=fill, mean=mean, std=std, memory_format=last
     )
-    kept = mask if made_by["mode"] == "keep" else ~mask
+    kept = ~mask if drop else mask
     _, classifier = network.children()  # as `models.load` puts them together
     said = _predict(classifier, inputs, batch)
     return answers.assign(**said, area_kept=area(kept, height, width, side=side))
