@@ -249,11 +249,8 @@ class Workflow:
             yield Made(Path(str(model.weights)), stamp("train"))
         looked_at = stamp("preflight", stamp("index"))
         yield Made(Path(self.folder, "models", name, "preflight.json"), looked_at)
-        of_shards = {
-            shard: made_by(self.prepare(SimpleNamespace(geometry=model.geometry.name, shard=shard)))
-            for shard in self.shards
-        }
-        settings = settings | of_shards[self.shards[0]]
+        first = SimpleNamespace(geometry=model.geometry.name, shard=self.shards[0])
+        settings = settings | made_by(self.prepare(first))
         del settings["shard"]
         evaluate, original = self.evaluate(one), settings | stamp("evaluate", settings)
         settings |= stamp("attribute", settings) | made_by(self.attribute(one))

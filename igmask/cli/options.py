@@ -37,17 +37,14 @@ class Number(click.FloatRange):
         return number
 
 
-class IntegerOr(click.IntRange):
-    """An integer, or one word."""
+class IntegerOrAuto(click.IntRange):
+    """An integer, or `auto`."""
 
-    def __init__(self, least: int, word: str) -> None:
-        super().__init__(least)
-        self.word = word
-        self.name = f"integer or {word}"
+    name = "integer or auto"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Return the number or the word, or fail as click does."""
-        return value if value == self.word else super().convert(value, param, ctx)
+        return value if value == "auto" else super().convert(value, param, ctx)
 
 
 class NameOrOwn(click.Choice):
@@ -91,7 +88,7 @@ def _kind(rules: dict[str, Any]) -> Any:
     if "examples" in rules:
         return NameOrOwn(rules["examples"])
     if kind == ["integer", "string"]:
-        return IntegerOr(rules["minimum"], rules["pattern"].strip("^$"))
+        return IntegerOrAuto(rules["minimum"])
     if isinstance(kind, list):
         kind = kind[0]  # or null
     return {

@@ -19,15 +19,7 @@ from igmask.study.settings import Geometry, is_own
 _STREAM = 2  # of random numbers; random squares have another
 
 
-def make(
-    attribution: Any,
-    images: Tensor,
-    *,
-    mean: tuple[float, ...],
-    geometry: Geometry,
-    positions: np.ndarray,
-    seed: int,
-) -> Tensor:
+def make(attribution: Any, images: Tensor, **about: Any) -> Tensor:
     """Return the baselines of a batch, (n, N, C, H, W) like `images`; n is 1 but for `uniform`.
 
     attribution: its `baseline` is a name of BASELINES, the path of an image file, or a function of
@@ -35,21 +27,14 @@ def make(
                  (N, C, H, W), or (n, N, C, H, W) to be averaged over; it also has `blur_sigma` and
                  `n_baselines`
     images:      (N, C, H, W) in [0, 1]
-    mean:        of the normalisation
-    positions:   (N,) places in the dataset; with the seed they determine an image's noise
+    about:       `mean` of the normalisation; `geometry`; `positions` (N,) in the dataset, which
+                 with the `seed` determine an image's noise
     raises       InputError if the file cannot be read or is smaller than the crop, or if the
                  function fails or returns something else
     """
     name = attribution.baseline
     function = BASELINES.get(name, partial(_own if is_own(name) else _file, name))
-    found = function(
-        images,
-        attribution=attribution,
-        mean=mean,
-        geometry=geometry,
-        positions=positions,
-        seed=seed,
-    )
+    found = function(images, attribution=attribution, **about)
     return found if found.ndim > images.ndim else found.unsqueeze(0)
 
 

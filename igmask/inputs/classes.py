@@ -24,7 +24,7 @@ def class_numbers(path: Path) -> dict[str, int]:
 
     raises InputError naming the file if it is none of these
     """
-    text = read_text(path)
+    text, says = read_text(path), f"{path}: expected names, {{name: index}} or {{index: name}}"
     if path.suffix != ".json":
         return _numbered([line.strip() for line in text.splitlines() if line.strip()], path)
     with refusing(json.JSONDecodeError, says=lambda error: f"{path}: not JSON ({error})"):
@@ -41,9 +41,9 @@ def class_numbers(path: Path) -> dict[str, int]:
             names = [name for first in firsts for name in first if isinstance(name, str)]
             numbers = dict(zip(names, map(int, content), strict=False))
             if len(names) < len(content):
-                raise _unlike(path)
+                raise InputError(says)
         case _:
-            raise _unlike(path)
+            raise InputError(says)
     if not all(0 <= number < _MOST for number in numbers.values()):
         raise InputError(f"{path}: an index is no class's number")
     if len({*numbers.values()}) < len(content):
@@ -146,10 +146,6 @@ def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise InputError(f"{path}: two classes have the same name or the same index")
     return found
-
-
-def _unlike(path: Path) -> InputError:
-    return InputError(f"{path}: expected names, {{name: index}} or {{index: name}}")
 
 
 def _numbered(names: list[str], path: Path) -> dict[str, int]:

@@ -52,7 +52,7 @@ def stamps(records: pd.DataFrame) -> pd.DataFrame:
 def numbered_classes(made_by: Mapping[str, Any], labels: Iterable[int]) -> str | None:
     """Return what to say where class folders count by their numbers, not by the alphabet.
 
-    made_by: settings of the dataset's records, such as `write_index` makes
+    made_by: settings of the dataset's records, as step `index` makes them
     labels:  of all records
     """
     present = {*labels}
@@ -70,7 +70,7 @@ def numbered_classes(made_by: Mapping[str, Any], labels: Iterable[int]) -> str |
 def unnamed_classes(made_by: Mapping[str, Any], n_classes: int) -> str | None:
     """Return what to say of a network's classes where a dataset does not name all of them.
 
-    made_by: settings of the dataset's records, such as `write_index` makes
+    made_by: settings of the dataset's records, as step `index` makes them
     """
     kind, names = _own_classes(made_by), made_by["classes"]
     numbers = all(name.isdecimal() and int(name) == i for i, name in enumerate(names))
@@ -99,7 +99,7 @@ def check_classes(made_by: Mapping[str, Any], n_classes: int) -> None:
     Of class folders and torchvision's datasets without `classes` see `unnamed_classes`; a list
     that leaves out numbers in between says of each class which it is, and may leave out the last.
 
-    made_by: settings of the dataset's records, such as `write_index` makes
+    made_by: settings of the dataset's records, as step `index` makes them
     """
     dataset, names = made_by["dataset"], made_by["classes"]
     unnamed = [name == str(i) for i, name in enumerate(names)]  # or all are named by numbers

@@ -20,12 +20,8 @@ from igmask.study.settings import Geometry
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF files, and one of its values
 
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+_WAYS = ("nearest", "bilinear", "bicubic", "lanczos")
+INTERPOLATIONS = {way: Image.Resampling[way.upper()] for way in _WAYS}
 
 
 def read_rgb(path: Path, *, scale: float | None = None) -> Image.Image:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -246,14 +246,10 @@ def _build_callable(model: Model) -> nn.Module:
 
 def _build_torchvision(model: Model) -> nn.Module:
     check_torchvision_name(model.source)
-    weights = None
-    download: AbstractContextManager = nullcontext()
-    if model.weights_kind == "torchvision":
-        weights = torchvision_weights(model)
-        path, url = weights_place(model)
-        download = downloading(str(url), path)
+    weights = torchvision_weights(model) if model.weights_kind == "torchvision" else None
+    path, url = weights_place(model)
     what = f"{model.source} with {model.arguments}"
     wrong = refusing(TypeError, ValueError, says=lambda error: f"{what}: {error}")
-    with download, warnings.catch_warnings(), wrong:
+    with downloading(str(url), path), warnings.catch_warnings(), wrong:
         warnings.simplefilter("ignore", FutureWarning)  # of how torchvision draws weights
         return torchvision_models().get_model(model.source, weights=weights, **model.arguments)

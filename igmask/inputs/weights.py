@@ -136,8 +136,9 @@ def check_torchvision_name(name: str) -> None:
 @contextmanager
 def downloading(url: str, path: Path) -> Iterator[None]:
     """Let downloads load tensors only, and turn a failed one into advice."""
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    only = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
+    before = {name: value for name, value in os.environ.items() if name in only}
+    os.environ |= only
     try:
         yield
     except (URLError, TimeoutError, ConnectionError) as error:
@@ -145,10 +146,8 @@ def downloading(url: str, path: Path) -> Iterator[None]:
             f"{url} could not be fetched ({error}); fetch it elsewhere and save it as {path}"
         ) from error
     finally:
-        if before is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+        os.environ.pop(*only)
+        os.environ |= before
 
 
 def _read_checkpoint(path: Path) -> Any:

@@ -46,14 +46,8 @@ _STYLE = {
     "svg.hashsalt": "igmask",
 }
 # What a format would else say of the day and the software that it was made with.
-_UNSAID: dict[str, dict[str, None]] = {
-    ".png": {"Software": None},
-    ".pdf": {"CreationDate": None},
-    ".svg": {"Date": None},
-    ".jpg": {},
-    ".jpeg": {},
-    ".webp": {},
-}
+_UNSAID = {".png": "Software", ".pdf": "CreationDate", ".svg": "Date"}
+_FORMATS = (*_UNSAID, ".jpg", ".jpeg", ".webp")
 _LETTERS_PER_INCH = 15
 
 _VERDICTS = {"✓": "#00734F", "✗": "#C04000"}
@@ -83,8 +77,8 @@ def draw_explanation(
 
 def check_output(path: Path) -> None:
     """Raise InputError if a picture cannot be written to `path`: its format, its folder."""
-    if path.suffix.lower() not in _UNSAID:
-        known = ", ".join(_UNSAID)
+    if path.suffix.lower() not in _FORMATS:
+        known = ", ".join(_FORMATS)
         raise InputError(f"{path}: pictures are written as {known}, not as {path.suffix!r}")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file")
@@ -116,7 +110,8 @@ def drawing(path: Path, *, width: float, height: float, compress: bool = False) 
         layout.execute(figure)
         figure.set_layout_engine()  # none, with which savefig would draw everything twice
         kind = path.suffix.lower()
-        figure.savefig(temporary, format=kind.lstrip("."), metadata=_UNSAID[kind] or None)
+        unsaid = {_UNSAID[kind]: None} if kind in _UNSAID else None
+        figure.savefig(temporary, format=kind.lstrip("."), metadata=unsaid)
 
 
 def write_table(

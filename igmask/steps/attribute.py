@@ -128,19 +128,10 @@ def arguments(recipe: Attribute, pixels: Tensor, labels: Any, positions: Any) ->
     n_steps: int | Auto | str = asked.n_steps
     if n_steps == "auto":
         n_steps = Auto(asked.tolerance, asked.agreement, most=asked.most_steps, side=recipe.side)
-    of_label = torch.tensor(np.asarray(labels), device=pixels.device)
+    places, labels = np.asarray(positions), torch.tensor(np.asarray(labels), device=pixels.device)
+    about = {"mean": recipe.model.mean or (0, 0, 0), "geometry": recipe.model.geometry}
     return {
-        "baselines": baselines.make(
-            asked,
-            pixels,
-            mean=recipe.model.mean or (0, 0, 0),
-            geometry=recipe.model.geometry,
-            positions=np.asarray(positions),
-            seed=recipe.seed,
-        ),
-        "target": of_label if asked.target == "label" else None,
-        "of": asked.of,
-        "rule": asked.rule,
+        "baselines": baselines.make(asked, pixels, **about, positions=places, seed=recipe.seed),
+        "target": labels if asked.target == "label" else None,
         "n_steps": n_steps,
-        "precision": asked.precision,
-    }
+    } | {name: getattr(asked, name) for name in ("of", "rule", "precision")}

@@ -80,16 +80,25 @@ def evaluate(
     where = take_device(device)
     recipe = replace(recipe, model=models.complete(recipe.model))
     model = with_located(recipe, image_paths[0]).model
-    network = models.load(model, device=where)
+    network = _Network(models.load(model, device=where))
     read = {"images": arrays.digest(images.records)} | models.digests(model)
-    for condition in _conditions(recipe, network, images, masks, read, where):
+    for condition in _conditions(recipe, network, images, masks, read):
         kept = folder / arrays.KEPT / f"{condition.name}.parquet"
         if _is_made(kept, condition.made_by):
             say(f"evaluate {condition.name}: kept from before")
         else:
-            found = _evaluated(condition, network, images, batch_size or 64, where)
+            found = _evaluated(condition, network, images, batch_size or 64)
             arrays.write_records(kept, found, condition.made_by)
         _place(kept, folder / kept.name)
+
+
+class _Network:
+    """A network as `models.load` puts it together: a normalisation, then the classifier."""
+
+    def __init__(self, whole: nn.Sequential) -> None:
+        normalize, self.classifier = whole.children()
+        self.mean, self.std = (value.flatten() for value in normalize.buffers())
+        self.whole, self.device = whole, self.mean.device
 
 
 @dataclass(frozen=True)
@@ -109,23 +118,22 @@ class _Condition:
 
 def _conditions(
     recipe: Evaluate,
-    network: nn.Sequential,
+    network: _Network,
     images: arrays.Shards,
     masks: Sequence[Path],
     read: dict[str, str],
-    device: torch.device,
 ) -> list[_Condition]:
     """The original images, and every mask in every mode and with every fill, in this order.
 
     read: what stands for the content of the files that all are made of
     """
     model, records = recipe.model, images.records
-    n_classes = models.n_classes(network, model)
+    n_classes = models.n_classes(network.whole, model)
     check_classes(images.settings, n_classes)
     check_labels(records, n_classes)
     common = images.settings | {
         "n_classes": n_classes,
-        "outputs": _sample(network, images, device),
+        "outputs": _sample(network, images),
         "class_names": models.class_names(model) or images.settings["classes"],
         "read": read,
     }
@@ -133,7 +141,7 @@ def _conditions(
     made_by = common | stamp("evaluate", common) | recipe.of_condition(original)
     found = {original.name: _Condition(original.name, records, made_by)}
     size = images.settings["geometry"]["size"]
-    blanks = {fill: _blank(network, fill, size, device) for fill in recipe.fills}
+    blanks = {fill: _blank(network, fill, size) for fill in recipe.fills}
     for path in masks:
         applied = read_masks(Path(located(str(path), images.paths[0])), images)
         of_masks = applied.settings | common | stamp("evaluate", applied.settings)
@@ -167,15 +175,11 @@ def _is_made(path: Path, made_by: dict[str, Any]) -> bool:
 
 
 def _evaluated(
-    condition: _Condition,
-    network: nn.Sequential,
-    images: arrays.Shards,
-    batch_size: int,
-    device: torch.device,
+    condition: _Condition, network: _Network, images: arrays.Shards, batch_size: int
 ) -> pd.DataFrame:
     """The records of a condition, the masks of an image one after the other."""
     records, kinds, fill = condition.records, condition.kinds, condition.made_by.get("fill")
-    mean = _normalisation(network)[0].numpy(force=True)
+    mean, device = network.mean.numpy(force=True), network.device
     batches, n_batches = images.batches(batch_size, full=True), images.n_batches(batch_size)
     label = f"evaluate {condition.name}"
     found: list[pd.DataFrame] = []
@@ -184,58 +188,47 @@ def _evaluated(
         filled = None
         if fill is not None:
             filled = torch.from_numpy(fill_values(shown, named(fill), mean)).to(device)
-        of_kinds = [
-            _answers(network, kind, condition, batch, rows, on_device, filled) for kind in kinds
-        ]
+        of_kinds = [_answers(network, kind, condition, batch, on_device, filled) for kind in kinds]
         together = pd.concat([answers[:n_live] for answers in of_kinds])
         found.append(together.sort_index(kind="stable"))
     return pd.concat(found, ignore_index=True)
 
 
 def _answers(
-    network: nn.Sequential,
+    network: _Network,
     kind: str,
     condition: _Condition,
     batch: pd.DataFrame,
-    rows: np.ndarray,
     images: Tensor,
     fill: Tensor | None,
 ) -> pd.DataFrame:
-    """The records of a batch under one kind of mask; images are (N, H, W, 3) uint8."""
+    """The records of a batch of records under one kind of mask; images are (N, H, W, 3) uint8."""
     made_by, (height, width) = condition.made_by, images.shape[1:3]
     answers = pd.DataFrame({"name": batch["name"], "label": batch["label"], "mask": kind})
     if condition.masks is None or fill is None:
-        said = _predict(network, models.pixels(images), batch)
+        said = _predict(network.whole, models.pixels(images), batch)
         return answers.assign(**said, area_kept=1.0)
-    mask, side = unpack(condition.masks.read(rows), tuple(made_by["grid"])), made_by["side"]
+    bits, side = condition.masks.read(batch.index.to_numpy()), made_by["side"]
+    mask, drop = unpack(bits, tuple(made_by["grid"])), made_by["mode"] == "drop"
     if kind != "selection":
         like, seed = control_of(kind).like, made_by["control_seed"]
         mask = like(mask, batch["position"].to_numpy(), height, width, side=side, seed=seed)
-    mean, std = _normalisation(network)
     inputs = occluded_input(
         images,
         torch.from_numpy(pack(mask)).to(images.device),
         side=side,
-        drop=made_by["mode"] == "drop",
+        drop=drop,
         fill=fill,
-        mean=mean,
-        std=std,
+        mean=network.mean,
+        std=network.std,
         memory_format=torch.channels_last,  # that of the bytes
     )
-    kept = mask if made_by["mode"] == "keep" else ~mask
-    _, classifier = network.children()  # as `models.load` puts them together
-    said = _predict(classifier, inputs, batch)
+    kept = ~mask if drop else mask
+    said = _predict(network.classifier, inputs, batch)
     return answers.assign(**said, area_kept=area(kept, height, width, side=side))
 
 
-def _normalisation(network: nn.Module) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, (3,) each, of what `models.load` puts before the classifier."""
-    normalize, _ = network.children()
-    mean, std = (value.flatten() for value in normalize.buffers())
-    return mean, std
-
-
-def _sample(network: nn.Module, images: arrays.Shards, device: torch.device) -> str:
+def _sample(network: _Network, images: arrays.Shards) -> str:
     """Return what stands for what the network says of some images.
 
     It changes with all that settings and files do not tell: weights from a URL, code that a module
@@ -243,21 +236,21 @@ def _sample(network: nn.Module, images: arrays.Shards, device: torch.device) -> 
     """
     few = next(images.batches(_N_SAMPLED)).values
     with torch.no_grad():
-        outputs = network(models.pixels(few, device)).cpu()
+        outputs = network.whole(models.pixels(few, network.device)).cpu()
     return hashlib.sha256(outputs.numpy().tobytes()).hexdigest()
 
 
-def _blank(network: nn.Module, fill: str, size: int, device: torch.device) -> dict[str, Any] | None:
+def _blank(network: _Network, fill: str, size: int) -> dict[str, Any] | None:
     """Return the class that the network predicts of an image all masked, and its probability.
 
     None where there is no such image, the fill being each image's own, or no answer to it.
     """
-    colour = common_fill(named(fill), 3, _normalisation(network)[0].numpy(force=True))
+    colour = common_fill(named(fill), 3, network.mean.numpy(force=True))
     if colour is None:
         return None
     blank = torch.tensor(colour, dtype=torch.float32).expand(1, size, size, 3)
     with torch.no_grad():
-        outputs = network(blank.permute(0, 3, 1, 2).contiguous().to(device))
+        outputs = network.whole(blank.permute(0, 3, 1, 2).contiguous().to(network.device))
         probability, predicted = outputs.softmax(dim=1).max(dim=1)
     known = bool(probability.isfinite())
     return {"class": int(predicted), "probability": float(probability)} if known else None

@@ -236,14 +236,8 @@ def network(name: str, flow: Workflow, images: Images, paces: dict[str, Pace]) -
         pixels = models.pixels(tried[:_N_TIMED], device)
         with threads(compute.threads):
             yield from predictions(name, model, loaded, images, n_classes)
-            paces[name] = found = pace(
-                loaded,
-                pixels,
-                torch.zeros(len(pixels), dtype=torch.int64, device=device),
-                recipe,
-                batch_size=compute.batch_size,
-                engine=compute.engine,
-            )
+            labels = torch.zeros(len(pixels), dtype=torch.int64, device=device)
+            paces[name] = found = pace(loaded, pixels, labels, recipe, compute)
     except Exception as error:  # a network of one's own may raise anything; others want a look, too
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
         yield Finding(name, f"{kind}{error}", "error")
@@ -325,42 +319,23 @@ def memory(study: Study, paces: dict[str, Pace]) -> Finding:
 def duration(flow: Workflow, images: Images, paces: dict[str, Pace]) -> Finding:
     """How long the stages of the study will take here, all of it to be done."""
     study, cores, shards = flow.study, n_cores(), flow.study.compute.shards
-    tried = {name: (flow.models[name], found) for name, found in paces.items()}
-    n_masked = len(flow.conditions) - 1
-    n_passes = 1 + n_masked * (1 + len(study.masking.controls))
-    training = [(m.train, p) for m, p in tried.values() if m.train]
-    side, by, percents = study.squares.side, study.selection.by, study.selection.p
-    beside = _beside(study, len(tried))
+    n, n_models, beside = images.n, len(paces), _beside(study, len(paces))
+    n_passes = 1 + (len(flow.conditions) - 1) * (1 + len(study.masking.controls))
+    tried = {name: flow.models[name] for name in paces}
+    training = {name: model.train for name, model in tried.items() if model.train}
+    train_s = sum(  # a step takes as long as three forward passes
+        3 * t.epochs * study.dataset.n_train * paces[name].evaluate_s
+        for name, t in training.items()
+    )
+    side, selection = study.squares.side, study.selection
+    mask_s = sum(selection_s(m.geometry.size, side, selection) for m in tried.values())
+    decode_s = sum(images.decode_s.values()) / flow.prepare_threads(cores)
     stages = {  # jobs, seconds of work for all images, jobs side by side
-        "train": (
-            len(training),  # a step takes as long as three forward passes
-            sum(3 * t.epochs * study.dataset.n_train * p.evaluate_s for t, p in training),
-            cores,
-        ),
-        "prepare": (
-            shards * len(images.decode_s),
-            images.n * sum(images.decode_s.values()) / flow.prepare_threads(cores),
-            cores,
-        ),
-        "attribute": (
-            shards * len(tried),
-            images.n * sum(p.attribute_s for _, p in tried.values()),
-            beside,
-        ),
-        "mask": (
-            len(tried),
-            images.n
-            * sum(
-                selection_s(m.geometry.size, side=side, percents=percents, by=by)
-                for m, _ in tried.values()
-            ),
-            cores,
-        ),
-        "evaluate": (
-            len(tried),
-            images.n * n_passes * sum(p.evaluate_s for _, p in tried.values()),
-            beside,
-        ),
+        "train": (len(training), train_s, cores),
+        "prepare": (shards * len(images.decode_s), n * decode_s, cores),
+        "attribute": (shards * n_models, n * sum(p.attribute_s for p in paces.values()), beside),
+        "mask": (n_models, n * mask_s, cores),
+        "evaluate": (n_models, n * n_passes * sum(p.evaluate_s for p in paces.values()), beside),
     }
     takes = {
         stage: (work + n_jobs * _JOB_S) / min(n_jobs, lanes)
@@ -376,8 +351,8 @@ def duration(flow: Workflow, images: Images, paces: dict[str, Pace]) -> Finding:
     ]
     if study.attribution.n_steps == "auto":
         lines.append(f"with {AUTO_STEPS} steps an image; n_steps is auto")
-    if len(tried) < len(flow.models):
-        lines.append(f"of {', '.join(tried)} only")
+    if n_models < len(flow.models):
+        lines.append(f"of {', '.join(paces)} only")
     return Finding("time", "\n".join(lines))
 
 

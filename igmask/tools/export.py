@@ -52,7 +52,7 @@ def export(
     that an export that was cut short goes on.
 
     image_paths: the shards, in order
-    masks:       of `write_masks`; None exports the prepared images as they are
+    masks:       of step `mask`; None exports the prepared images as they are
     mode, fill:  see `evaluate`
     raises       InputError if masks and images do not belong together, if `output` holds an export
                  with other settings, other images or anything else, for labels that cannot be
@@ -95,7 +95,7 @@ def _write_all(
     made_by: dict[str, Any],
 ) -> bool:
     """Write the images under the masks that are applied; return whether a fill was rounded."""
-    is_rounded = False
+    is_rounded, is_drop = False, made_by["mode"] == "drop"
     label = f"export {made_by['mode']} {made_by.get('p', '')}".strip()
     batches, n_batches = images.batches(_BATCH), images.n_batches(_BATCH)
     with ThreadPoolExecutor(n_cores()) as pool:  # Pillow encodes without holding the GIL
@@ -103,18 +103,12 @@ def _write_all(
             if applied is not None:
                 values = 255 * fill_values(shown, named(made_by["fill"]), made_by["model"]["mean"])
                 is_rounded |= bool((abs(values - values.round()) > _ROUNDING).any())
-                shown = _masked(shown, applied.read(rows), values.round(), made_by)
+                # As `occluded_input` has it before normalisation, in bytes.
+                kept = unpack(applied.read(rows), tuple(made_by["grid"])) ^ is_drop
+                seen = to_pixels(kept, *shown.shape[1:3], side=made_by["side"])[..., np.newaxis]
+                shown = np.where(seen, shown, values.round().astype(np.uint8))
             list(pool.map(_write, places[rows[0] : rows[-1] + 1], shown))
     return is_rounded
-
-
-def _masked(
-    images: np.ndarray, bits: np.ndarray, filled: np.ndarray, made_by: dict[str, Any]
-) -> np.ndarray:
-    """What `occluded_input` makes of the same, before normalisation and in bytes."""
-    kept = unpack(bits, tuple(made_by["grid"])) ^ (made_by["mode"] == "drop")
-    pixels = to_pixels(kept, *images.shape[1:3], side=made_by["side"])
-    return np.where(pixels[..., np.newaxis], images, filled.astype(np.uint8))
 
 
 def _write(path: Path, pixels: np.ndarray) -> None:

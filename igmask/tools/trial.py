@@ -1,7 +1,7 @@
 """How fast a network is on this machine, and what memory it takes: from one small batch."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +18,7 @@ from igmask.kernels import grid
 from igmask.plain import select
 from igmask.steps.attribute import GROUP, arguments
 from igmask.study.recipes import Attribute
-from igmask.study.settings import Model
+from igmask.study.settings import Compute, Model, Selection
 
 _BUDGET_S = 5.0  # for the attributions of a network
 AUTO_STEPS = 100  # what n_steps auto is taken for
@@ -69,13 +69,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def pace(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    recipe: Attribute,
-    *,
-    batch_size: int | None,
-    engine: str,
+    network: nn.Module, images: Tensor, labels: Tensor, recipe: Attribute, compute: Compute
 ) -> Pace:
     """Return the pace of a network with the settings of a study, on the device of its images.
 
@@ -87,6 +81,7 @@ def pace(
     raises  what the network raises, and InputError as `integrated_gradients`
     """
     precision, steps = recipe.attribution.precision, recipe.attribution.n_steps
+    batch_size = compute.batch_size
 
     def attribute(n_images: int, n_steps: int, engine: str = "eager") -> float:
         rows = torch.arange(n_images, device=images.device) % len(images)
@@ -96,8 +91,8 @@ def pace(
         how: dict[str, Any] = {"side": recipe.side, "batch_size": batch_size, "engine": engine}
         return seconds(lambda: attribute_squares(made, images[rows], **asked, **how))
 
-    if engine != "eager":
-        attribute(1, 2, engine)
+    if compute.engine != "eager":
+        attribute(1, 2, compute.engine)
     attribute_s = _attribution_s(attribute, AUTO_STEPS if steps == "auto" else int(steps))
     batch = images.repeat(8, 1, 1, 1)[:64] if images.is_cuda else images  # as evaluation has it
     with torch.no_grad():
@@ -113,10 +108,10 @@ def pace(
     )
 
 
-def selection_s(size: int, *, side: int, percents: Sequence[float], by: str) -> float:
+def selection_s(size: int, side: int, selection: Selection) -> float:
     """Return the seconds that selecting squares takes for an image of `size` × `size` pixels."""
     scores = np.random.default_rng(0).random((64, *grid(size, size, side)), dtype=np.float32)
-    return seconds(lambda: list(select(scores, percents, by=by))) / len(scores)
+    return seconds(lambda: list(select(scores, selection.p, by=selection.by))) / len(scores)
 
 
 def seconds(work: Callable[[], Any]) -> float:
