@@ -166,11 +166,13 @@ def test_the_map_names_every_module_once_and_no_other():
     assert sorted(described(block)) == expected
 
 
-def test_links_lead_somewhere():
-    for page in [path for path in PAGES if path.endswith(".md")]:
-        page = ROOT / page
-        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+def test_links_and_paths_lead_somewhere():
+    for page in (ROOT / path for path in PAGES if path.endswith(".md")):
+        text = page.read_text("utf-8")
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
             assert "://" in link or (page.parent / link).exists(), f"{page}: {link}"
+        for path in re.findall(r"\b(?:igmask|kernels|tests|benchmarks)/[\w/]+\.(?:py|sh)\b", text):
+            assert (ROOT / path).exists(), f"{page}: {path}"
 
 
 @pytest.fixture
@@ -208,15 +210,15 @@ def test_functions_that_the_docs_show_go_through_a_study(method, own, monkeypatc
     monkeypatch.setitem(METRICS, "margin", namespace["margin"])
     own["attribution"]["method"] = method
     flow, one = Workflow(own), SimpleNamespace(model="one", geometry="32", shard="1-of-1")
-    listed, records = Path(flow.folder, "index.parquet"), Path(flow.records_folder(one))
-    [images], [scores] = (list(map(Path, paths(one))) for paths in (flow.images, flow.scores))
+    listed, paths = Path(flow.folder, "index.parquet"), (flow.images, flow.scores, flow.masks)
+    [images], [scores], masks = (list(map(Path, of(one))) for of in paths)
+    records = list(map(Path, flow.records(one)))
     index.index(listed, flow.index(one))
     prepare.prepare(listed, images, flow.prepare(one))
     attribute.attribute(images, scores, flow.attribute(one))
-    mask.mask([scores], Path(flow.masks_folder(one)), flow.mask(one))
-    masks = list(map(Path, flow.masks(one)))
-    evaluate.evaluate([images], records, flow.evaluate(one), masks=masks)
-    accuracy = collect(map(Path, flow.records(one))).accuracy
+    mask.mask([scores], masks[0].parent, flow.mask(one))
+    evaluate.evaluate([images], records[0].parent, flow.evaluate(one), masks=masks)
+    accuracy = collect(records).accuracy
     assert set(accuracy["fill"].dropna()) == {"black", "mine:grey", "mine:blurred"}
     controls = {"random", "mine:shifted", "mine:mirrored"}
     assert set(accuracy["mask"]) == {"none", "selection", *controls}
