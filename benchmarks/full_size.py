@@ -19,8 +19,7 @@ from types import SimpleNamespace
 from tqdm import tqdm
 
 from igmask.arrays import write_text
-from igmask.bench.machine import describe
-from igmask.bench.pages import figures_of, of, page, table
+from igmask.bench.pages import describe, figures_of, of, page, table
 from igmask.plan import Workflow
 
 SIZES = (10, 5_000, 50_000)
@@ -54,7 +53,10 @@ def jobs(flow: Workflow) -> list[tuple[str, list[str]]]:
         ("index", ["index", flow.words("index")(one), "-o", index]),
         ("prepare", ["prepare", index, flow.words("prepare")(shard), "-o", images]),
         ("attribute", ["attribute", images, attribute_options, "-o", scores]),
-        ("mask", ["mask", scores, flow.words("mask")(one), "-o", flow.masks_folder(one)]),
+        (
+            "mask",
+            ["mask", scores, flow.words("mask")(one), "-o", str(Path(flow.masks(one)[0]).parent)],
+        ),
         ("evaluate", ["evaluate", images, evaluate_options, "-o", flow.records_folder(one)]),
         ("tables", ["tables", *flow.records(one), "-o", "results/tables"]),
     ]

@@ -21,8 +21,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
 from igmask import arrays, devices
-from igmask.bench import machine
-from igmask.bench.pages import made_on, table
+from igmask.bench.pages import describe, page, table
 from igmask.inputs.sources import demo
 from igmask.steps.index import index as write_index
 from igmask.steps.prepare import prepare
@@ -73,7 +72,7 @@ def busy(work: Callable[[], None]) -> tuple[float, float]:
     return took, (sum(os.times()[:4]) - before) / took
 
 
-def main(page: Path) -> None:
+def main(place: Path) -> None:
     """Measure in rounds, and write the page."""
     with tempfile.TemporaryDirectory() as name:
         root, index, output = (Path(name) / part for part in ("photos", "index.parquet", "x.npy"))
@@ -110,23 +109,17 @@ def main(page: Path) -> None:
         "slow – fast": lambda row: f"{row['rates'][0]:.3g} – {row['rates'][-1]:.3g}",
         "cores busy": lambda row: f"{row['cores']:.2f}",
     }
-    lines = [
-        "# Preparation, and PyTorch's DataLoader",
-        "",
-        made_on(machine.describe("cpu", devices.n_cores(), PACKAGES)),
-        "",
-        f"    python benchmarks/prepare.py {page}",
-        "",
+    text = (
         f"{N_IMAGES} drawn JPEGs of 500×375, to 224×224 by a resize of the shorter side to 256 and "
         f"a crop: written to an array, and gone through once in batches of {BATCH}. Both have the "
         "same pixels. The array is read from the page cache, and the largest value of each batch "
         f"found. {N_ROUNDS} rounds, in each all ways in this order. *Cores busy*: those that the "
         "way had; where one worker has less than one, others used the machine, and two "
-        "show little.",
-        "",
-        *table(rows, columns),
-    ]
-    arrays.write_text(page, "\n".join(lines) + "\n")
+        "show little."
+    )
+    title, command = "Preparation, and PyTorch's DataLoader", "python benchmarks/prepare.py"
+    machine, results = describe("cpu", devices.n_cores(), PACKAGES), table(rows, columns)
+    arrays.write_text(place, page(title, machine, f"{command} {place}", [text], results))
 
 
 if __name__ == "__main__":

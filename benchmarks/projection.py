@@ -16,8 +16,7 @@ import yaml
 from prepare import draw
 
 from igmask.arrays import write_text
-from igmask.bench.machine import describe
-from igmask.bench.pages import made_on
+from igmask.bench.pages import describe, page
 from igmask.devices import n_cores, pick_device
 from igmask.tools.check import check
 
@@ -35,7 +34,7 @@ def link(root: Path) -> None:
         path.symlink_to(drawn[i % len(drawn)])
 
 
-def main(page: Path, precisions: tuple[str, ...]) -> None:
+def main(output: Path, precisions: tuple[str, ...]) -> None:
     """Project for each precision, and write the page."""
     published = Path(__file__).parents[1] / "config" / "imagenet.yaml"
     study = yaml.safe_load(published.read_text("utf-8"))
@@ -47,12 +46,10 @@ def main(page: Path, precisions: tuple[str, ...]) -> None:
             study["attribution"]["precision"] = precision
             findings = [f for f in check(study) if not f.says.startswith("weights:")]
             found[precision] = list(map(str, findings))
-    on = describe(str(pick_device("auto")), n_cores(), PACKAGES)
-    lines = ["# The published study, projected", "", made_on(on)]
-    lines += ["", f"    {shlex.join(['python', *sys.argv])}"]
-    for precision, findings in found.items():
-        lines += ["", f"## {precision}", "", "```", *findings, "```"]
-    write_text(page, "\n".join(lines) + "\n")
+    machine = describe(str(pick_device("auto")), n_cores(), PACKAGES)
+    command = shlex.join(["python", *sys.argv])
+    blocks = [[f"## {precision}", "", "```", *said, "```"] for precision, said in found.items()]
+    write_text(output, page("The published study, projected", machine, command, *blocks))
 
 
 if __name__ == "__main__":

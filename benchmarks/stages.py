@@ -27,13 +27,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from igmask.arrays import write_text
 from igmask.bench.contestants import FOUR, MODELS, Setting, build
-from igmask.bench.machine import describe
-from igmask.bench.pages import figures_of, made_on, of, table
+from igmask.bench.pages import describe, figures_of, of, page, table
 from igmask.devices import n_cores, take_device
 from igmask.engine import network, queue
-from igmask.engine.gradients import input_gradients
 from igmask.engine.ig import integrated_gradients
-from igmask.engine.network import ENGINES, PRECISIONS, Network, multiply_in
+from igmask.engine.network import ENGINES, PRECISIONS, Network, input_gradients, multiply_in
 from igmask.engine.ready import prepare
 
 STAGES = ("stem", "path", "forward", "backward", "accumulate")
@@ -203,26 +201,17 @@ def main(networks: tuple[str, ...], device: str, precision: str, engine: str, ou
     n_images, n_steps = _N_IMAGES[where.type], _N_STEPS[where.type]
     packages = ("igmask", "torch", "torchvision")
     columns = {"network": of("network"), **{key: figures_of(key) for key in list(rows[0])[1:]}}
-    lines = [
-        f"# Where the time goes: {precision}, {engine}",
-        "",
-        made_on(describe(str(where), torch.get_num_threads(), packages)),
-        "",
-        f"    {shlex.join(['python', *sys.argv])}",
-        "",
+    machine = describe(str(where), torch.get_num_threads(), packages)
+    text = [
         f"{n_images} images, {n_steps} steps; stages in ms a step, each waited for, so that they",
         "are more than the whole, whose best of three is *ms a step*. A large matrix product runs",
         f"at {rate:,.0f} GFLOP/s.",
-        "",
-        *table(rows, columns),
-        "",
-        "What takes most, by the profiler:",
-        "",
     ]
-    for name, found in largest_of.items():
-        lines += [f"- {name}: {'; '.join(found)}"]
+    found = [f"- {name}: {'; '.join(lines)}" for name, lines in largest_of.items()]
+    blocks = text, table(rows, columns), ["What takes most, by the profiler:"], found
+    title, command = f"Where the time goes: {precision}, {engine}", ["python", *sys.argv]
     path = output / f"stages-{where.type}-{precision}-{engine}.md"
-    write_text(path, "\n".join(lines) + "\n")
+    write_text(path, page(title, machine, shlex.join(command), *blocks))
     click.echo(path)
 
 

@@ -21,8 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from igmask.arrays import KEPT, write_text
-from igmask.bench.machine import describe
-from igmask.bench.pages import figures_of, of, page, table
+from igmask.bench.pages import describe, figures_of, of, page, table
 
 SNAKEFILE = Path(__file__).resolve().parents[1] / "Snakefile"
 WITHOUT_BAR = ("preflight", "tables", "examples", "curves")

@@ -6,13 +6,7 @@ On ReLU networks every rule converges as 1/m, since the gradient jumps along the
 import numpy as np
 
 RULES = ("right", "left", "middle", "trapezoid", "gauss-legendre")
-CAPTUM_RULES = (
-    "riemann_right",
-    "riemann_left",
-    "riemann_middle",
-    "riemann_trapezoid",
-    "gausslegendre",
-)
+CAPTUM_RULES = (*(f"riemann_{name}" for name in RULES[:-1]), "gausslegendre")
 
 
 def rule(name: str, n_steps: int) -> tuple[list[float], list[float]]:

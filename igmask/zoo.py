@@ -8,6 +8,8 @@ in training and evaluation alike. Weights come from training or a state dict, ne
 torchvision has the same families, but importing it takes half as long as PyTorch, in every job.
 """
 
+from collections import OrderedDict
+
 import torch
 from torch import nn
 
@@ -20,25 +22,18 @@ def cifar_resnet(depth: int = 20, num_classes: int = 10) -> nn.Module:
     n, rest = divmod(depth - 2, 6)
     if n < 1 or rest:
         raise ValueError(f"cifar_resnet: depth must be 6n + 2 (8, 14, 20, …, 56, …), not {depth}")
-    return _CifarResNet(n, num_classes)
-
-
-class _CifarResNet(nn.Module):
-    def __init__(self, n: int, num_classes: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.relu = nn.ReLU()
-        self.layer1 = _stage(n, 16, 16, stride=1)
-        self.layer2 = _stage(n, 16, 32, stride=2)
-        self.layer3 = _stage(n, 32, 64, stride=2)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(64, num_classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(self.pool(x).flatten(1))
+    layers = OrderedDict(
+        conv1=nn.Conv2d(3, 16, 3, padding=1, bias=False),
+        bn1=nn.BatchNorm2d(16),
+        relu=nn.ReLU(),
+        layer1=_stage(n, 16, 16, stride=1),
+        layer2=_stage(n, 16, 32, stride=2),
+        layer3=_stage(n, 32, 64, stride=2),
+        pool=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(),
+        linear=nn.Linear(64, num_classes),
+    )
+    return nn.Sequential(layers)
 
 
 def _stage(n: int, n_in: int, n_out: int, *, stride: int) -> nn.Sequential:
@@ -117,24 +112,29 @@ def small_googlenet(num_classes: int = 10) -> nn.Module:
         layers.append(_pool(stride=2))
         for widths in stage:
             narrow = [width // 8 for width in widths]
-            layers.append(_Inception(n_in, *narrow))
+            layers.append(_inception(n_in, *narrow))
             n_in = sum(narrow[i] for i in (0, 2, 4, 5))
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(n_in, num_classes)]
     return nn.Sequential(*layers)
 
 
-class _Inception(nn.Module):
-    """Four branches side by side, their channels one after the other."""
-
-    def __init__(self, n_in: int, one: int, to_3: int, three: int, to_5: int, five: int, pool: int):
-        super().__init__()
-        self.one = _unit(n_in, one, 1)
-        self.three = nn.Sequential(*_unit(n_in, to_3, 1), *_unit(to_3, three, 3))
-        self.five = nn.Sequential(*_unit(n_in, to_5, 1), *_unit(to_5, five, 5))
-        self.pool = nn.Sequential(_pool(stride=1), *_unit(n_in, pool, 1))
+class _Branches(nn.ModuleDict):
+    """Branches side by side, their channels one after the other."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.one(x), self.three(x), self.five(x), self.pool(x)], dim=1)
+        return torch.cat([branch(x) for branch in self.values()], dim=1)
+
+
+def _inception(
+    n_in: int, one: int, to_3: int, three: int, to_5: int, five: int, pool: int
+) -> _Branches:
+    branches = OrderedDict(
+        one=_unit(n_in, one, 1),
+        three=nn.Sequential(*_unit(n_in, to_3, 1), *_unit(to_3, three, 3)),
+        five=nn.Sequential(*_unit(n_in, to_5, 1), *_unit(to_5, five, 5)),
+        pool=nn.Sequential(_pool(stride=1), *_unit(n_in, pool, 1)),
+    )
+    return _Branches(branches)
 
 
 def small_resnet(num_classes: int = 10) -> nn.Module:
@@ -155,22 +155,17 @@ def small_densenet(num_classes: int = 10) -> nn.Module:
         if i:  # a transition
             layers += [*_before(n_in, n_in // 2, 1), nn.AvgPool2d(2)]
             n_in //= 2
-        layers += [_Dense(n_in + 8 * j, 8) for j in range(n_layers)]
+        layers += [_dense(n_in + 8 * j, 8) for j in range(n_layers)]
         n_in += 8 * n_layers
     layers += [nn.BatchNorm2d(n_in), nn.ReLU()]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_in, num_classes)]
     return nn.Sequential(*layers)
 
 
-class _Dense(nn.Module):
+def _dense(n_in: int, n_new: int) -> _Branches:
     """Some channels more, by way of twice as many."""
-
-    def __init__(self, n_in: int, n_new: int):
-        super().__init__()
-        self.new = nn.Sequential(*_before(n_in, 2 * n_new, 1), *_before(2 * n_new, n_new, 3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x, self.new(x)], dim=1)
+    new = nn.Sequential(*_before(n_in, 2 * n_new, 1), *_before(2 * n_new, n_new, 3))
+    return _Branches({"old": nn.Identity(), "new": new})
 
 
 def _unit(n_in: int, n_out: int, size: int, *, stride: int = 1) -> nn.Sequential:

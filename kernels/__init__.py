@@ -5,7 +5,7 @@ tensors only: nothing of models, files or configuration.
 """
 
 from igmask.kernels.bits import pack, unpack
-from igmask.kernels.dispatch import has_kernel, memory_format_of, on_device
+from igmask.kernels.dispatch import empty_as, has_kernel, memory_format_of, on_device, wide
 from igmask.kernels.occlude import fill_values, occlude, occluded_input, to_pixels
 from igmask.kernels.path import ACTIVATIONS, accumulate_, activate, path_points, spans_of
 from igmask.kernels.pool import Pool, accumulate_pooled_, pooled_points
@@ -18,32 +18,3 @@ from igmask.kernels.squares import (
     square_scores,
 )
 from igmask.plain import grid, score_parts
-
-__all__ = [
-    "ACTIVATIONS",
-    "Pool",
-    "accumulate_",
-    "accumulate_pooled_",
-    "activate",
-    "attribution_and_parts",
-    "attribution_parts",
-    "fill_values",
-    "grid",
-    "has_kernel",
-    "memory_format_of",
-    "occlude",
-    "occluded_input",
-    "on_device",
-    "pack",
-    "path_points",
-    "pooled_points",
-    "score_parts",
-    "select",
-    "select_bits",
-    "shifted_relu",
-    "spans_of",
-    "square_parts",
-    "square_scores",
-    "to_pixels",
-    "unpack",
-]

@@ -38,7 +38,7 @@ def operation(
 
     The op is its attribute `op`, the definition `definition`.
 
-    launch:  what runs the kernel, with the arguments of the definition
+    launch:  what runs the kernel, with the arguments of the definition, which says their types
     fake:    what comes back, as empty tensors, for `torch.compile`; None if nothing does
     mutates: name of the argument that is changed in place
     """
@@ -103,6 +103,17 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     if last and x.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """Return the dtype of sums of such numbers: float32 at least."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def empty_as(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return a tensor of any numbers, where x is and in its memory format."""
+    form = memory_format_of(x)
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=form)
 
 
 def check(who: str, holds: bool, expected: str, *tensors: Tensor) -> None:

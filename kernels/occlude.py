@@ -9,7 +9,7 @@ from torch import Tensor
 
 from igmask import plain
 from igmask.kernels.bits import unpack
-from igmask.kernels.dispatch import check, jit, operation, tl
+from igmask.kernels.dispatch import check, jit, operation, tl, wide
 from igmask.kernels.path import piece, pieces
 from igmask.plain import grid
 
@@ -29,8 +29,8 @@ def fill_values(images: Tensor, fill: plain.Fill, mean: Tensor | None = None) ->
     colour = None if mean is None else mean.double().numpy(force=True)
     values = plain.common_fill(fill, images.shape[1], colour)
     if values is None:  # only now the images, which may be on a GPU
-        wide = images.to(torch.promote_types(images.dtype, torch.float32))
-        values = plain.fill_values(wide.movedim(1, 3).numpy(force=True), fill, colour)
+        last = images.to(wide(images)).movedim(1, 3)
+        values = plain.fill_values(last.numpy(force=True), fill, colour)
     return torch.from_numpy(values).movedim(3, 1).to(images)
 
 
@@ -93,34 +93,14 @@ def occluded_input(
 # -- what it means -----------------------------------------------------------------------------
 
 
-def _empty_input(
-    images: Tensor,
-    bits: Tensor,
-    fill: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    side: int,
-    drop: bool,
-    dtype: torch.dtype,
-    last: bool,
-) -> Tensor:
+def _empty_input(images, bits, fill, mean, std, side, drop, dtype, last):
     n, height, width, n_channels = images.shape
     form = torch.channels_last if last else torch.contiguous_format
     shape = (n, n_channels, height, width)
     return torch.empty(shape, dtype=dtype, device=images.device, memory_format=form)
 
 
-def _launch_occluded(
-    images: Tensor,
-    bits: Tensor,
-    fill: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    side: int,
-    drop: bool,
-    dtype: torch.dtype,
-    last: bool,
-) -> Tensor:
+def _launch_occluded(images, bits, fill, mean, std, side, drop, dtype, last):
     out = _empty_input(images, bits, fill, mean, std, side, drop, dtype, last)
     n, height, width, n_channels = images.shape
     strides = fill.expand(images.shape).stride()  # zero along what a colour does not have

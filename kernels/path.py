@@ -7,13 +7,11 @@ The activation that follows a network's stem can be taken along: its values are 
 its derivative is found again from the end points, so nothing else is kept for the way back.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igmask.kernels.dispatch import check, jit, memory_format_of, on_device, operation, tl
+from igmask.kernels.dispatch import check, empty_as, jit, memory_format_of, on_device, operation, tl
 
 ACTIVATIONS = ("none", "relu", "relu6", "silu", "hardswish", "gelu")
 
@@ -40,7 +38,7 @@ def path_points(
     raises      ValueError for shapes that do not fit, or an unknown activation
     """
     _check_activation(activation)
-    path = path_without_gaps("path_points", start, end, spans, positions, memory_format_of(end))
+    path = path_without_gaps("path_points", start, end, spans, positions, like=end)
     return _path_points(*path, activation, dtype or end.dtype)
 
 
@@ -70,7 +68,8 @@ def accumulate_(
     form = check_sum("accumulate_", total, gradient, total.shape[1:], spans, weights)
     start = end = positions = gradient.new_empty(0)  # of which nothing is read
     if path is not None:
-        start, end, _, positions = path_without_gaps("accumulate_", *path[:2], spans, path[2], form)
+        given = *path[:2], spans, path[2]
+        start, end, _, positions = path_without_gaps("accumulate_", *given, like=total)
         fits = start.shape == total.shape and positions.shape == weights.shape
         check("accumulate_", fits, "a path shaped as the sum", total, start, positions)
     elif activation != "none":
@@ -86,11 +85,10 @@ def spans_of(owners: list[int], n_images: int, device: torch.device | str = "cpu
 
     owners: the image of each pair, those of an image next to each other
     """
-    spans = [[0, 0] for _ in range(n_images)]
-    for pair, owner in enumerate(owners):
-        if spans[owner][1] == 0:
-            spans[owner][0] = pair
-        spans[owner][1] = pair + 1
+    spans = [[0, 0]] * n_images
+    for owner in set(owners):
+        first = owners.index(owner)
+        spans[owner] = [first, first + owners.count(owner)]
     return on_device(spans, device, torch.int64).reshape(n_images, 2)
 
 
@@ -113,19 +111,14 @@ def check_sum(
 
 
 def path_without_gaps(
-    who: str,
-    start: Tensor,
-    end: Tensor,
-    spans: Tensor,
-    positions: Tensor,
-    form: torch.memory_format,
+    who: str, start: Tensor, end: Tensor, spans: Tensor, positions: Tensor, like: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return a path in memory as the kernels take it; raise ValueError unless it is one."""
+    """Return a path in memory as the kernels take it, like another tensor, or raise ValueError."""
     fits = start.shape == end.shape and start.dtype == end.dtype
     fits = fits and spans.shape == (len(end), 2) and spans.dtype == torch.int64
     check(who, fits, "alike end points, and an int64 span an image", start, end, spans)
     check(who, positions.ndim == 1, "positions (B,)", positions)
-    start, end = (t.contiguous(memory_format=form) for t in (start, end))
+    start, end = (t.contiguous(memory_format=memory_format_of(like)) for t in (start, end))
     return start, end, spans.contiguous(), positions.contiguous()
 
 
@@ -160,34 +153,15 @@ def derivative(x: Tensor, activation: str) -> Tensor:
 _ROOT = 0.3989422804014327  # 1/√(2π)
 
 
-def _empty_points(
-    start: Tensor,
-    end: Tensor,
-    spans: Tensor,
-    positions: Tensor,
-    activation: str,
-    dtype: torch.dtype,
-) -> Tensor:
-    return torch.empty(
-        (positions.shape[0], *end.shape[1:]),
-        dtype=dtype,
-        device=end.device,
-        memory_format=memory_format_of(end),
-    )
+def _empty_points(start, end, spans, positions, activation, dtype):
+    return empty_as(end, (positions.shape[0], *end.shape[1:]), dtype)
 
 
-def _launch_points(
-    start: Tensor,
-    end: Tensor,
-    spans: Tensor,
-    positions: Tensor,
-    activation: str,
-    dtype: torch.dtype,
-) -> Tensor:
+def _launch_points(start, end, spans, positions, activation, dtype):
     points = _empty_points(start, end, spans, positions, activation, dtype)
     n_values = end.shape[1:].numel()
     _points_kernel[pieces(n_values, len(end), _BLOCK)](
-        points, start, end, spans, positions, n_values, wide(end), activation, _BLOCK
+        points, start, end, spans, positions, n_values, computed_in(end), activation, _BLOCK
     )
     return points
 
@@ -214,20 +188,11 @@ def _path_points(
     return points
 
 
-def _launch_accumulate(
-    total: Tensor,
-    gradient: Tensor,
-    spans: Tensor,
-    weights: Tensor,
-    start: Tensor,
-    end: Tensor,
-    positions: Tensor,
-    activation: str,
-) -> None:
+def _launch_accumulate(total, gradient, spans, weights, start, end, positions, activation):
     n_values = total.shape[1:].numel()
     _accumulate_kernel[pieces(n_values, len(total), _BLOCK)](
         total, gradient, spans, weights, start, end, positions, n_values,
-        wide(total), activation, _BLOCK,
+        computed_in(total), activation, _BLOCK,
     )  # fmt: skip
 
 
@@ -258,8 +223,8 @@ def _accumulate(
 # -- the kernels: a program holds a piece of an image's two ends and goes through all of its pairs
 
 
-def wide(x: Tensor) -> Any:
-    """What a kernel computes in: float32 at least."""
+def computed_in(x: Tensor):
+    """What a kernel computes in: `wide`, for Triton."""
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 

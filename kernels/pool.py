@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igmask.kernels.dispatch import check, jit, memory_format_of, operation, tl
-from igmask.kernels.path import between, check_sum, path_without_gaps, piece, pieces, wide
+from igmask.kernels.dispatch import check, empty_as, jit, memory_format_of, operation, tl
+from igmask.kernels.path import between, check_sum, computed_in, path_without_gaps, piece, pieces
 
 _DEAD = 255  # of a window without a positive value: no gradient passes
 _BLOCK = 256
@@ -53,7 +53,7 @@ def pooled_points(
             taken:    alike, uint8: the place in the window, row by row; 255 if none is positive
     """
     check("pooled_points", end.ndim == 4, "end points (N, C, H, W)", start, end)
-    path = path_without_gaps("pooled_points", start, end, spans, positions, memory_format_of(end))
+    path = path_without_gaps("pooled_points", start, end, spans, positions, like=end)
     how = (pool.size, pool.padding, pool.side(end.shape[2]), pool.side(end.shape[3]))
     return _pooled_points(*path, *how, dtype or end.dtype)
 
@@ -80,38 +80,17 @@ def accumulate_pooled_(
 # -- what they mean ----------------------------------------------------------------------------
 
 
-def _empty_pooled(
-    start: Tensor,
-    end: Tensor,
-    spans: Tensor,
-    positions: Tensor,
-    size: int,
-    padding: int,
-    height: int,
-    width: int,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    shape, form = (positions.shape[0], end.shape[1], height, width), memory_format_of(end)
-    points = torch.empty(shape, dtype=dtype, device=end.device, memory_format=form)
-    return points, torch.empty(shape, dtype=torch.uint8, device=end.device, memory_format=form)
+def _empty_pooled(start, end, spans, positions, size, padding, height, width, dtype):
+    shape = (positions.shape[0], end.shape[1], height, width)
+    return empty_as(end, shape, dtype), empty_as(end, shape, torch.uint8)
 
 
-def _launch_pooled(
-    start: Tensor,
-    end: Tensor,
-    spans: Tensor,
-    positions: Tensor,
-    size: int,
-    padding: int,
-    height: int,
-    width: int,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+def _launch_pooled(start, end, spans, positions, size, padding, height, width, dtype):
     points, taken = _empty_pooled(start, end, spans, positions, size, padding, height, width, dtype)
     n_values = end.shape[1] * height * width
     _pooled_kernel[pieces(n_values, len(end), _BLOCK)](
         points, taken, start, end, spans, positions, *end.shape[1:], height, width,
-        wide(end), size, padding, memory_format_of(end) == torch.channels_last, _BLOCK,
+        computed_in(end), size, padding, memory_format_of(end) == torch.channels_last, _BLOCK,
     )  # fmt: skip
     return points, taken
 
@@ -141,27 +120,17 @@ def _pooled_points(
 
 def _windows(x: Tensor, size: int, padding: int, height: int, width: int) -> Tensor:
     """(C, H, W) ≥ 0 → (C, H', W', size²), zero outside."""
-    rest = [
-        2 * (n - 1) + size - padding - m for n, m in ((width, x.shape[2]), (height, x.shape[1]))
-    ]
-    x = F.pad(x, (padding, rest[0], padding, rest[1]))
+    right, bottom = (2 * (n - 1) + size - padding for n in (width, height))
+    x = F.pad(x, (padding, right - x.shape[2], padding, bottom - x.shape[1]))
     return x.unfold(1, size, 2).unfold(2, size, 2).flatten(3)
 
 
-def _launch_accumulate_pooled(
-    total: Tensor,
-    gradient: Tensor,
-    taken: Tensor,
-    spans: Tensor,
-    weights: Tensor,
-    size: int,
-    padding: int,
-) -> None:
+def _launch_accumulate_pooled(total, gradient, taken, spans, weights, size, padding):
     cells = [(n + padding + 1) // 2 for n in total.shape[2:]]
     n_cells = total.shape[1] * cells[0] * cells[1]
     _accumulate_pooled_kernel[pieces(n_cells, len(total), _BLOCK)](
         total, gradient, taken, spans, weights, *total.shape[1:], *gradient.shape[2:], *cells,
-        wide(total), size, padding, memory_format_of(total) == torch.channels_last, _BLOCK,
+        computed_in(total), size, padding, memory_format_of(total) == torch.channels_last, _BLOCK,
     )  # fmt: skip
 
 

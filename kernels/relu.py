@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from igmask.kernels.dispatch import check, has_kernel, jit, memory_format_of, tl
-from igmask.kernels.path import wide
+from igmask.kernels.dispatch import check, has_kernel, jit, memory_format_of, tl, wide
+from igmask.kernels.path import computed_in
 
 _BLOCK = 2048  # values of a program: 8 a thread
 
@@ -33,7 +33,7 @@ def shifted_relu(
     check("shifted_relu", fits, "a tensor (N, C, H, W) and a shift a channel", x, shift)
     if has_kernel(x.device) and (other is None or other.shape == x.shape):
         return _ShiftedRelu.apply(x, other, shift, scale)
-    wider = x.to(torch.promote_types(x.dtype, torch.float32))
+    wider = x.to(wide(x))
     if scale is not None:
         wider = wider * scale.view(-1, 1, 1)
     wider = wider + shift.view(-1, 1, 1)
@@ -67,20 +67,11 @@ class _ShiftedRelu(torch.autograd.Function):
         return slope, slope if ctx.has_other else None, None, None
 
 
-def _launch_relu(
-    kernel: Any,
-    out: Tensor,
-    x: Tensor,
-    second: Tensor | None,
-    shift: Tensor | None,
-    scale: Tensor | None,
-) -> None:
+def _launch_relu(kernel, out, x, second, shift, scale):
     """Run a kernel on tensors of one format, as matrices whose rows or columns are channels."""
-    n, n_channels, height, width = x.shape
-    last = memory_format_of(x) == torch.channels_last
-    n_rows, n_columns = n * n_channels, height * width
-    if last:
-        n_rows, n_columns = n * height * width, n_channels
+    last, n_channels = memory_format_of(x) == torch.channels_last, x.shape[1]
+    n_columns = n_channels if last else x.shape[2:].numel()
+    n_rows = x.numel() // n_columns
     columns = n_columns & -n_columns  # the largest power of two that divides them
     if columns < 32:
         columns = 1 << (n_columns - 1).bit_length()
@@ -89,7 +80,7 @@ def _launch_relu(
     with torch.cuda.device_of(x):
         kernel[(-(-n_rows // rows) * -(-n_columns // columns),)](
             out, x, second, shift, scale, n_rows, n_columns, n_channels,
-            wide(x), last, rows, columns, num_warps=8,
+            computed_in(x), last, rows, columns, num_warps=8,
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from igmask import plain
 from igmask.kernels.bits import unpack
-from igmask.kernels.dispatch import jit, operation, tl
+from igmask.kernels.dispatch import check, jit, operation, tl, wide
 from igmask.plain import SELECTIONS, basis_points
 
 
@@ -42,11 +42,8 @@ def select_bits(scores: Tensor, ps: Sequence[float], *, by: str = "mass") -> Ten
     """
     if by not in SELECTIONS:
         raise ValueError(f"unknown selection {by!r}; choose from {', '.join(SELECTIONS)}")
-    if scores.ndim < 2 or not scores.is_floating_point():
-        raise ValueError(
-            "select: expected floating-point scores (N, P, Q) or (N, K), "
-            f"got {scores.dtype} {tuple(scores.shape)}"
-        )
+    fits = scores.ndim >= 2 and scores.is_floating_point()
+    check("select", fits, "floating-point scores (N, P, Q) or (N, K)", scores)
     if len(scores) and not scores[0].numel():
         raise ValueError(f"select: there are no squares in scores {tuple(scores.shape)}")
     points = torch.tensor([basis_points(p) for p in ps], dtype=torch.int64, device=scores.device)
@@ -61,13 +58,13 @@ def select_bits(scores: Tensor, ps: Sequence[float], *, by: str = "mass") -> Ten
 # -- what it means -----------------------------------------------------------------------------
 
 
-def _empty_bits(flat: Tensor, points: Tensor, by_mass: bool) -> tuple[Tensor, Tensor]:
+def _empty_bits(flat, points, by_mass):
     shape = (points.shape[0], flat.shape[0], -(-flat.shape[1] // 8))
     bits = flat.new_empty(shape, dtype=torch.uint8)
     return bits, flat.new_empty(flat.shape[0], dtype=torch.bool)
 
 
-def _launch_select(flat: Tensor, points: Tensor, by_mass: bool) -> tuple[Tensor, Tensor]:
+def _launch_select(flat, points, by_mass):
     if flat.dtype == torch.float64 or not len(flat) or not len(points):
         return _select_bits.definition(flat, points, by_mass)
     bits, finite = _empty_bits(flat, points, by_mass)
@@ -83,8 +80,7 @@ def _launch_select(flat: Tensor, points: Tensor, by_mass: bool) -> tuple[Tensor,
 @operation(launch=_launch_select, fake=_empty_bits)
 def _select_bits(flat: Tensor, points: Tensor, by_mass: bool) -> tuple[Tensor, Tensor]:
     finite = flat.isfinite().all(dim=1)
-    scores = torch.where(finite.unsqueeze(1), flat, 0)
-    scores = scores.to(torch.promote_types(flat.dtype, torch.float32))  # NumPy has no bfloat16
+    scores = torch.where(finite.unsqueeze(1), flat, 0).to(wide(flat))  # NumPy has no bfloat16
     percents = [n / 100 for n in points.tolist()]
     bits, _ = _empty_bits(flat, points, by_mass)
     masks = plain.select(scores.numpy(force=True), percents, by="mass" if by_mass else "count")

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igmask.kernels.dispatch import check, jit, operation, tl
-from igmask.kernels.path import wide
+from igmask.kernels.dispatch import check, jit, operation, tl, wide
+from igmask.kernels.path import computed_in
 from igmask.plain import grid, score_parts
 
 _BLOCK = 128  # squares of a program
@@ -74,27 +74,22 @@ def square_scores(attribution: Tensor, *, side: int = 3, score: str = "positive"
 # -- what it means -----------------------------------------------------------------------------
 
 
-def _empty_parts(
-    slope: Tensor, image: Tensor, baseline: Tensor, side: int, multiply: bool, keep: bool
-) -> tuple[Tensor, Tensor]:
+def _empty_parts(slope, image, baseline, side, multiply, keep):
     shape = (len(slope), 2, *grid(slope.shape[2], slope.shape[3], side))
-    parts = slope.new_empty(shape, dtype=torch.promote_types(slope.dtype, torch.float32))
+    parts = slope.new_empty(shape, dtype=wide(slope))
     return parts, torch.empty_like(slope) if keep else slope.new_empty(0)
 
 
-def _launch_parts(
-    slope: Tensor, image: Tensor, baseline: Tensor, side: int, multiply: bool, keep: bool
-) -> tuple[Tensor, Tensor]:
+def _launch_parts(slope, image, baseline, side, multiply, keep):
     parts, attribution = _empty_parts(slope, image, baseline, side, multiply, keep)
     n, n_channels, height, width = slope.shape
     n_rows, n_columns = parts.shape[2:]
     # Tensors of one image, or cut out of others, may have any strides.
-    strides = [
-        s for t in (slope, image, baseline, attribution if keep else slope) for s in t.stride()
-    ]
+    out = attribution if keep else slope
+    strides = [s for t in (slope, image, baseline, out) for s in t.stride()]
     _parts_kernel[n * n_rows, -(-n_columns // _BLOCK)](
         parts, attribution, slope, image, baseline, *strides, height, width, n_rows, n_columns,
-        wide(slope), n_channels, side, multiply, keep, _BLOCK,
+        computed_in(slope), n_channels, side, multiply, keep, _BLOCK,
     )  # fmt: skip
     return parts, attribution
 
@@ -104,15 +99,14 @@ def _launch_parts(
 def _square_parts(
     slope: Tensor, image: Tensor, baseline: Tensor, side: int, multiply: bool, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    phi = slope.to(torch.promote_types(slope.dtype, torch.float32))
+    phi = slope.to(wide(slope))
     if multiply:
         phi = (image.to(phi.dtype) - baseline.to(phi.dtype)) * phi
     parts = torch.stack((phi.clamp(min=0).sum(1), (-phi).clamp(min=0).sum(1)), dim=1)
     height, width = phi.shape[-2:]
     n_rows, n_columns = grid(height, width, side)
     bottom, right = n_rows * side - height, n_columns * side - width
-    tiles = F.pad(parts, (0, right, 0, bottom)).unflatten(3, (n_columns, side))
-    tiles = tiles.unflatten(2, (n_rows, side))
+    tiles = F.pad(parts, (0, right, 0, bottom)).unflatten(3, (-1, side)).unflatten(2, (-1, side))
     kept = torch.empty_like(slope).copy_(phi) if keep else slope.new_empty(0)
     return tiles.sum(dim=(3, 5)), kept
 

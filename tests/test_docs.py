@@ -191,14 +191,13 @@ def own(tmp_path, monkeypatch):
     pd.DataFrame(rows).to_parquet("photos.parquet")
     arguments = {"depth": 8, "num_classes": 2}
     network = {"source": "igmask.zoo:cifar_resnet", "arguments": arguments, "size": 32}
-    settings = {"models": {"one": network | {"weights": "none"}}}
-    for text in blocks("README.md", "yaml") + blocks("docs/extending.md", "yaml"):
-        for group, keys in yaml.safe_load(text).items():
-            of_group = settings.setdefault(group, {})
-            for key, value in keys.items():
-                named = isinstance(value, list) and of_group.get(key, [])
-                of_group[key] = list(dict.fromkeys([*named, *value])) if named else value
-    settings["attribution"]["n_steps"], settings["selection"] = 2, {"p": [50]}
+    settings, shown = (
+        yaml.safe_load(blocks(page, "yaml")[0]) for page in ("docs/extending.md", "README.md")
+    )
+    for kind, names in shown["masking"].items():
+        settings["masking"][kind] = list(dict.fromkeys(settings["masking"][kind] + names))
+    settings["attribution"]["n_steps"] = 2
+    settings |= {"models": {"one": network | {"weights": "none"}}, "selection": {"p": [50]}}
     yield settings
     sys.modules.pop("mine", None)
 

@@ -1,7 +1,13 @@
-"""A benchmark's JSON, Markdown page and plot, and the cells of its tables."""
+"""A benchmark's JSON, Markdown page and plot, its machine, and the cells of its tables."""
 
+import contextlib
 import json
+import os
+import platform
+import re
 from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +37,40 @@ def write_beside(
     device = result["machine"]["device"]
     draw_bars(paths[2], bars, labels=labels, title=f"{title}, {device}")
     return paths
+
+
+def describe(device: str, threads: int, packages: tuple[str, ...]) -> dict[str, Any]:
+    """Return what was computed on, and with which versions of the packages, as far as installed."""
+    import torch
+
+    on_gpu = device.startswith("cuda")
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    if on_gpu:
+        versions |= {"CUDA": torch.version.cuda or f"ROCm {torch.version.hip}"}
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else _cpu_name(),
+        "kind": "cuda" if on_gpu else "cpu",
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _cpu_name() -> str:
+    import torch
+
+    with contextlib.suppress(OSError):
+        info = Path("/proc/cpuinfo").read_text("utf-8")
+        if name := re.search("^model name.*?: *(.*)$", info, re.MULTILINE):
+            # The name alone says little on a rented machine.
+            return f"{name[1].strip()}, {torch.backends.cpu.get_cpu_capability()}"
+    return platform.processor() or "unknown CPU"
 
 
 def made_on(machine: Row) -> str:

@@ -1,11 +1,19 @@
-"""What a contestant does when asked: tune its batch size, run, say how much memory it takes."""
+"""What a contestant does when asked, and where: on a CPU in a process of its own, on a GPU in this.
+
+It tunes its batch size, runs, says how much memory it takes. That a process of its own has its own
+peak of memory and its own allocator is what a comparison needs. To start one for a GPU takes longer
+than to measure, and its memory can be had back without.
+"""
 
 import contextlib
 import ctypes
 import gc
 import platform
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +22,8 @@ from torch import Tensor, nn
 
 from igmask.bench.contestants import Contestant, Setting, build
 from igmask.engine import definition
-from igmask.engine.gradients import all_finite
 from igmask.engine.ig import integrated_gradients
-from igmask.engine.network import PRECISIONS, Network, multiply_in
+from igmask.engine.network import PRECISIONS, Network, all_finite, multiply_in
 from igmask.engine.ready import keep_freed_memory, prepare
 from igmask.engine.stem import Split, whole
 
@@ -30,6 +37,8 @@ class Run:
 
     def __init__(self, setting: Setting, contestant: Contestant) -> None:
         self._setting, self._contestant = setting, contestant
+        self._how: Any = {"precision": contestant.precision, "engine": contestant.engine}
+        self._batch_size: int | None = None
         if setting.on_gpu:
             torch.cuda.set_device(setting.device)  # whose memory is counted
             multiply_in("fp32")
@@ -41,20 +50,15 @@ class Run:
             self._images = self._images.contiguous(memory_format=torch.channels_last)
         if contestant.like in ("captum kept", "captum tuned"):
             keep_freed_memory()  # which changes nothing on a GPU
-        if contestant.like.startswith("captum"):  # igmask sees to its precision itself
-            self._convert(PRECISIONS[contestant.precision] or torch.float32)
-            if setting.on_gpu:
-                multiply_in(contestant.precision)
-            if contestant.engine == "compile":
-                self._network = torch.compile(self._network, dynamic=False)
-        if contestant.like == "reference":
-            self._convert(torch.float64)
-        self._batch_size: int | None = None
-        self._bare: Network | None = None
-        self._ready: Network | None = None
-
-    def _convert(self, dtype: torch.dtype) -> None:
+        dtype = torch.float64 if contestant.like == "reference" else torch.float32
+        captum = contestant.like.startswith("captum")  # igmask sees to its precision itself
+        if captum:
+            dtype = PRECISIONS[contestant.precision] or dtype
         self._network, self._images = self._network.to(dtype), self._images.to(dtype)
+        if captum and setting.on_gpu:
+            multiply_in(contestant.precision)
+        if captum and contestant.engine == "compile":
+            self._network = torch.compile(self._network, dynamic=False)
 
     def ready(self) -> None:
         """Take the first call, with all that it imports, traces and allocates, out of the times."""
@@ -70,7 +74,7 @@ class Run:
             self._batch_size = known
             self._attribute(n_images, min(2, n_steps))
         elif not self._contestant.like.startswith("captum"):
-            self._batch_size = self._made_ready().batch_size(self._images)
+            self._batch_size = self._ready.batch_size(self._images)
         else:
             self._batch_size = self._fastest_batch_size(ours)
         if self._setting.on_gpu:  # where code is chosen, compiled or recorded for each size
@@ -93,7 +97,7 @@ class Run:
                 times[batch_size] = self._timed(lambda: self._attribute(n_images, few))[0]
         if not times:
             raise torch.OutOfMemoryError(f"even with batches of {grid[0]}")
-        return min(times, key=lambda size: times[size])
+        return min(times, key=times.__getitem__)
 
     def run(self, n_images: int) -> dict[str, Any]:
         """Attribute the first n images; return seconds and what was found."""
@@ -141,16 +145,8 @@ class Run:
         return way(self._images[:n_images], self._targets[:n_images], n_steps)
 
     def _igmask(self, images: Tensor, targets: Tensor, n_steps: int) -> tuple[Tensor, Tensor]:
-        found = integrated_gradients(
-            self._made_ready(),
-            images,
-            of="logit",
-            target=targets,
-            n_steps=n_steps,
-            batch_size=self._batch_size,
-            precision=self._contestant.precision,
-            engine=self._contestant.engine,
-        )
+        options = {"of": "logit", "target": targets, "n_steps": n_steps} | self._how
+        found = integrated_gradients(self._ready, images, batch_size=self._batch_size, **options)
         return found.values, found.relative_completeness
 
     def _definition(self, images: Tensor, targets: Tensor, n_steps: int) -> tuple[Tensor]:
@@ -177,30 +173,28 @@ class Run:
         change = values.flatten(1).sum(dim=1) - delta
         return values, (delta / change).abs()
 
-    def _made_ready(self) -> Network:
+    @cached_property
+    def _ready(self) -> Network:
         """The network as the study hands it over for all of its images."""
-        if self._ready is None:
-            how = {"precision": self._contestant.precision, "engine": self._contestant.engine}
-            self._ready = prepare(self._network, self._images, **how)
-        return self._ready
+        return prepare(self._network, self._images, **self._how)
+
+    @cached_property
+    def _bare(self) -> Network:
+        """The whole network in its best form, without a stem."""
+        alone = whole(_Whole(self._ready.split), "bare")
+        return Network(alone.trunk, self._images, **self._how, split=alone)
 
     def _passes(self, images: Tensor, targets: Tensor, n_steps: int) -> tuple[int]:
         """As many passes, in the engine's batches, of the whole network in its best form."""
-        if self._bare is None:
-            ready = self._made_ready()
-            how: dict[str, Any] = {"precision": ready.precision, "engine": ready.engine}
-            alone = whole(_Whole(ready.split), "bare")
-            self._bare = Network(alone.trunk, images, **how, split=alone)
-        size = self._batch_size or 8
         n_pairs = len(images) * n_steps
-        size = -(-n_pairs // -(-n_pairs // size))
+        n_batches = -(-n_pairs // (self._batch_size or 8))
+        size = -(-n_pairs // n_batches)
         rows = torch.arange(size, device=images.device) % len(images)
         picked = targets[rows].unsqueeze(1)
-        n_batches = -(-n_pairs // size)
-        for _ in range(n_batches):
+        for _ in range(-(-n_pairs // size)):
             points = images[rows].to(self._bare.dtype or images.dtype)
             self._bare.gradients((points,), lambda outputs: outputs.gather(1, picked).squeeze(1))
-        return (n_batches * size,)
+        return (-(-n_pairs // size) * size,)
 
 
 class _Whole(nn.Module):
@@ -238,3 +232,77 @@ def _status_bytes(name: str) -> int:
         if line.startswith(name):
             return 1024 * int(line.split()[1])
     raise RuntimeError(f"/proc/self/status has no {name}")
+
+
+# -- where it runs ------------------------------------------------------------------------------
+
+# Its own from the first tensor on; that it need not import what all of them do saves seconds each.
+_processes: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+if hasattr(_processes, "set_forkserver_preload"):
+    _processes.set_forkserver_preload([__name__, "captum.attr", "torchvision.models"])
+
+
+class Failed(Exception):
+    """What went wrong in a contestant's process."""
+
+
+@contextlib.contextmanager
+def worker(setting: Setting, contestant: Contestant) -> Iterator[Callable[..., Any]]:
+    """What answers for a contestant: on a CPU a process; a GPU's memory can be had back without."""
+    if setting.on_gpu:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Captum's, on batch sizes
+            runs = [_attempt(Run, setting, contestant)]
+            yield lambda *question: _raised(_answer(runs[0], *question))
+            runs.clear()
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.compiler.reset()  # which counts what it has compiled
+        return
+    here, there = _processes.Pipe()
+    process = _processes.Process(target=_serve, args=(there, setting, contestant), daemon=True)
+    process.start()
+    there.close()
+
+    def ask(*question: Any) -> Any:
+        try:
+            here.send(question)
+            answer = here.recv()
+        except (EOFError, BrokenPipeError):
+            raise Failed("its process died") from None
+        return _raised(answer)
+
+    try:
+        yield ask
+    finally:
+        here.close()
+        process.kill()  # it has nothing to put away
+        process.join()
+
+
+def _serve(pipe: Any, setting: Setting, contestant: Contestant) -> None:
+    warnings.simplefilter("ignore")  # Captum's, on batch sizes
+    torch.set_num_threads(setting.threads)
+    run = _attempt(Run, setting, contestant)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            pipe.send(_answer(run, *pipe.recv()))
+
+
+def _answer(run: Any, question: str, *arguments: Any) -> Any:
+    """What a contestant's `Run` answers, or why it failed, at this or when it was made."""
+    return run if isinstance(run, Failed) else _attempt(getattr(run, question), *arguments)
+
+
+def _raised(answer: Any) -> Any:
+    if isinstance(answer, Failed):
+        raise answer
+    return answer
+
+
+def _attempt(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What the work returns, or why it failed."""
+    try:
+        return work(*arguments)
+    except Exception as error:
+        return Failed(f"{type(error).__name__}: {error}")

@@ -363,17 +363,17 @@ def bench(models: tuple[str, ...], output: Path, **options: Any) -> None:
     `igmask bench kernels` instead sets each Triton kernel beside PyTorch, eager and compiled, and
     beside a copy of as many bytes. Without a GPU it only shows that it works.
     """
-    from igmask.bench import attributions, attributions_page, kernels, kernels_page
+    from igmask.bench import attributions, kernels
 
     write: Callable[..., list[Path]]
     if models == ("kernels",):
         _leave_out(options, "repeats", "budget_s", of="kernels")
         use_threads(None, None, options.pop("threads"))
-        measured, write = kernels.measure(**options), kernels_page.write
+        measured, write = kernels.measure(**options), kernels.write
     else:
         _leave_out(options, "compiled", of="attributions")
         measured = attributions.measure(models or attributions.MODELS, **options)
-        write = attributions_page.write
+        write = attributions.write
     command = shlex.join(["igmask", *sys.argv[1:]])
     paths: list[Path] = []
     for result in measured:

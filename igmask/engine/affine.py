@@ -87,7 +87,8 @@ def _is_affine(node: fx.Node, layers: Mapping[str, nn.Module], affine: set[fx.No
     # what others read.
     name = operation_of(node)
     given = [*node.args, *node.kwargs.values()]
-    if node.kwargs.get("out") or _is_integer(given):
+    whole = any(isinstance(v, torch.dtype) and not v.is_floating_point for v in given)
+    if node.kwargs.get("out") or whole:
         return False
     if name == "pad":
         return _argument(node, 2, "mode", "constant") == "constant"
@@ -102,11 +103,6 @@ def _is_affine(node: fx.Node, layers: Mapping[str, nn.Module], affine: set[fx.No
         exact = node.kwargs.get("rounding_mode") is None
         return exact and operands == [_argument(node, 0, "input", None)]
     return name in _LINEAR_IN_ONE and len([v for v in given if v in operands]) == 1
-
-
-def _is_integer(given: list[Any]) -> bool:
-    """Whether a dtype that is given is not of floating point."""
-    return any(isinstance(v, torch.dtype) and not v.is_floating_point for v in given)
 
 
 def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:

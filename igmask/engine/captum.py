@@ -7,20 +7,19 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import wraps
 from numbers import Real
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from igmask.engine.gradients import input_gradients, ordinary
 from igmask.engine.ig import checked_rule
-from igmask.engine.network import Network
-from igmask.engine.queue import Pairs, Rule, Tensors, batches, checked_size, path_gradients
+from igmask.engine.network import Network, input_gradients, ordinary
+from igmask.engine.queue import Pairs, Rule, Tensors, at_least_1, batches, path_gradients
 from igmask.engine.ready import check_model, prepare
 from igmask.engine.targets import checked_target, pick_target
 from igmask.errors import InputError
 from igmask.inputs import contract
-from igmask.kernels import on_device
+from igmask.kernels import on_device, wide
 from igmask.tracing import running
 
 _BATCH_SIZE = 64  # of functions and of several inputs, whose memory is not known
@@ -31,11 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _wrapped(method: F) -> F:
     """The method with a `__wrapped__`, by which Captum's own classes call past its log of calls."""
 
-    @wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return method(*args, **kwargs)
-
-    return cast(F, call)
+    return wraps(method)(lambda *args, **kwargs: method(*args, **kwargs))  # type: ignore[return-value]
 
 
 class IntegratedGradients:
@@ -154,21 +149,17 @@ class IntegratedGradients:
         extra, n_examples = _as_tuple(additional_forward_args), len(xs[0])
         target = checked_target(target, n_examples)
         delta = torch.empty(n_examples, dtype=values[0].dtype, device=values[0].device)
+        queue = torch.arange(n_examples, device=xs[0].device).split(_BATCH_SIZE)
         with torch.no_grad(), running():
-            for start in range(0, n_examples, _BATCH_SIZE):
-                stop = min(start + _BATCH_SIZE, n_examples)
-                rows = torch.arange(start, stop, device=xs[0].device)
+            for rows in queue[:n_examples]:  # of no example PyTorch makes a batch, too
                 arguments = _of_rows(extra, rows, n_examples)
+                asked = _targets(target, rows, n_examples), range(len(rows))
                 at_end, at_start = (
-                    pick_target(
-                        self.forward_func(*(x[rows] for x in at), *arguments),
-                        _targets(target, rows, n_examples),
-                        range(len(rows)),
-                    )
+                    pick_target(self.forward_func(*(x[rows] for x in at), *arguments), *asked)
                     for at in (xs, bs)
                 )
                 total = sum(v[rows].reshape(len(rows), -1).sum(dim=1) for v in values)
-                delta[rows] = (total - (at_end - at_start).reshape(-1)).to(delta.dtype)
+                delta[rows] = (total - (at_end - at_start)).to(delta.dtype)
         return delta
 
 
@@ -186,34 +177,28 @@ class _Paths:
     def behind_the_stem(self, network: Network) -> Tensors:
         """Return the sums of gradients of a module with one input, by the engine."""
         (x,), (baseline,) = self.ends, self.starts
-        slopes = torch.empty_like(x, dtype=_wide(x))
-        if len(x):
+        slopes = torch.empty_like(x, dtype=wide(x))
 
-            def pick(outputs: Tensor, owners: list[int], _: list[float]) -> Tensor:
-                return pick_target(outputs, self.target, owners)
+        def pick(outputs: Tensor, owners: list[int], _: list[float]) -> Tensor:
+            return pick_target(outputs, self.target, owners)
 
-            size = self.batch_size
-            paths = path_gradients(network, x, baseline, pick, self.rule, batch_size=size)
-            for i, slope in enumerate(paths):
-                slopes[i] = slope[0]
+        on_path = network, x, baseline, pick, self.rule
+        for i, slope in enumerate(path_gradients(*on_path, batch_size=self.batch_size)):
+            slopes[i] = slope[0]
         return (slopes,)
 
     def sums(self, f: Callable[..., Tensor], gradient_func: Callable[..., Tensors]) -> Tensors:
         """Return the sums of `gradient_func`, differentiable again if its gradients are."""
-        device = self.ends[0].device
-        totals = [torch.zeros_like(x, dtype=_wide(x)).detach() for x in self.ends]
+        n_examples, device = len(self.ends[0]), self.ends[0].device
+        size = at_least_1("the batch size", self.batch_size) or _BATCH_SIZE
+        totals = [torch.zeros_like(x, dtype=wide(x)).detach() for x in self.ends]
 
         def gradients_of(pairs: Pairs) -> Tensors:
             first = contract.right_averages(device) if not pairs.start else nullcontext()
             with running(), first:
                 return gradient_func(f, *self._at(pairs))
 
-        queue = batches(
-            len(self.ends[0]),
-            self.rule,
-            size=checked_size(self.batch_size) or _BATCH_SIZE,
-            gradients=gradients_of,
-        )
+        queue = batches(n_examples, self.rule, size=size, gradients=gradients_of)
         for pairs, slopes in queue:
             pairs.check(slopes)
             rows = on_device(pairs.owners, device)
@@ -232,15 +217,10 @@ class _Paths:
         points = []
         for x, b in zip(self.ends, self.starts, strict=True):
             start, end = b[rows], x[rows]
-            point = (start + _along_rows(alpha.to(_wide(x)), x) * (end - start)).to(x.dtype)
+            point = (start + _along_rows(alpha.to(wide(x)), x) * (end - start)).to(x.dtype)
             points.append(point if point.requires_grad else point.requires_grad_())
         extra = _of_rows(self.extra, rows, n_examples)
         return tuple(points), _targets(self.target, rows, n_examples), extra or None
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """The dtype of sums: float32 at least."""
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _checked_inputs(inputs: Any) -> Tensors:
@@ -264,11 +244,10 @@ def gradients(
     target_ind: None, or a target as in `pick_target`, for every row of the inputs
     """
     rows, extra = range(len(inputs[0])), _as_tuple(additional_forward_args)
-
-    def f(*points: Tensor) -> Tensor:
-        return pick_target(forward_fn(*points, *extra), target_ind, rows)
-
-    return input_gradients(f, tuple(x.detach().clone() for x in inputs))
+    points = tuple(x.detach().clone() for x in inputs)
+    return input_gradients(
+        lambda *at: pick_target(forward_fn(*at, *extra), target_ind, rows), points
+    )
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from igmask.engine.affine import layer_of, operation_of
-from igmask.kernels import shifted_relu
+from igmask.kernels import shifted_relu, wide
 
 # What the graphs call and read, by its name in them.
 Parts = dict[str, Any]
@@ -88,11 +88,7 @@ def fold_batch_norms(graph: fx.Graph, parts: Parts) -> int:
     return n_folded
 
 
-_FOLDS = {
-    nn.Conv1d: nn.BatchNorm1d,
-    nn.Conv2d: nn.BatchNorm2d,
-    nn.Conv3d: nn.BatchNorm3d,
-}
+_FOLDS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
 
 
 def activation_of(node: fx.Node, parts: Mapping[str, Any]) -> str:
@@ -139,7 +135,7 @@ def fuse_relus(graph: fx.Graph, parts: Parts) -> None:
             operands = sorted(before.all_input_nodes, key=lambda n: _bias(n, parts) is None)
             biases = [b for b in (_bias(n, parts) for n in operands) if b is not None]
             if len({len(bias) for bias in biases}) == 1:
-                relu = _FusedRelu(torch.stack([_wide(bias) for bias in biases]).sum(dim=0))
+                relu = _FusedRelu(torch.stack([b.to(wide(b)) for b in biases]).sum(dim=0))
         elif (bias := _bias(before, parts)) is not None:
             relu = _FusedRelu(bias)
         if relu is None:
@@ -169,16 +165,11 @@ def _shift_and_scale(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
     assert variance is not None
-    scale = (_wide(variance) + norm.eps).rsqrt()
+    scale = (variance.to(wide(variance)) + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight.detach()
-    shift = -_wide(mean) * scale
+    shift = -mean.to(wide(mean)) * scale
     return (shift if norm.bias is None else shift + norm.bias.detach()), scale
-
-
-def _wide(x: Tensor) -> Tensor:
-    """In single precision at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _is_sum(node: fx.Node) -> bool:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from igmask import quadrature
-from igmask.engine.gradients import ordinary
-from igmask.engine.network import Network
-from igmask.engine.queue import NotFinite, Rule, path_gradients
+from igmask.engine.network import Network, ordinary
+from igmask.engine.queue import NotFinite, Rule, at_least_1, path_gradients
 from igmask.engine.ready import is_training, prepare
 from igmask.engine.targets import classes_of
 from igmask.errors import InputError, integer
@@ -120,7 +119,7 @@ def integrated_gradients(
     """
     if of not in FUNCTIONS:
         raise InputError(f"unknown function {of!r}; choose from {', '.join(FUNCTIONS)}")
-    side = None if side is None else _checked_side(side)
+    side = at_least_1("the side of squares", side)
     steps = _checked_steps(n_steps, side)
     images, baselines = _checked_images(images, baselines)
     _check_network(model, images, precision, engine)
@@ -130,6 +129,8 @@ def integrated_gradients(
             model = prepare(model, images, precision=precision, engine=engine)
         if model.answer is not None:
             check_classifier(model.answer, of=of)
+            if classes is not None and len(images):
+                _check_classes(classes, n_classes=model.answer.outputs.shape[1])
         study = _Study(model, images, baselines, classes, of, batch_size)
         return study.attribution(rule, steps, side)
 
@@ -144,13 +145,6 @@ def attribute_squares(
     are judged by squares of this side.
     """
     return integrated_gradients(model, images, side=side, **options)
-
-
-def _checked_side(side: Any) -> int:
-    side = integer("the side of squares", side)
-    if side < 1:
-        raise InputError(f"the side of squares must be at least 1, got {side}")
-    return side
 
 
 def _checked_steps(n_steps: Any, side: int | None) -> int | Auto:
@@ -200,6 +194,12 @@ def _check_network(model: Any, images: Tensor, precision: str, engine: str) -> N
         raise InputError("the model is in training mode; call model.eval() first")
 
 
+def _check_classes(classes: Tensor, n_classes: int) -> None:
+    least, most = int(classes.min()), int(classes.max())
+    if least < 0 or most >= n_classes:
+        raise InputError(f"targets {least} … {most} do not fit a model of {n_classes} classes")
+
+
 def checked_rule(rule: str, n_steps: int, *, refined: bool = False) -> Rule:
     """Return (positions, weights) of a rule, one that can be `refined`, or raise InputError."""
     n_steps = integer("n_steps", n_steps)
@@ -211,30 +211,24 @@ def checked_rule(rule: str, n_steps: int, *, refined: bool = False) -> Rule:
         raise InputError(str(error)) from None
 
 
+@dataclass
 class _Study:
     """One call of `integrated_gradients`: its images, and what is known of them so far."""
 
-    def __init__(
-        self,
-        network: Network,
-        images: Tensor,
-        baselines: Tensor,
-        target: Tensor | None,
-        of: str,
-        batch_size: int | None,
-    ) -> None:
-        self._network, self._images, self._baselines = network, images, baselines
-        self._of, self._batch_size = of, batch_size
-        shape, device = (len(images),), images.device
-        self._given, self._checked = target is not None, False
+    network: Network
+    images: Tensor
+    baselines: Tensor
+    target: Tensor | None
+    of: str
+    batch_size: int | None
+
+    def __post_init__(self) -> None:
+        shape, device = (len(self.images),), self.images.device
         # −1 until the network has seen the image itself, which comes first on its path.
-        self._classes = (
-            torch.full(shape, -1, device=device)
-            if target is None
-            else target.to(device, torch.int64).expand(shape).clone()
-        )
-        self._predicted = torch.full(shape, -1, device=device)
-        single = torch.promote_types(images.dtype, torch.float32)
+        self._classes = self._predicted = torch.full(shape, -1, device=device)
+        if self.target is not None:
+            self._classes = self.target.to(device, torch.int64).expand(shape)
+        single = torch.promote_types(self.images.dtype, torch.float32)
         self._output = torch.zeros(shape, dtype=single, device=device)
         self._at_baseline = torch.zeros_like(self._output)  # of the baseline under way
 
@@ -247,7 +241,7 @@ class _Study:
             found = self._until_settled(rule, n_steps)
         else:
             points = _with_ends(checked_rule(rule, n_steps))
-            if side is not None and len(self._baselines) == 1:
+            if side is not None and len(self.baselines) == 1:
                 parts = self._of_squares(points, side)
                 return self._answer(parts, self._at_baseline, n_steps, of_squares=True)
             found = self._answer(*self._of_pixels(points), n_steps)
@@ -259,23 +253,23 @@ class _Study:
         self, values: Tensor, baseline_output: Tensor, n_steps: int, of_squares: bool = False
     ) -> Attribution:
         steps = torch.full_like(self._predicted, n_steps)
-        known = self._predicted, self._classes, self._output
+        known = self._predicted, self._classes.clone(), self._output
         return Attribution(values, *known, baseline_output, steps, of_squares)
 
     def _of_pixels(self, rule: Rule) -> tuple[Tensor, Tensor]:
         """(φ, f at the baseline), averaged over the baselines."""
-        values, baseline_output = torch.zeros_like(self._images), torch.zeros_like(self._output)
-        for baseline in self._baselines:
-            of_one = torch.empty_like(self._images)
+        values, baseline_output = torch.zeros_like(self.images), torch.zeros_like(self._output)
+        for baseline in self.baselines:
+            of_one = torch.empty_like(self.images)
             for i, slope in enumerate(self._slopes(baseline, rule)):
-                of_one[i] = (self._images[i] - baseline[i]) * slope[0]
-            values += of_one / len(self._baselines)
-            baseline_output += self._at_baseline / len(self._baselines)
+                of_one[i] = (self.images[i] - baseline[i]) * slope[0]
+            values += of_one / len(self.baselines)
+            baseline_output += self._at_baseline / len(self.baselines)
         return values, baseline_output
 
     def _of_squares(self, rule: Rule, side: int) -> Tensor:
         """The parts of the squares from the one baseline."""
-        images, (baseline,) = self._images, self._baselines
+        images, (baseline,) = self.images, self.baselines
         height, width = images.shape[2:]
         parts = self._output.new_empty((len(images), 2, *grid(height, width, side)))
         for i, slope in enumerate(self._slopes(baseline, rule)):
@@ -284,27 +278,25 @@ class _Study:
         return parts
 
     def _slopes(self, baseline: Tensor, rule: Rule) -> Iterator[Tensor]:
-        on_path = self._network, self._images, baseline, self._pick, rule
-        return path_gradients(*on_path, batch_size=self._batch_size)
+        on_path = self.network, self.images, baseline, self._pick, rule
+        return path_gradients(*on_path, batch_size=self.batch_size)
 
     def _until_settled(self, rule: str, auto: Auto) -> Attribution:
         """As many steps as `auto` asks for, image by image."""
         points = _with_ends(checked_rule(rule, auto.first, refined=True))
         found = self._answer(*self._of_pixels(points), auto.first)
-        open_images = torch.arange(len(self._images))
+        open_images = torch.arange(len(self.images))
         while len(open_images):
             n_steps = int(found.n_steps[open_images[0]])
             positions, weights, doubled = quadrature.between(rule, n_steps)
             if doubled > auto.most:
                 break
             before = found.values[open_images]
-            part = _Study(
-                self._network,
-                self._images[open_images],
-                self._baselines[:, open_images],
-                self._classes[open_images],
-                self._of,
-                self._batch_size,
+            part = replace(
+                self,
+                images=self.images[open_images],
+                baselines=self.baselines[:, open_images],
+                target=self._classes[open_images],
             )
             try:
                 between, _ = part._of_pixels((positions, weights))
@@ -321,31 +313,15 @@ class _Study:
 
     def _pick(self, logits: Tensor, owners: list[int], alphas: list[float]) -> Tensor:
         check_scores(logits, len(owners))
-        device = logits.device
-        rows = on_device(owners, device)
-        at_image = [row for row, alpha in enumerate(alphas) if alpha == 1]
-        if at_image:
-            of_image = on_device(at_image, device)
-            self._predicted[rows[of_image]] = logits[of_image].detach().argmax(dim=1)
-            if not self._given:
-                self._classes = self._predicted.clone()
-            elif not self._checked and (
-                int(self._classes.min()) < 0 or int(self._classes.max()) >= logits.shape[1]
-            ):
-                raise InputError(
-                    f"targets {int(self._classes.min())} … {int(self._classes.max())} do not fit "
-                    f"a model of {logits.shape[1]} classes"
-                )
-            self._checked = True
-        scores = FUNCTIONS[self._of](logits)
+        rows = on_device(owners, logits.device)
+        ends = [[i for i, alpha in enumerate(alphas) if alpha == end] for end in (1, 0)]
+        image, baseline = (on_device(at, rows.device, rows.dtype) for at in ends)
+        self._predicted[rows[image]] = logits[image].detach().argmax(dim=1)
+        scores = FUNCTIONS[self.of](logits)
         picked = scores.gather(1, self._classes[rows].unsqueeze(1)).squeeze(1)
         value = picked.detach().to(self._output.dtype)
-        if at_image:
-            self._output[rows[of_image]] = value[of_image]
-        at_baseline = [row for row, alpha in enumerate(alphas) if alpha == 0]
-        if at_baseline:
-            of_baseline = on_device(at_baseline, device)
-            self._at_baseline[rows[of_baseline]] = value[of_baseline]
+        self._output[rows[image]] = value[image]
+        self._at_baseline[rows[baseline]] = value[baseline]
         return picked
 
 

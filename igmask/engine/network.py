@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from types import FunctionType
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
+from torch.overrides import TorchFunctionMode, resolve_name
 
 from igmask.engine import stem
-from igmask.engine.gradients import all_finite, input_gradients, node_of
+from igmask.errors import InputError
 from igmask.inputs import contract
 from igmask.kernels import has_kernel
 from igmask.tracing import running
@@ -68,10 +69,8 @@ class Network:
         self._alone = threading.Lock()
         self.dtype = PRECISIONS.get(precision or "")
         trunk: Any = self.split.trunk
-        if self.dtype is not None:
-            trunk = copy.deepcopy(trunk).to(self.dtype)
-        self._trunk: Any = trunk
-        self._run = ENGINES[engine](trunk)
+        self._trunk = trunk if self.dtype is None else copy.deepcopy(trunk).to(self.dtype)
+        self._run = ENGINES[engine](self._trunk)
         self._bytes: int | None = None
 
     def stem(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -167,6 +166,68 @@ class Network:
             yield
 
 
+def input_gradients(f: Callable[..., Tensor], points: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the gradient of the sum of f(*points) by each of them; zero where f leaves one out.
+
+    f may change its arguments in place.
+
+    raises InputError if f does not depend on the points differentiably, saying what cuts it
+    """
+    with torch.enable_grad():
+        nodes = tuple(map(node_of, points))
+        edges = [get_gradient_edge(node) for node in nodes]
+        outputs = f(*nodes)
+        slopes: tuple[Tensor | None, ...] = (None,) * len(points)
+        if outputs.requires_grad:
+            slopes = torch.autograd.grad(outputs.sum(), edges, allow_unused=True)
+    if all(slope is None for slope in slopes):
+        raise InputError(
+            f"the model's output has no gradient with respect to its input: {_what_cuts(f, points)}"
+        )
+    return tuple(
+        torch.zeros_like(point) if slope is None else slope
+        for point, slope in zip(points, slopes, strict=True)
+    )
+
+
+def node_of(point: Tensor) -> Tensor:
+    """Return the point as a node of autograd that is no leaf, so that it may change in place."""
+    return point.add_(torch.zeros((), dtype=point.dtype, device=point.device, requires_grad=True))
+
+
+def _what_cuts(f: Callable[..., Tensor], points: tuple[Tensor, ...]) -> str:
+    cuts: list[str] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            asked = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+            result = function(*args, **(kwargs or {}))
+            if asked and isinstance(result, Tensor) and not result.requires_grad:
+                under = "" if torch.is_grad_enabled() else " under no_grad()"
+                cuts.append(f"{resolve_name(function) or function}{under}")
+            return result
+
+    with torch.enable_grad():
+        nodes = tuple(node_of(point.detach().clone()) for point in points)
+        with Watch():
+            f(*nodes)
+    names = ", ".join(dict.fromkeys(cuts))
+    return f"it is cut by {names}" if names else "the output does not depend on it"
+
+
+def ordinary(x: Tensor) -> Tensor:
+    """Return the tensor, detached; a copy if it is one of torch.inference_mode."""
+    with torch.inference_mode(False):
+        return x.clone() if x.is_inference() else x.detach()
+
+
+def all_finite(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether no number of the tensors is NaN or infinite."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
 def _layout(example: Tensor, precision: str | None) -> torch.memory_format | None:
     """How convolutions' weights are to lie, by what was measured faster; None: as they are.
 
@@ -185,9 +246,8 @@ def _compiled(trunk: Callable[..., Tensor]) -> Callable[..., Tensor]:
     run = _leaving_points(trunk)
     # torch.compile gives up on code that it has compiled eight times: each network has its own.
     code = run.__code__.replace(co_name=f"trunk_{next(_numbers)}")
-    return torch.compile(
-        FunctionType(code, run.__globals__, closure=run.__closure__), dynamic=False
-    )
+    named = FunctionType(code, run.__globals__, closure=run.__closure__)
+    return torch.compile(named, dynamic=False)
 
 
 _numbers = count()
@@ -210,13 +270,9 @@ class _Graphed:
         return self._recordings[key](*points)
 
 
-def _leaving_points(trunk: Callable[..., Tensor]) -> FunctionType:
+def _leaving_points(trunk: Callable[..., Tensor]) -> Any:
     """The trunk, which may work in place, on copies of its points."""
-
-    def run(*points: Tensor) -> Tensor:
-        return trunk(*(point.clone() for point in points))
-
-    return cast(FunctionType, run)
+    return lambda *points: trunk(*(point.clone() for point in points))
 
 
 # name → how what is behind the stem runs

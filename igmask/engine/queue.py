@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igmask.engine.gradients import all_finite
-from igmask.engine.network import Network
+from igmask.engine.network import Network, all_finite
 from igmask.errors import InputError, integer
 from igmask.kernels import (
     accumulate_,
     accumulate_pooled_,
+    empty_as,
     memory_format_of,
     on_device,
     path_points,
     pooled_points,
     spans_of,
+    wide,
 )
 
 # Of the outputs of a batch, with the image and the α of each of its rows, what is attributed: (B,).
@@ -100,19 +101,15 @@ def batches(
         slopes: Tensors | None = None
         try:
             slopes = gradients(pairs)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error) or size == 1:
+        except RuntimeError as error:  # on a CPU of no kind of its own
+            out = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+            if not out or size == 1:
                 raise
         if slopes is None:  # out of the block, whose traceback holds on to the batch
             size = halved(size)
-            continue
-        yield pairs, slopes
-        start += n_live
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, on a GPU or here."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        else:
+            yield pairs, slopes
+            start += n_live
 
 
 def halved(size: int) -> int:
@@ -122,11 +119,11 @@ def halved(size: int) -> int:
     return size // 2
 
 
-def checked_size(batch_size: int | None) -> int | None:
-    """Return how many pairs a batch was asked to have, None if it was not; or raise InputError."""
-    size = None if batch_size is None else integer("the batch size", batch_size)
+def at_least_1(what: str, value: Any) -> int | None:
+    """Return a size, or None as it is; raise InputError if it is no integer of at least 1."""
+    size = None if value is None else integer(what, value)
     if size is not None and size < 1:
-        raise InputError(f"the batch size must be at least 1, got {size}")
+        raise InputError(f"{what} must be at least 1, got {size}")
     return size
 
 
@@ -148,7 +145,7 @@ def path_gradients(
     batch_size:        None: from the free memory
     raises             NotFinite; on a GPU, behind the last image
     """
-    size, n_steps = checked_size(batch_size), len(rule[0])
+    size, n_steps = at_least_1("the batch size", batch_size), len(rule[0])
     if not (n_pairs := len(images) * n_steps):
         return
     size = size or network.batch_size(images)
@@ -217,12 +214,11 @@ class _Paths:
             starts = self._network.stem(self._baselines[image : image + 1])
             ends = self._network.stem(self._images[image : image + 1])
             if not self._ends:
-                wide = [torch.promote_types(u.dtype, torch.float32) for u in ends]
                 # Together: memory may run out between them.
                 self._starts, self._ends, self._totals = (
                     tuple(map(self._slots, starts)),
                     tuple(map(self._slots, ends)),
-                    tuple(map(self._slots, ends, wide)),
+                    tuple(map(self._slots, ends, map(wide, ends))),
                 )
             slot = image % self._n_slots
             for kept, u in zip(self._starts + self._ends, starts + ends, strict=True):
@@ -232,12 +228,7 @@ class _Paths:
             self._n_open = image + 1
 
     def _slots(self, u: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.empty(
-            (self._n_slots, *u.shape[1:]),
-            dtype=dtype or u.dtype,
-            device=u.device,
-            memory_format=memory_format_of(u),
-        )
+        return empty_as(u, (self._n_slots, *u.shape[1:]), dtype or u.dtype)
 
     def add(self, slopes: Tensors, weights: list[float]) -> None:
         """Add the gradients of the last batch to their images' sums."""

@@ -89,9 +89,7 @@ def by_place(
             with alone:
                 image = open_image(record.position)
                 if not isinstance(image, Image.Image):
-                    advice = (
-                        "; PIL.Image.fromarray makes one" if hasattr(image, "__array__") else ""
-                    )
+                    advice = "; PIL.Image.fromarray makes one" * hasattr(image, "__array__")
                     said = f"the dataset gives {type(image).__name__}, not an image{advice}"
                     raise InputError(said)
                 if _shares_a_file(image):

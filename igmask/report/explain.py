@@ -13,7 +13,7 @@ from torch import Tensor
 
 from igmask.devices import pick_device
 from igmask.engine.ig import Attribution, checked_rule, integrated_gradients
-from igmask.errors import InputError
+from igmask.errors import InputError, refusing
 from igmask.inputs import baselines, models
 from igmask.inputs.classes import (
     class_name,
@@ -109,12 +109,8 @@ def explain(
 
 def _read(path: Path, model: Model) -> np.ndarray:
     """The image file in the network's geometry, (size, size, 3) uint8."""
-    try:
+    with refusing(InputError, says=lambda e: str(e) if str(path) in str(e) else f"{path}: {e}"):
         return fit(read_rgb(path), model.geometry).copy()
-    except InputError as error:
-        message = str(error)
-        prefix = "" if str(path) in message else f"{path}: "
-        raise InputError(prefix + message) from None
 
 
 def _class_number(target: str, names: list[str], listed: Mapping[str, int]) -> int:

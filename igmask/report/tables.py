@@ -85,23 +85,18 @@ def tables(record_paths: list[Path], *, output: Path) -> None:
 def texts(record_paths: list[Path]) -> dict[str, str]:
     """Return {name: text} of the files that `tables` writes."""
     results = collect(record_paths)
-    accuracy = results.accuracy
-    found = {"accuracy.csv": _csv(accuracy)}
-    middle = _nearest(accuracy["p"].dropna().unique(), 50)
-    of_number = {
-        "Table 1. Top-1 accuracy in %, keeping the squares with the top p % of the attribution": (
-            accuracy[accuracy["mode"].isin(["original", "keep"])]
-        ),
-        "Table 2. Top-1 accuracy in %, dropping the squares with the top p % of the attribution": (
-            accuracy[accuracy["mode"].isin(["original", "drop"])]
-        ),
-        f"Table 3. Top-1 accuracy in %, keep {middle} beside drop {middle}": (
-            accuracy[accuracy["p"] == middle]
-        ),
+    accuracy, mode = results.accuracy, results.accuracy["mode"]
+    found = {"accuracy.csv": accuracy.round(4).to_csv(index=False)}
+    ps, squares = accuracy["p"].dropna().unique(), "the squares with the top p % of the attribution"
+    middle = min(ps, key=lambda text: abs(float(text) - 50), default="")
+    shown = {
+        f"keeping {squares}": accuracy[mode.isin(["original", "keep"])],
+        f"dropping {squares}": accuracy[mode.isin(["original", "drop"])],
+        f"keep {middle} beside drop {middle}": accuracy[accuracy["p"] == middle],
     }
-    for number, (title, rows) in enumerate(of_number.items(), start=1):
-        wide = widen(rows)
-        rendered = render(wide, title=title, notes=results.notes)
+    for number, (says, rows) in enumerate(shown.items(), start=1):
+        title = f"Table {number}. Top-1 accuracy in %, {says}"
+        rendered = render(widen(rows), title=title, notes=results.notes)
         found |= {f"table{number}.{kind}": text for kind, text in rendered.items()}
     return found
 
@@ -147,10 +142,6 @@ def render(wide: pd.DataFrame, *, title: str, notes: list[str]) -> dict[str, str
         "tex": f"\\begin{{table}}\n\\centering\n\\caption{{{_latex(title)}}}\n"
         f"{latex}{latex_notes}\n\\end{{table}}\n",
     }
-
-
-def _csv(accuracy: pd.DataFrame) -> str:
-    return accuracy.round(4).to_csv(index=False)
 
 
 def _row(mask: str, records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str, Any]:
@@ -240,24 +231,19 @@ def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[s
         f"mean over the images; {controls}its share: of all predictions, in %; entropy: of the "
         "predicted classes, in bits, 0 if all are the same; n: images"
     ]
-    for name, found in made_by.items():
-        if luck := found.get("by_luck"):
-            notes.append(f"{name} {luck[1]}")
+    notes += [f"{name} {of['by_luck'][1]}" for name, of in made_by.items() if of.get("by_luck")]
     if accuracy["published_top1"].notna().any():
         notes.append(CITATION)
-    notes += [
-        f"{name}: {_said(found)}" for name, found in made_by.items() if "attribution" in found
-    ]
+    notes += [f"{name}: {_said(of)}" for name, of in made_by.items() if "attribution" in of]
     blanks = accuracy.dropna(subset="blank_predicted").drop_duplicates(["model", "fill"])
     for row in blanks.itertuples():
         notes.append(
             f"{row.model} predicts {row.blank_predicted} of an image all masked, fill {row.fill}, "
             f"with a probability of {row.blank_probability:.1f} %"
         )
-    for name, found in made_by.items():
-        if note := unnamed_classes(found, found["n_classes"]):
-            notes.append(f"{name} {note}")
-    skipped = {name: reason for found in made_by.values() for name, reason in found["skipped"]}
+    unnamed = {name: unnamed_classes(of, of["n_classes"]) for name, of in made_by.items()}
+    notes += [f"{name} {note}" for name, note in unnamed.items() if note]
+    skipped = {name: reason for of in made_by.values() for name, reason in of["skipped"]}
     if skipped:
         listed = "; ".join(f"{name} ({reason})" for name, reason in sorted(skipped.items()))
         notes.append(f"{len(skipped)} images were skipped: {listed}")
@@ -286,10 +272,6 @@ def _said(made_by: dict[str, Any]) -> str:
         + f" ({left_out} images without a change of f left out)"
         * (left_out > 0)
     )
-
-
-def _nearest(percents: Iterable[str], p: float) -> str:
-    return min(percents, key=lambda text: abs(float(text) - p), default="")
 
 
 def _latex(text: str) -> str:

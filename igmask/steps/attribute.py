@@ -29,7 +29,6 @@ from igmask.study.recipes import Attribute, stamp
 # Images attributed together: enough that their steps fill batches, few enough to stay in memory.
 GROUP = 16
 
-
 # What the records say of an image, besides what those of the images say; names as of `Attribution`.
 _COLUMNS = {
     "predicted": "int64",
@@ -128,12 +127,7 @@ def arguments(recipe: Attribute, pixels: Tensor, labels: Any, positions: Any) ->
     asked = recipe.attribution
     n_steps: int | Auto | str = asked.n_steps
     if n_steps == "auto":
-        n_steps = Auto(
-            completeness=asked.tolerance,
-            agreement=asked.agreement,
-            most=asked.most_steps,
-            side=recipe.side,
-        )
+        n_steps = Auto(asked.tolerance, asked.agreement, most=asked.most_steps, side=recipe.side)
     of_label = torch.tensor(np.asarray(labels), device=pixels.device)
     return {
         "baselines": baselines.make(

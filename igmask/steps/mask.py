@@ -2,10 +2,8 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from igmask import arrays
 from igmask.errors import InputError, refuse
@@ -48,22 +46,17 @@ def mask(score_paths: list[Path], folder: Path, recipe: Mask) -> None:
                 writers[i].append(pack(chosen))
                 counts[i, chunk.rows] = chosen.sum(axis=(1, 2))
     error = records["relative_completeness"]
+    spread = error.agg(["mean", "median", "max"]).to_dict()  # for the notes under the tables
+    spread["n_without_change"] = int(error.isna().sum())
     made_by = shards.settings | stamp("mask", shards.settings)
     made_by |= {
         "read": {"scores": arrays.digest(records)},
         "grid": list(grid),
         "by": recipe.by,
         "score": recipe.score,
-        "completeness": None if error.isna().all() else _spread(error),
+        "completeness": spread if error.notna().any() else None,
     }
     kept = records[["name", "label", "position", "predicted"]]
     for p, output, bits, n_selected in zip(recipe.p, outputs, writers, counts, strict=True):
         own = kept.assign(n_selected=n_selected, crc32=bits.checksums)
         arrays.write_records(arrays.records_of(output), own, made_by | {"p": p})
-
-
-def _spread(error: pd.Series) -> dict[str, Any]:
-    """Relative errors of completeness, as the notes under the tables have them."""
-    n_without_change = int(error.isna().sum())
-    of = {"mean": error.mean(), "median": error.median(), "max": error.max()}
-    return of | {"n_without_change": n_without_change}

@@ -44,11 +44,10 @@ def fit(
     raises ValueError, if there is not one label an image and at least one batch;
            FloatingPointError, if the loss is no longer finite
     """
-    n_images, n_labels = len(images), len(labels)
-    if n_images != n_labels or n_images < batch_size:
+    if len(images) != len(labels) or len(images) < batch_size:
         raise ValueError(
             f"train: expected one label an image and at least one batch of {batch_size}, "
-            f"got {n_images} images and {n_labels} labels"
+            f"got {len(images)} images and {len(labels)} labels"
         )
     device = next(model.parameters()).device
     # Rows of RGB pixels are what channels-last means: the batches have that layout without a copy.
@@ -56,8 +55,7 @@ def fit(
     classes = torch.from_numpy(np.asarray(labels, dtype=np.int64))
     n_batches = len(images) // batch_size
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
-    n_steps = epochs * n_batches
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, n_steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, epochs * n_batches)
     chance = torch.Generator().manual_seed(seed)
 
     model.train()

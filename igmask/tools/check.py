@@ -196,12 +196,9 @@ def baseline(study: Study, geometry: Geometry) -> Iterator[Finding]:
 
 def weights(name: str, model: Model) -> Finding:
     """Whether the weights of a model are at hand, or can be fetched, and how large they are."""
-    if model.train is not None:
-        return Finding(name, "weights: trained by the study")
-    if model.weights_kind == "none":
-        return Finding(name, "weights: random, as is meant")
-    if model.weights_kind == "unsaid":
-        return Finding(name, "weights: those that its callable gives it")
+    none = {"none": "random, as is meant", "unsaid": "those that its callable gives it"}
+    if says := "trained by the study" if model.train else none.get(model.weights_kind):
+        return Finding(name, f"weights: {says}")
     path, url = weights_place(model)
     if path.is_file():
         return Finding(name, f"weights: {path}, {_size(path.stat().st_size)}")

@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,7 @@ def attribute_loader(
     made_by = _made_by(model, target, n_steps, options)
     device = device_of(model)
     paths = []
-    try:
-        total = len(loader) if isinstance(loader, Sized) else None
-    except TypeError:  # a DataLoader of a stream has a length, but does not know it
-        total = None
+    total = length_hint(loader) or None  # a DataLoader of a stream has `len`, and does not know it
     for i, batch in enumerate(progress(loader, total=total, unit="batches", label="attribute")):
         images, labels = _images_and_labels(batch, f"batch {i}", target)
         if target == "label" and labels is None:
@@ -83,7 +81,11 @@ def _made_by(
 ) -> dict[str, Any]:
     steps = dataclasses.asdict(n_steps) if isinstance(n_steps, Auto) else n_steps
     # What changes no result may differ from run to run.
-    kept = {key: _plain(x) for key, x in options.items() if key not in ("batch_size", "engine")}
+    kept = {
+        key: _digest(value) if isinstance(value, Tensor) else value
+        for key, value in options.items()
+        if key not in ("batch_size", "engine")
+    }
     own = {"target": target, "n_steps": steps, "model": _digest(_said(model), *_values(model))}
     return stamp("attribute") | own | kept
 
@@ -166,10 +168,6 @@ def _values(model: nn.Module) -> list[Tensor]:
         ]
         values += [node.t("value") for node in known if node.kindOf("value") == "t"]
     return values
-
-
-def _plain(value: Any) -> Any:
-    return _digest(value) if isinstance(value, Tensor) else value
 
 
 def _digest(*values: Tensor | str) -> str:

@@ -9,8 +9,7 @@ import torch
 
 from igmask.bench import attributions as bench
 from igmask.bench import run as bench_run
-from igmask.bench import worker as bench_worker
-from igmask.bench.attributions_page import summary, to_markdown, write
+from igmask.bench.attributions import summary, to_markdown, write
 from igmask.bench.contestants import CONTESTANTS, FOUR, ON_A_GPU, Contestant, Setting, build
 from igmask.engine.ig import integrated_gradients
 from igmask.engine.ready import prepare
@@ -134,19 +133,19 @@ def test_on_a_gpu_contestants_answer_from_this_process_and_give_its_memory_back(
                 raise ValueError("too many")
             return n_images
 
-    monkeypatch.setattr(bench_worker, "Run", Run)
+    monkeypatch.setattr(bench_run, "Run", Run)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
     setting = Setting("resnet20", 2, 4, "cuda", 1)
-    with bench_worker.worker(setting, Contestant("", "igmask")) as ask:
+    with bench_run.worker(setting, Contestant("", "igmask")) as ask:
         assert ask("run", 2) == 2
-        with pytest.raises(bench_worker.Failed, match="ValueError: too many"):
+        with pytest.raises(bench_run.Failed, match="ValueError: too many"):
             ask("run", 3)
         assert not emptied
     assert emptied
     message = "OutOfMemoryError: for its network"
     with (
-        bench_worker.worker(setting, Contestant("broken", "igmask")) as ask,
-        pytest.raises(bench_worker.Failed, match=message),
+        bench_run.worker(setting, Contestant("broken", "igmask")) as ask,
+        pytest.raises(bench_run.Failed, match=message),
     ):
         ask("run", 2)
 
@@ -158,7 +157,7 @@ def test_on_a_gpu_every_precision_has_its_captum_and_one_works_at_a_time(monkeyp
     def worker(_, contestant):
         def ask(question, *_):
             if question == "run" and contestant.name == "captum fp16":
-                raise bench_worker.Failed("FloatingPointError: NaN or infinite attributions")
+                raise bench_run.Failed("FloatingPointError: NaN or infinite attributions")
             found = {"seconds": 1, "n_pairs": 100, "peak_bytes": 2**30, "values": values}
             answers = {"tune": 16, "run": found | {"relative_completeness": 0.1}, "memory": 2**20}
             return answers.get(question)

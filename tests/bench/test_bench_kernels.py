@@ -8,8 +8,7 @@ from click.testing import CliRunner
 
 from igmask.bench import cases as bench_cases
 from igmask.bench.cases import KERNELS
-from igmask.bench.kernels import measure
-from igmask.bench.kernels_page import to_markdown, write
+from igmask.bench.kernels import measure, to_markdown, write
 from igmask.cli import app
 from igmask.errors import InputError
 

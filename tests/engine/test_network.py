@@ -20,9 +20,8 @@ from torchvision.ops import StochasticDepth
 import igmask
 from igmask.engine import network as network_module
 from igmask.engine import ready
-from igmask.engine.gradients import input_gradients
 from igmask.engine.ig import NotFinite, integrated_gradients
-from igmask.engine.network import Network
+from igmask.engine.network import Network, input_gradients
 from igmask.engine.ready import prepare
 from igmask.errors import InputError
 
