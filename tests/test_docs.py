@@ -166,11 +166,13 @@ def test_the_map_names_every_module_once_and_no_other():
     assert sorted(described(block)) == expected
 
 
-def test_links_lead_somewhere():
-    for page in [path for path in PAGES if path.endswith(".md")]:
-        page = ROOT / page
-        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+def test_links_and_paths_lead_somewhere():
+    for page in (ROOT / path for path in PAGES if path.endswith(".md")):
+        text = page.read_text("utf-8")
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
             assert "://" in link or (page.parent / link).exists(), f"{page}: {link}"
+        for path in re.findall(r"\b(?:igmask|kernels|tests|benchmarks)/[\w/]+\.(?:py|sh)\b", text):
+            assert (ROOT / path).exists(), f"{page}: {path}"
 
 
 @pytest.fixture
@@ -189,14 +191,13 @@ def own(tmp_path, monkeypatch):
     pd.DataFrame(rows).to_parquet("photos.parquet")
     arguments = {"depth": 8, "num_classes": 2}
     network = {"source": "igmask.zoo:cifar_resnet", "arguments": arguments, "size": 32}
-    settings = {"models": {"one": network | {"weights": "none"}}}
-    for text in blocks("README.md", "yaml") + blocks("docs/extending.md", "yaml"):
-        for group, keys in yaml.safe_load(text).items():
-            of_group = settings.setdefault(group, {})
-            for key, value in keys.items():
-                named = isinstance(value, list) and of_group.get(key, [])
-                of_group[key] = list(dict.fromkeys([*named, *value])) if named else value
-    settings["attribution"]["n_steps"], settings["selection"] = 2, {"p": [50]}
+    settings, shown = (
+        yaml.safe_load(blocks(page, "yaml")[0]) for page in ("docs/extending.md", "README.md")
+    )
+    for kind, names in shown["masking"].items():
+        settings["masking"][kind] = list(dict.fromkeys(settings["masking"][kind] + names))
+    settings["attribution"]["n_steps"] = 2
+    settings |= {"models": {"one": network | {"weights": "none"}}, "selection": {"p": [50]}}
     yield settings
     sys.modules.pop("mine", None)
 
@@ -208,15 +209,15 @@ def test_functions_that_the_docs_show_go_through_a_study(method, own, monkeypatc
     monkeypatch.setitem(METRICS, "margin", namespace["margin"])
     own["attribution"]["method"] = method
     flow, one = Workflow(own), SimpleNamespace(model="one", geometry="32", shard="1-of-1")
-    listed, records = Path(flow.folder, "index.parquet"), Path(flow.records_folder(one))
-    [images], [scores] = (list(map(Path, paths(one))) for paths in (flow.images, flow.scores))
+    listed, paths = Path(flow.folder, "index.parquet"), (flow.images, flow.scores, flow.masks)
+    [images], [scores], masks = (list(map(Path, of(one))) for of in paths)
+    records = list(map(Path, flow.records(one)))
     index.index(listed, flow.index(one))
     prepare.prepare(listed, images, flow.prepare(one))
     attribute.attribute(images, scores, flow.attribute(one))
-    masks = list(map(Path, flow.masks(one)))
     mask.mask([scores], masks[0].parent, flow.mask(one))
-    evaluate.evaluate([images], records, flow.evaluate(one), masks=masks)
-    accuracy = collect(map(Path, flow.records(one))).accuracy
+    evaluate.evaluate([images], records[0].parent, flow.evaluate(one), masks=masks)
+    accuracy = collect(records).accuracy
     assert set(accuracy["fill"].dropna()) == {"black", "mine:grey", "mine:blurred"}
     controls = {"random", "mine:shifted", "mine:mirrored"}
     assert set(accuracy["mask"]) == {"none", "selection", *controls}
