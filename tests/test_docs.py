@@ -3,9 +3,12 @@
 import re
 import shlex
 import shutil
+<<<<<<< HEAD
 import subprocess
 import sys
 from io import BytesIO
+=======
+>>>>>>> wt-tests
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +16,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+<<<<<<< HEAD
 from PIL import Image
 from running import ROOT, environment
+=======
+from running import ROOT, run
+>>>>>>> wt-tests
 
 from igmask import cli
 from igmask.plan import Workflow
@@ -55,14 +62,12 @@ def commands(program):
 
 def resources(folder, *arguments):
     """Return {rule: {resource: value}} of a dry run; --executor dryrun needs no Slurm."""
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--nocolor", *map(str, arguments)]
-    if "--executor" not in command and any("slurm" in word for word in command):
-        command += ["--executor", "dryrun"]
-    if "-s" not in command:
-        command += ["-s", str(ROOT / "Snakefile")]
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env=environment(), check=False
-    )
+    words = ["--dry-run", "--nocolor", *map(str, arguments)]
+    if "--executor" not in words and any("slurm" in word for word in words):
+        words += ["--executor", "dryrun"]
+    if "-s" not in words:
+        words += ["-s", str(ROOT / "Snakefile")]
+    done = run(folder, words)
     assert done.returncode == 0, done.stdout + done.stderr
     pattern = r"^rule (\w+):\n(?:    .*\n)*?    resources: (.*)"
     rules = re.findall(pattern, done.stdout + done.stderr, re.MULTILINE)
