@@ -3,12 +3,8 @@
 import re
 import shlex
 import shutil
-<<<<<<< HEAD
-import subprocess
 import sys
 from io import BytesIO
-=======
->>>>>>> wt-tests
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,12 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-<<<<<<< HEAD
 from PIL import Image
-from running import ROOT, environment
-=======
 from running import ROOT, run
->>>>>>> wt-tests
 
 from igmask import cli
 from igmask.plan import Workflow
