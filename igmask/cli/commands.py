@@ -75,9 +75,9 @@ def check(configfile: Path | None, trial: bool) -> None:
         click.echo(str(finding))
         levels.append(finding.level)
     n_errors, n_warnings = levels.count("error"), levels.count("warning")
-    to_heed = f"{n_warnings} warning{'s' * (n_warnings > 1)} to heed: {file}"
-    well = to_heed if n_warnings else f"all is well: {file}"
-    click.echo(f"\n{n_errors} to mend: {file}" if n_errors else f"\n{well}")
+    to_heed = f"{n_warnings} warning{'s' * (n_warnings > 1)} to heed" * (n_warnings > 0)
+    to_mend = f"{n_errors} to mend" * (n_errors > 0)
+    click.echo(f"\n{to_mend or to_heed or 'all is well'}: {file}")
     sys.exit(1 if n_errors else 0)
 
 

@@ -252,10 +252,8 @@ def _problem(error: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, float) and not isfinite(value):
-        return "not finite"
     if isinstance(value, float):
-        return "a number with decimals"
+        return "a number with decimals" if isfinite(value) else "not finite"
     kinds = {bool: "a truth value", str: "text", list: "a list", dict: "keys and values"}
     return kinds.get(type(value), "a number")
 

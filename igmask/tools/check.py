@@ -93,11 +93,8 @@ def check(settings: Mapping[str, Any], *, trial: bool = True) -> Iterator[Findin
         yield Finding("configuration", str(error), "error")
         return
     study = flow.study
-    yield Finding(
-        "configuration",
-        f"models: {len(flow.models)}, conditions of each: {len(flow.conditions)}, shards: "
-        f"{study.compute.shards}",
-    )
+    says = f"models: {len(flow.models)}, conditions of each: {len(flow.conditions)}"
+    yield Finding("configuration", f"{says}, shards: {study.compute.shards}")
     for line in config.warnings(study):
         yield Finding("configuration", line, "warning")
     n_expected = 0 if study.dataset.limit else study.dataset.n_expected or 0
