@@ -123,8 +123,10 @@ def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:
 
     raises InputError if the image is smaller than the crop
     """
-    if geometry.resize is not None:
-        image = _resize(image, geometry.resize, geometry.interpolation)
+    shorter = min(image.size)
+    if geometry.resize and geometry.resize != shorter:
+        size = [int(geometry.resize * side / shorter) for side in image.size]
+        image = image.resize(size, INTERPOLATIONS[geometry.interpolation])
     width, height = image.size
     if width < geometry.size or height < geometry.size:
         raise InputError(
@@ -133,14 +135,3 @@ def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:
         )
     left, top = round((width - geometry.size) / 2), round((height - geometry.size) / 2)
     return np.asarray(image.crop((left, top, left + geometry.size, top + geometry.size)))
-
-
-def _resize(image: Image.Image, shorter: int, interpolation: str) -> Image.Image:
-    width, height = image.size
-    if min(width, height) == shorter:
-        return image
-    if width <= height:
-        size = shorter, int(shorter * height / width)
-    else:
-        size = int(shorter * width / height), shorter
-    return image.resize(size, INTERPOLATIONS[interpolation])

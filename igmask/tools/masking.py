@@ -6,7 +6,7 @@ is in them.
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 from numbers import Real
 from pathlib import Path
@@ -201,10 +201,7 @@ def _batch(images: Tensor) -> Tensor:
 def _percentages(p: Any) -> list[float]:
     """One p or several as numbers; how large they may be, `kernels.select` says."""
     plain = p.tolist() if isinstance(p, np.ndarray | Tensor) else p
-    try:
-        ps = [plain] if isinstance(plain, Real | str) else list(plain)
-    except TypeError:  # neither a number nor a list
-        ps = [plain]
+    ps = list(plain) if isinstance(plain, Iterable) and not isinstance(plain, str) else [plain]
     numbers = [one for one in ps if isinstance(one, Real) and not isinstance(one, bool)]
     if not ps or len(numbers) < len(ps) or not all(map(isfinite, numbers)):
         raise InputError(f"p must be a number in (0, 100], or a list of them, got {p!r}")

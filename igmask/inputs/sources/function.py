@@ -14,7 +14,7 @@ function that opens the image at a place 0, 1, … as one of PIL's. A table of J
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,34 +28,27 @@ from igmask.study.settings import Dataset
 _NO_FAULTS = AttributeError, ImportError, KeyError, TypeError  # of an image
 
 
-class Images(NamedTuple):
-    """What a user's function returns."""
-
-    names: list[str]
-    labels: np.ndarray
-    classes: list[str]
-    open_image: Callable[[int], Any]
-
-
 def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
     """Return the columns name, path and label, and the class names, that the function says."""
-    found = _images(dataset)
-    labels, classes = relabelled(found.labels, found.classes, dataset.classes, of=dataset.source)
-    return {"name": found.names, "path": "", "label": labels}, classes
+    names, numbers, known, _ = _images(dataset)
+    labels, classes = relabelled(numbers, known, dataset.classes, of=dataset.source)
+    return {"name": names, "path": "", "label": labels}, classes
 
 
 def opener(dataset: Dataset, *, seed: int) -> Callable[[Any], Image.Image]:
     """Return the function that opens the image of a record by its place."""
-    found = _images(dataset)
+    *_, open_own = _images(dataset)
 
     def open_image(place: int) -> Any:
         with refusing(*_NO_FAULTS, says=lambda error: f"{dataset.source}: {with_kind(error)}"):
-            return found.open_image(place)
+            return open_own(place)
 
     return by_place(open_image, scale=dataset.scale)
 
 
-def _images(dataset: Dataset) -> Images:
+def _images(
+    dataset: Dataset,
+) -> tuple[list[str], np.ndarray, list[str], Callable[[int], Any]]:
     """What the function returns, or InputError that says what is wrong with it."""
     source = dataset.source
     match called(source, dataset):
@@ -78,4 +71,4 @@ def _images(dataset: Dataset) -> Images:
         numbers.append(integer(what, label))
         if known and not 0 <= numbers[-1] < len(known):
             raise InputError(f"{what} is {label}, and the classes are 0 … {len(known) - 1}")
-    return Images(names, np.array(numbers, dtype=np.int64), known, open_image)
+    return names, np.array(numbers, dtype=np.int64), known, open_image

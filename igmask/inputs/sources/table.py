@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from igmask.errors import InputError
+from igmask.errors import InputError, refusing
 from igmask.inputs.classes import class_names, class_numbers, class_of, identifiers
 from igmask.inputs.files import existing, indexed_images, read_text
 from igmask.study.settings import Dataset
@@ -47,20 +47,14 @@ def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
 
 def _fields(table: Path) -> tuple[Sequence[str], list[tuple[str, dict[str, Any]]]]:
     """(header, [(file and line, {column: field})]) of a CSV file, or InputError."""
-    with io.StringIO(read_text(table)) as file:
-        # Strict, since else a quote that nothing closes takes in every line that follows.
-        reader = csv.DictReader(file, strict=True)
-        lines, last = [], 1
-        try:
-            header = reader.fieldnames or []
-            for row in reader:
-                last = reader.line_num
-                lines.append((f"{table}, line {last}", row))
-        except csv.Error as error:
-            raise InputError(
-                f"{table}, after line {last}: a double quote is not closed, or not at the end of "
-                f"its field ({error})"
-            ) from None
+    # Strict, since else a quote that nothing closes takes in every line that follows.
+    reader = csv.DictReader(io.StringIO(read_text(table)), strict=True)
+    lines, last, fault = [], 1, "a double quote is not closed, or not at the end of its field"
+    with refusing(csv.Error, says=lambda error: f"{table}, after line {last}: {fault} ({error})"):
+        header = reader.fieldnames or []
+        for row in reader:
+            last = reader.line_num
+            lines.append((f"{table}, line {last}", row))
     return header, lines
 
 
