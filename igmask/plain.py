@@ -152,7 +152,7 @@ def pixels_of_squares(shape: tuple[int, ...], height: int, width: int, side: int
     return np.outer(heights, widths).ravel()
 
 
-FillFunction = Callable[[np.ndarray, Any], np.ndarray]
+FillFunction = Callable[[Array, Any], Array]
 Fill = str | FillFunction  # a name of FILLS, or a function like those
 
 
@@ -169,9 +169,10 @@ def _mean(images: np.ndarray, mean: Any) -> np.ndarray:
 
 def _image_mean(images: np.ndarray, mean: Any) -> np.ndarray:
     """Each image's own mean colour."""
-    white = 255 if images.dtype == np.uint8 else 1
-    rows = images.sum(axis=1, keepdims=True, dtype=np.float64)  # of bytes exact
-    return rows.sum(axis=2, keepdims=True) / (white * images.shape[1] * images.shape[2])
+    if images.dtype != np.uint8:
+        return images.mean(axis=(1, 2), keepdims=True)  # of tensors, too, which have a derivative
+    rows = images.sum(axis=1, keepdims=True, dtype=np.float64)  # exact
+    return rows.sum(axis=2, keepdims=True) / (255 * images.shape[1] * images.shape[2])
 
 
 # name → of images (N, H, W, C), uint8 or floating point in [0, 1], and the normalisation's mean
@@ -188,22 +189,33 @@ def fill_values(images: np.ndarray, fill: Fill, mean: Any = None) -> np.ndarray:
     """Return what masked pixels become, broadcastable to `images`: see `FILLS`.
 
     images:  (N, H, W, C) uint8, or floating point in [0, 1]
-    fill:    a name of FILLS, or a function like those
+    fill:    a name of FILLS, or a function like those, which is given floating point and a mean
+             that is an array, if there is one, whatever comes here
     mean:    (C,) the normalisation's mean; needed by fill `mean` only
     returns  float32, or float64 if the images are
     raises   InputError for an unknown fill, one that needs the mean, or one of one's own that does
              not give what FILLS do
     """
+    dtype = np.result_type(images, np.float32)
     if not callable(fill):
-        values = _named("fill", fill, FILLS)(images, mean)
-        return np.asarray(values, np.result_type(images, np.float32))
-    values = np.asarray(fill(images, mean), np.result_type(images, np.float32))
-    sizes = zip(values.shape, images.shape, strict=False)
+        return np.asarray(fill_of(fill)(images, mean), dtype)
+    if images.dtype == np.uint8:
+        images = images / np.float32(255)
+    mean = None if mean is None else np.asarray(mean)
+    values = np.ascontiguousarray(fill(images, mean), dtype)
+    name, sizes = getattr(fill, "__name__", fill), zip(values.shape, images.shape, strict=False)
     if values.ndim != 4 or any(n not in (1, size) for n, size in sizes):
-        raise InputError(f"the fill gives {values.shape}, which does not fit images {images.shape}")
+        raise InputError(
+            f"the fill {name} gives {values.shape}, which does not fit images {images.shape}"
+        )
     if not (values.min(initial=0) >= 0 and values.max(initial=1) <= 1):  # NaN included
-        raise InputError("the fill gives values outside [0, 1]")
+        raise InputError(f"the fill {name} gives values outside [0, 1]")
     return values
+
+
+def fill_of(name: str) -> FillFunction:
+    """Return the fill of a name, or raise InputError."""
+    return _named("fill", name, FILLS)
 
 
 def common_fill(fill: Fill, n_channels: int, mean: Any = None) -> np.ndarray | None:

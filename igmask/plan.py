@@ -131,18 +131,14 @@ class Workflow:
             files.append(Path(str(model.weights)))
         return " ".join(_digest(path) for path in files)
 
-    def own(self, step: str) -> list[Path]:
-        """The user's own modules in the working directory that `attribute` or `evaluate` has."""
-        if step == "attribute":
-            return own_code(self.study.attribution.method)
-        return own_code(*self.study.masking.fills, *self.study.masking.controls)
-
     def contents(self, step: str) -> Callable[[Any], str]:
         """Return what gives `model_contents`, and those of what a step has of the user's own."""
 
-        return lambda wildcards: " ".join(
-            filter(None, [self.model_contents(wildcards), *map(_digest, self.own(step))])
-        )
+        def of(wildcards: Any) -> str:
+            own = map(_digest, own_code(*getattr(self, step)(wildcards).own))
+            return " ".join(filter(None, [self.model_contents(wildcards), *own]))
+
+        return of
 
     def baseline_contents(self, wildcards: SimpleNamespace) -> str:
         """Of the baseline, if it is an image file or a function of one's own."""
@@ -178,7 +174,9 @@ class Workflow:
 
     def preflight(self, wildcards: Any) -> recipes.Preflight:
         """Return the recipe of a model's look ahead."""
-        return recipes.Preflight(self.models[wildcards.model], self.study.attribution.baseline)
+        later = (*self.attribute(wildcards).own, *self.evaluate(wildcards).own)
+        own = tuple(filter(is_own, dict.fromkeys(later)))
+        return recipes.Preflight(self.models[wildcards.model], self.study.attribution.baseline, own)
 
     def prepare(self, wildcards: Any) -> recipes.Prepare:
         """Return the recipe of a shard's images in one geometry."""
@@ -204,9 +202,9 @@ class Workflow:
         """Return the recipe of a model's pictures."""
         return recipes.Examples(wildcards.model, n_images=self.study.figures.n_images)
 
-    def _of_network(self, wildcards: Any, step: str | None = None) -> dict[str, list[Path]]:
-        """The files that a model is made of, and what a step has of the user's own."""
-        code = self.models[wildcards.model].code + (self.own(step) if step else [])
+    def _of_network(self, wildcards: Any, own: tuple[str, ...] = ()) -> dict[str, list[Path]]:
+        """The files that a model is made of, and the modules of functions of the user's own."""
+        code = list(dict.fromkeys(self.models[wildcards.model].code + own_code(*own)))
         files = {"weights": [Path(path) for path in self.weights(wildcards)], "code": code}
         return {kind: paths for kind, paths in files.items() if paths}
 
@@ -255,7 +253,7 @@ class Workflow:
         evaluate, original = self.evaluate(one), settings | stamp("evaluate", settings)
         settings |= stamp("attribute", settings) | made_by(self.attribute(one))
         for shard, array, path in zip(self.shards, images, scores, strict=True):
-            read = {"images": [array]} | self._of_network(one, "attribute")
+            read = {"images": [array]} | self._of_network(one, self.attribute(one).own)
             yield Made(path, settings | {"shard": shard}, read)
         settings |= stamp("mask", settings) | made_by(self.mask(one))
         masks_of = dict(zip(self.study.selection.p, map(Path, self.masks(one)), strict=True))
@@ -268,7 +266,7 @@ class Workflow:
             if condition.p is None:
                 yield Made(Path(records), original | said, read | self._of_network(one))
             else:
-                applied = {"masks": [masks_of[condition.p]]} | self._of_network(one, "evaluate")
+                applied = {"masks": [masks_of[condition.p]]} | self._of_network(one, evaluate.own)
                 yield Made(Path(records), settings | said, read | applied)
 
     def _placed_models(self) -> dict[str, Model]:

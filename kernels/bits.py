@@ -20,4 +20,4 @@ def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
     n_bytes = -(-torch.Size(shape).numel() // 8)
     fits = bits.dtype == torch.uint8 and bits.ndim == 2 and bits.shape[1] == n_bytes
     check("unpack", fits, f"uint8 (N, {n_bytes}) for squares {shape}", bits)
-    return plain.unpack(bits, shape, arange=partial(torch.arange, device=bits.device))
+    return plain.unpack(bits, shape, arange=partial(torch.arange, device=bits.device)).contiguous()

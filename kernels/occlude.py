@@ -20,18 +20,19 @@ def to_pixels(mask: Tensor, height: int, width: int, *, side: int = 3) -> Tensor
 
 
 def fill_values(images: Tensor, fill: plain.Fill, mean: Tensor | None = None) -> Tensor:
-    """Return what masked pixels become, broadcastable to `images`; it has no derivative.
+    """Return what masked pixels become, broadcastable to `images`.
 
     images: (N, C, H, W) in [0, 1]
-    fill:   one of `plain.FILLS`
+    fill:   one of `plain.FILLS`, or a function like those, through which there is no derivative
     mean:   (C,) the normalisation's mean; needed by fill `mean` only
     """
     colour = None if mean is None else mean.double().numpy(force=True)
-    values = plain.common_fill(fill, images.shape[1], colour)
-    if values is None:  # only now the images, which may be on a GPU
-        last = images.to(wide(images)).movedim(1, 3)
-        values = plain.fill_values(last.numpy(force=True), fill, colour)
-    return torch.from_numpy(values).movedim(3, 1).to(images)
+    last = images.to(wide(images)).movedim(1, 3)
+    if images.requires_grad and not callable(fill):  # arithmetic alone, which tensors share
+        values = plain.fill_of(fill)(last, colour)
+    elif (values := plain.common_fill(fill, images.shape[1], colour)) is None:
+        values = plain.fill_values(last.numpy(force=True), fill, colour)  # from a GPU, too
+    return torch.as_tensor(values).movedim(3, 1).to(images)
 
 
 def occlude(

@@ -121,6 +121,7 @@ def index(output: Path, recipe: recipes.Index) -> None:
 
 @app.command()
 @click.argument("index", type=File)
+@click.option("--own", multiple=True, help="A function of your own that has to be there, too.")
 @recipe(recipes.Preflight)
 @output()
 def preflight(index: Path, output: Path, recipe: recipes.Preflight) -> None:

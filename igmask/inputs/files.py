@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from igmask.errors import InputError, refusing
-from igmask.study.settings import EXTENSIONS
+from igmask.progress import say
+from igmask.study.settings import BASELINES, EXTENSIONS, is_own
+
+RESULTS = "results"  # the folder below which a study's files are
 
 
 def counts(name: str) -> bool:
@@ -62,15 +65,22 @@ def indexed_images(folder: Path) -> dict[str, str]:
 
 
 def located(path: str, beside: Path) -> str:
-    """Return where a file is that words name: in the working directory, else above another.
+    """Return where a file is that words name: in the working directory, else with the results.
 
-    Executors without a common file system hand a job its files below a folder of their own.
+    Executors without a common file system hand a job its files below a folder of their own, in
+    which `results/` lies as it does in the working directory.
 
     path:   a name that is no file's is given back as it is
     beside: a file that the job was given
     """
-    there = [Path(path), *(folder / path for folder in beside.absolute().parents)]
-    return next((str(place) for place in there if place.is_file()), path)
+    whole = beside.absolute()
+    if Path(path).is_file() or RESULTS not in whole.parts:
+        return path
+    place = Path(*whole.parts[: whole.parts.index(RESULTS)], path)
+    if not place.is_file():
+        return path
+    say(f"{path} is not here; taken is {place}")
+    return str(place)
 
 
 def with_located(recipe: Any, beside: Path) -> Any:
@@ -78,12 +88,17 @@ def with_located(recipe: Any, beside: Path) -> Any:
     found, model = {}, recipe.model
     if model.weights_kind == "file":
         found["model"] = replace(model, weights=located(model.weights, beside))
-    if baseline := getattr(recipe, "baseline", None):
-        found["baseline"] = located(baseline, beside)
-    if attribution := getattr(recipe, "attribution", None):
+    if _is_file(getattr(recipe, "baseline", None)):
+        found["baseline"] = located(recipe.baseline, beside)
+    attribution = getattr(recipe, "attribution", None)
+    if attribution and _is_file(attribution.baseline):
         place = located(attribution.baseline, beside)
         found["attribution"] = replace(attribution, baseline=place)
     return replace(recipe, **found)
+
+
+def _is_file(baseline: str | None) -> bool:
+    return baseline is not None and baseline not in BASELINES and not is_own(baseline)
 
 
 def read_text(path: Path) -> str:

@@ -165,7 +165,7 @@ def digests(model: Model, *own: str) -> dict[str, str]:
     own: names of which some may be functions of one's own, whose modules are code, too
     """
     weights = [weights_file(model)] if model.weights_kind == "file" else []
-    files = {"weights": weights, "code": model.code + own_code(*own)}
+    files = {"weights": weights, "code": list(dict.fromkeys(model.code + own_code(*own)))}
     return {kind: arrays.digest_of_files(paths) for kind, paths in files.items() if paths}
 
 

@@ -12,7 +12,7 @@ from igmask.errors import refusing, with_kind
 from igmask.study.settings import is_own
 
 # What a mistake in a user's module or function most often raises; others come with a traceback.
-MISTAKES = (ImportError, AttributeError, TypeError, ValueError)
+MISTAKES = (ImportError, AttributeError, TypeError, ValueError, RuntimeError)
 
 
 def imported(name: str) -> Any:
@@ -33,4 +33,8 @@ def called(name: str, *arguments: Any, **keywords: Any) -> Any:
 
 def named(name: str) -> str | Callable[..., Any]:
     """Return a name as it is, but of a user's own the function, called by `called`."""
-    return partial(called, name) if is_own(name) else name
+    if not is_own(name):
+        return name
+    function = partial(called, name)
+    function.__name__ = name  # type: ignore[attr-defined]  # for messages
+    return function

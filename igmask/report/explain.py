@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from igmask.devices import pick_device
-from igmask.engine.ig import Attribution, checked_rule, integrated_gradients
+from igmask.engine.ig import Attribution, checked_rule
 from igmask.errors import InputError, refusing
 from igmask.inputs import baselines, models
 from igmask.inputs.classes import (
@@ -25,11 +25,12 @@ from igmask.inputs.classes import (
 from igmask.inputs.data import check_classes
 from igmask.inputs.decode import fit, read_rgb
 from igmask.inputs.own import named
-from igmask.kernels import occlude, select, square_parts, square_scores
-from igmask.plain import area
+from igmask.kernels import occlude, select
+from igmask.plain import area, score_parts
 from igmask.progress import say
 from igmask.report.drawing import check_output, draw_explanation
 from igmask.steps.attribute import arguments
+from igmask.steps.methods import method_of
 from igmask.study import config
 from igmask.study.recipes import Attribute, Mask
 from igmask.study.settings import Model, percent
@@ -89,13 +90,14 @@ def explain(
         say(f"warning: the network {note}")
     image = models.pixels(read[None], where)
     asked = arguments(replace(recipe, model=model), image, labels=[number or 0], positions=[0])
-    asked["target"] = number
-    found = integrated_gradients(network, image, **asked, batch_size=batch_size)
+    asked["target"] = None if number is None else torch.tensor([number], device=where)
+    method = method_of(attribution.method)
+    found = method.squares(network, network, image, side=side, **asked, batch_size=batch_size)
     panels = [
         ("original\n100 % of the area", _picture(image), _prediction(network, image, names)),
-        _attribution(found, target, names, side=side),
+        _attribution(found, target, names, method.is_complete),
     ]
-    scores = square_scores(found.values, side=side, score=selection.score)
+    scores = score_parts(found.values, selection.score)
     mean = torch.tensor(model.mean)
     for percentage in selection.p:
         chosen = select(scores, percentage, by=selection.by)
@@ -141,16 +143,17 @@ def _picture(image: Tensor) -> np.ndarray:
 
 
 def _attribution(
-    found: Attribution, target: str, names: list[str], *, side: int
+    found: Attribution, target: str, names: list[str], is_complete: bool
 ) -> tuple[str, np.ndarray, str]:
     """The panel of the attribution: of which class, and how far it is from completeness."""
     kind = "predicted" if target == "predicted" else "target"
-    positive, negative = square_parts(found.values, side=side)[0].cpu()
+    positive, negative = found.values[0].cpu()
     error = 100 * float(found.relative_completeness)
+    says = f"relative completeness error\n{error:.1f} %" if isfinite(error) else "f does not change"
     return (
         f"attribution\n{kind}: {class_name(names, int(found.target))}",
         (positive - negative).numpy(),
-        f"relative completeness error\n{error:.1f} %" if isfinite(error) else "f does not change",
+        says if is_complete else "",
     )
 
 

@@ -255,13 +255,15 @@ def _said(made_by: dict[str, Any]) -> str:
     asked, error = made_by["attribution"], made_by["completeness"]
     name = asked.get("method", "integrated-gradients")
     method = name if is_own(name) else name.replace("-", " ").title()
-    path = ""
+    of = f"{method} of the {asked['target']} class"
     if name == "integrated-gradients":
-        path = f", baseline {asked['baseline']}, rule {asked['rule']}, m = {asked['n_steps']}"
+        of += (
+            f"'s {asked['of']}, baseline {asked['baseline']}, rule {asked['rule']}, "
+            f"m = {asked['n_steps']}"
+        )
     said = (
-        f"{method} of the {asked['target']} class's {asked['of']}{path}; "
-        f"{made_by['score']} scores of {made_by['side']}×{made_by['side']} squares, selected by "
-        f"{made_by['by']}"
+        f"{of}; {made_by['score']} scores of {made_by['side']}×{made_by['side']} squares, selected "
+        f"by {made_by['by']}"
     )
     if error is None:
         return said

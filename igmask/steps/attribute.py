@@ -22,8 +22,8 @@ from igmask.inputs.files import with_located
 from igmask.kernels import grid
 from igmask.progress import progress
 from igmask.steps.methods import method_of
-from igmask.study import recipes
-from igmask.study.fields import plain
+from igmask.study import recipes, settings
+from igmask.study.fields import counting, plain
 from igmask.study.recipes import Attribute, stamp
 
 # Images attributed together: enough that their steps fill batches, few enough to stay in memory.
@@ -67,7 +67,7 @@ def attribute(
     network = models.load(model, device=where)
     check_labels(records, models.n_classes(network, model))
     # Now, not after hours in which a file may have changed.
-    read = {"images": arrays.digest(records)} | models.digests(model, recipe.attribution.method)
+    read = {"images": arrays.digest(records)} | models.digests(model, *recipe.own)
     columns = {name: np.zeros(len(records), dtype) for name, dtype in _COLUMNS.items()}
     height, width, _ = images.row_shape
     with arrays.writing(output, np.float32, (2, *grid(height, width, recipe.side))) as scores:
@@ -90,11 +90,17 @@ def attribute(
         "read": read,
         "model": plain(models.complete(recipe.model)),
         "class_names": models.class_names(model) or made_by["classes"],
-        "attribution": plain(recipe.attribution),
+        "attribution": _said(recipe.attribution),
     }
     records = records.assign(**columns)
     records[arrays.CHECKSUM] = scores.checksums
     arrays.write_records(arrays.records_of(output), records, made_by)
+
+
+def _said(asked: settings.Attribution) -> dict[str, Any]:
+    """What the records say of all settings; of the method where it is none of old."""
+    said = plain(asked)
+    return said if "method" in counting(asked) else {k: v for k, v in said.items() if k != "method"}
 
 
 def _asking(

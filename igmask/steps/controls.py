@@ -47,7 +47,7 @@ def random_like(
 
 
 class Control(NamedTuple):
-    """Other masks of the same area, to set beside those of a selection.
+    """Other masks to set beside those of a selection, as large, if they are to be compared.
 
     like: (mask, positions, height, width, side=, seed=) → masks, as `random_like`
     is_of: what stands under the tables: "top-1 with …"

@@ -82,7 +82,8 @@ def evaluate(
     model = with_located(recipe, image_paths[0]).model
     network = _Network(models.load(model, device=where))
     read = {"images": arrays.digest(images.records)} | models.digests(model)
-    for condition in _conditions(recipe, network, images, masks, read):
+    with_own = read | models.digests(model, *recipe.own)
+    for condition in _conditions(recipe, network, images, masks, read, with_own):
         kept = folder / arrays.KEPT / f"{condition.name}.parquet"
         if _is_made(kept, condition.made_by):
             say(f"evaluate {condition.name}: kept from before")
@@ -122,10 +123,12 @@ def _conditions(
     images: arrays.Shards,
     masks: Sequence[Path],
     read: dict[str, str],
+    with_own: dict[str, str],
 ) -> list[_Condition]:
     """The original images, and every mask in every mode and with every fill, in this order.
 
-    read: what stands for the content of the files that all are made of
+    read, with_own: what stands for the content of the files that the original images are made of,
+                    and those under masks, of fills and controls of the user's own, too
     """
     model, records = recipe.model, images.records
     n_classes = models.n_classes(network.whole, model)
@@ -145,7 +148,7 @@ def _conditions(
     for path in masks:
         applied = read_masks(Path(located(str(path), images.paths[0])), images)
         of_masks = applied.settings | common | stamp("evaluate", applied.settings)
-        of_masks["read"] = read | {"masks": arrays.digest(applied.records)}
+        of_masks["read"] = with_own | {"masks": arrays.digest(applied.records)}
         selected = records.assign(predicted=applied.records["predicted"])
         for mode, fill in product(dict.fromkeys(recipe.modes), blanks):
             condition = Condition(mode, p := applied.settings["p"], fill)

@@ -13,6 +13,7 @@ from igmask.inputs import baselines, models, sample
 from igmask.inputs.chance import by_luck
 from igmask.inputs.data import check_classes, check_labels, opener, unnamed_classes
 from igmask.inputs.files import with_located
+from igmask.inputs.own import imported
 from igmask.progress import say
 from igmask.study import config
 from igmask.study.recipes import Preflight, stamp
@@ -41,6 +42,8 @@ def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
     if note := unnamed_classes(made_by, n_classes):
         raise InputError(f"the network {note}")
     baselines.check(baseline, models.complete(model).geometry)
+    for name in recipe.own:
+        imported(name)
     predicted = sample.predicted(network, images)
     labels = labels[: len(predicted)]
     if note := models.random_weights(network, model):

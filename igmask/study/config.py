@@ -18,6 +18,7 @@ from typing import Any
 from igmask import quadrature
 from igmask.errors import InputError, refusing
 from igmask.study.fields import of_plain
+from igmask.study.recipes import Condition
 from igmask.study.settings import BASELINES, Dataset, Model, Study, is_own, percent, rules
 
 
@@ -148,6 +149,9 @@ def _inconsistencies(study: Study) -> Iterator[str]:
     for p in study.selection.p:
         if abs(round(p * 100) - p * 100) > 1e-6:
             yield f"selection.p: {p} has more than two decimals"
+    fills = study.masking.fills
+    if len({Condition("keep", 50, fill).name for fill in fills}) < len(fills):
+        yield f"masking.fills: two of {', '.join(fills)} name the same files"
     rule, n_steps = study.attribution.rule, study.attribution.n_steps
     try:
         quadrature.rule(rule, n_steps) if isinstance(n_steps, int) else quadrature.between(rule, 25)

@@ -60,10 +60,14 @@ class Index:
 
 @dataclass(frozen=True)
 class Preflight:
-    """Of the look at a model before work begins."""
+    """Of the look at a model before work begins.
+
+    own: functions of the user's own that other steps will need
+    """
 
     model: Model
     baseline: str = of("attribution", "baseline")
+    own: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,11 @@ class Attribute:
         made_by="baseline_seed",
         counts=lambda one: is_random(one.attribution.baseline),
     )
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """What may be a function of the user's own."""
+        return self.attribution.method, self.attribution.baseline
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,11 @@ class Evaluate:
     fills: tuple[str, ...] = of("masking", "fills", word="fill")
     controls: tuple[str, ...] = of("masking", "controls", word="control")
     seed: int = of("seed", counts=lambda one: bool(one.controls))
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """What of masked conditions may be a function of the user's own."""
+        return *self.fills, *self.controls
 
     def of_condition(self, condition: Condition) -> dict[str, Any]:
         """Return what the records of a condition say of their making."""

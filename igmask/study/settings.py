@@ -202,7 +202,7 @@ class Attribution:
         "integrated-gradients",
         choices=("integrated-gradients",),
         own=True,
-        counts=lambda group: group.method != "integrated-gradients",
+        counts=lambda group: not group.is_integrated,
     )
     of: str = setting("probability", choices=("probability", "logit"))
     target: str = setting("predicted", choices=("predicted", "label"))
@@ -213,19 +213,38 @@ class Attribution:
         exclusiveMinimum=0,
     )
     n_baselines: int = setting(10, counts=lambda group: is_random(group.baseline), minimum=1)
-    rule: str = setting("right", choices=("right", "left", "middle", "trapezoid", "gauss-legendre"))
-    n_steps: int | str = setting(50, minimum=1, pattern="^auto$", allowed="auto")
+    rule: str = setting(
+        "right",
+        choices=("right", "left", "middle", "trapezoid", "gauss-legendre"),
+        counts=lambda group: group.is_integrated,
+    )
+    n_steps: int | str = setting(
+        50,
+        counts=lambda group: group.is_integrated,
+        minimum=1,
+        pattern="^auto$",
+        allowed="auto",
+    )
     tolerance: float = setting(0.05, counts=lambda group: group.is_auto, exclusiveMinimum=0)
     agreement: float = setting(
         0.95, counts=lambda group: group.is_auto, exclusiveMinimum=0, maximum=1
     )
     most_steps: int = setting(800, counts=lambda group: group.is_auto, minimum=50)
-    precision: str = setting("fp32", choices=("fp32", "tf32", "bf16", "fp16"))
+    precision: str = setting(
+        "fp32",
+        choices=("fp32", "tf32", "bf16", "fp16"),
+        counts=lambda group: group.is_integrated,
+    )
+
+    @property
+    def is_integrated(self) -> bool:
+        """Whether the method goes along paths, in steps."""
+        return self.method == "integrated-gradients"
 
     @property
     def is_auto(self) -> bool:
         """Whether the number of steps is found for each image."""
-        return self.n_steps == "auto"
+        return self.is_integrated and self.n_steps == "auto"
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from igmask.inputs.data import (
     opener,
     unnamed_classes,
 )
+from igmask.inputs.own import imported
 from igmask.inputs.weights import weights_place
 from igmask.kernels import grid
 from igmask.plan import Workflow
@@ -104,6 +105,7 @@ def check(settings: Mapping[str, Any], *, trial: bool = True) -> Iterator[Findin
         if len(images.records):
             yield decoding(study, geometry, images)
         yield from baseline(study, geometry)
+    yield from own(flow)
     paces: dict[str, Pace] = {}
     for name, model in flow.models.items():
         yield weights(name, model)
@@ -189,6 +191,16 @@ def baseline(study: Study, geometry: Geometry) -> Iterator[Finding]:
         yield Finding("baseline", f"{kind}, as {geometry.name}")
     except InputError as error:
         yield Finding("baseline", str(error), "error")
+
+
+def own(flow: Workflow) -> Iterator[Finding]:
+    """Whether the functions of the user's own that steps will call can be imported."""
+    one = SimpleNamespace(model=next(iter(flow.models)))
+    for name in flow.preflight(one).own:
+        try:
+            imported(name)
+        except InputError as error:
+            yield Finding("own function", str(error), "error")
 
 
 def weights(name: str, model: Model) -> Finding:

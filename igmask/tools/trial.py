@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from igmask.engine.ig import attribute_squares
 from igmask.engine.ready import prepare
 from igmask.inputs import models
 from igmask.inputs.weights import weights_place
 from igmask.kernels import grid
 from igmask.plain import select
 from igmask.steps.attribute import GROUP, arguments
+from igmask.steps.methods import method_of
 from igmask.study.recipes import Attribute
 from igmask.study.settings import Compute, Model, Selection
 
@@ -82,6 +82,7 @@ def pace(
     """
     precision, steps = recipe.attribution.precision, recipe.attribution.n_steps
     batch_size = compute.batch_size
+    squares = method_of(recipe.attribution.method).squares
 
     def attribute(n_images: int, n_steps: int, engine: str = "eager") -> float:
         rows = torch.arange(n_images, device=images.device) % len(images)
@@ -89,7 +90,7 @@ def pace(
         asked = arguments(fixed, images[rows], labels[rows].cpu(), range(n_images))
         made = prepare(network, images[:2], precision=precision, engine=engine)
         how: dict[str, Any] = {"side": recipe.side, "batch_size": batch_size, "engine": engine}
-        return seconds(lambda: attribute_squares(made, images[rows], **asked, **how))
+        return seconds(lambda: squares(made, network, images[rows], **asked, **how))
 
     if compute.engine != "eager":
         attribute(1, 2, compute.engine)

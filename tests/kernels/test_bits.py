@@ -32,3 +32,7 @@ def test_wrong_input_is_named():
         pack(torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"uint8 \(N, 2\)"):
         unpack(torch.zeros(1, 3, dtype=torch.uint8), (3, 3))
+
+
+def test_masks_lie_in_memory_as_they_are_indexed():
+    assert unpack(pack(torch.ones(2, 6, 7, dtype=torch.bool)), (6, 7)).is_contiguous()

@@ -98,7 +98,7 @@ def test_a_fill_that_is_a_picture_shows_where_the_image_does_not(turned):
 def test_images_can_be_differentiated_where_they_are_kept():
     images = torch.rand(1, 3, 6, 6, requires_grad=True)
     kept = torch.tensor([[[True, False], [False, False]]])
-    occlude(images, kept, fill="image-mean").sum().backward()
+    occlude(images, kept, fill="black").sum().backward()
     assert images.grad.equal(to_pixels(kept, 6, 6).expand(1, 3, 6, 6).float())
 
 
@@ -125,3 +125,10 @@ def test_what_does_not_fit_an_input_is_named():
         occluded_input(images, bits, **how | {"fill": torch.ones(2, 3)})
     with pytest.raises(ValueError, match="colours"):
         occluded_input(images, bits, **how | {"fill": torch.ones(1, 6, 5, 3)})
+
+
+def test_the_mean_colour_of_an_image_has_a_derivative():
+    images = torch.rand(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    nothing = torch.zeros(2, 2, 2, dtype=torch.bool)
+    occlude(images, nothing, side=2, fill="image-mean").sum().backward()
+    torch.testing.assert_close(images.grad, torch.ones_like(images))  # Σ of the mean is Σ of all

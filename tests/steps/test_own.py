@@ -1,21 +1,27 @@
 """Functions of a user's own where a name may stand: controls, fills, methods."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import captum
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from steps import run_attribute, run_evaluate, run_index, run_mask, run_prepare
 
 from igmask import arrays, plain
+from igmask.cli import app
 from igmask.errors import InputError
 from igmask.inputs import models
+from igmask.plan import Workflow
 from igmask.report.examples import examples
 from igmask.report.tables import collect
+from igmask.steps.preflight import preflight
 from igmask.study import config, fields
 from igmask.study.settings import Attribution, Geometry
+from igmask.tools.check import check
 from igmask.tools.export import export
 
 MODULE = """
@@ -35,10 +41,10 @@ def too_few(mask, positions, height, width, *, side, seed):
     return mask[:, :1]
 
 def mirrored(images, mean):
-    return images[:, :, ::-1] / 255
+    return images[:, :, ::-1]
 
 def too_bright(images, mean):
-    return images[:, :, ::-1]
+    return 2 * images + 0.1
 
 def of_another_shape(images, mean):
     return np.zeros((1, 2, 2, 3))
@@ -137,7 +143,7 @@ def test_a_method_of_ones_own_is_summed_over_squares(study):
     assert made_by["attribution"]["method"] == f"{study}:gradient_by_input"
     run_evaluate([Path("images.npy")], Path("records"), model=model, masks=(Path("masks/50.npy"),))
     notes = collect(sorted(Path("records").glob("*.parquet"))).notes
-    assert any(f"{study}:gradient_by_input of the predicted class's" in note for note in notes)
+    assert any(f"{study}:gradient_by_input of the predicted class;" in note for note in notes)
     assert not any("completeness" in note for note in notes)
 
 
@@ -158,8 +164,8 @@ def test_a_wrong_method_is_named(study, function, message):
     [
         ("controls", "too_few", r"too_few returned bool \(64, 1, 4\), not masks bool \(64, 4, 4\)"),
         ("controls", "nothing", "has no attribute 'nothing'"),
-        ("fills", "too_bright", r"outside \[0, 1\]"),
-        ("fills", "of_another_shape", "does not fit images"),
+        ("fills", "too_bright", r"too_bright gives values outside \[0, 1\]"),
+        ("fills", "of_another_shape", "of_another_shape gives .* does not fit images"),
         ("fills", "nothing", "has no attribute 'nothing'"),
     ],
 )
@@ -189,3 +195,60 @@ def test_names_of_ones_own_are_valid_where_a_name_may_stand():
                 "masking": {"fills": ["blakc"]},
             }
         )
+
+
+def test_an_evaluation_is_kept_until_code_of_ones_own_changes(study, capsys):
+    model = attributed(study, "integrated-gradients")
+    how = {"fills": (f"{study}:mirrored",), "controls": (), "masks": (Path("masks/50.npy"),)}
+
+    def kept():
+        capsys.readouterr()
+        run_evaluate([Path("images.npy")], Path("records"), model=model, **how)
+        return capsys.readouterr().err.count("kept from before")
+
+    assert kept() == 0
+    assert kept() == 3
+    module = Path(f"{study}.py")
+    module.write_text(module.read_text() + "# changed\n")
+    assert kept() == 0  # the network is of the same module
+
+
+def test_explain_goes_by_the_method_that_is_asked_for(study):
+    image, model = "images/a/0.png", f'{{"source": "{study}:network", "size": {SIZE}}}'
+    drawn = []
+    for method in ("integrated-gradients", f"{study}:gradient_by_input"):
+        words = ["explain", image, "--model", model, "--method", method, "-o", "out.png"]
+        assert CliRunner().invoke(app, words).exit_code == 0
+        drawn.append(Path("out.png").read_bytes())
+    assert drawn[0] != drawn[1]
+    words = ["explain", image, "--model", model, "--method", f"{study}:nothing", "-o", "out.png"]
+    assert isinstance(CliRunner().invoke(app, words).exception, InputError)
+
+
+def test_functions_of_ones_own_are_looked_for_before_work_begins(study):
+    settings = {
+        "dataset": {"source": "folder", "root": "images"},
+        "models": {"a": {"source": f"{study}:network", "size": SIZE, "weights": "none"}},
+        "masking": {"controls": [f"{study}:nothing"], "fills": [f"{study}:mirrored"]},
+    }
+    [found] = [f for f in check(settings, trial=False) if f.level == "error"]
+    assert "has no attribute 'nothing'" in found.says
+    recipe = Workflow(settings).preflight(SimpleNamespace(model="a"))
+    assert recipe.own == (f"{study}:mirrored", f"{study}:nothing")
+    with pytest.raises(InputError, match="has no attribute 'nothing'"):
+        preflight(Path("index.parquet"), Path("x.json"), recipe)
+
+
+def test_what_a_method_of_ones_own_does_not_ask_for_is_no_word_of_its_job():
+    asked = Attribution(method="my:method", rule="left", n_steps="auto", precision="bf16")
+    assert set(fields.counting(asked)) == {"method", "of", "target", "baseline"}
+
+
+def test_fills_whose_files_would_have_one_name_are_refused():
+    settings = {
+        "dataset": {"source": "demo"},
+        "models": {"a": {"source": "igmask.zoo:small_vgg", "size": 64, "train": {}}},
+        "masking": {"fills": ["image-mean", "image:mean"]},
+    }
+    with pytest.raises(InputError, match="image-mean, image:mean name the same files"):
+        config.parse(settings)
