@@ -1,4 +1,7 @@
-"""Other masks of the same area, to set beside those of a selection."""
+"""Other masks, to set beside those of a selection.
+
+Another one is a function, its entry in `CONTROLS`, and its name in `study.settings.Masking`.
+"""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,7 @@
-"""What the records say of an image: a metric is a function of what the network says of it."""
+"""What the records say of an image: a metric is a function of what the network says of it.
+
+Another one is an entry of `METRICS`; records change with it, so raise `STAGES["evaluate"]`.
+"""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Every setting, once: its type, default, bounds and meaning; a group of config.yaml is a class.
+"""Every setting, once: its type, default, bounds, meaning and when it counts; a group of config.yaml is a class.
 
 A group's docstring says what each of its keys means, in the words of --help; the fields say the
 rest. Whatever else has to know a setting derives from these: the JSON schema that a configuration
