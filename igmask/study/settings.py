@@ -1,9 +1,9 @@
-"""Every setting, once: its type, default, bounds, meaning and when it counts; a group of config.yaml is a class.
+"""Every setting, once: its type, default, bounds, meaning, and when it counts.
 
-A group's docstring says what each of its keys means, in the words of --help; the fields say the
-rest. Whatever else has to know a setting derives from these: the JSON schema that a configuration
-is checked against, the options of the commands, and by the recipes the words of a job and what
-files say of their making. No torch.
+A group of config.yaml is a class. Its docstring says what each of the keys means, in the words of
+--help; the fields say the rest. Whatever else has to know a setting derives from these: the JSON
+schema that a configuration is checked against, the options of the commands, and by the recipes the
+words of a job and what files say of their making. No torch.
 """
 
 import re
