@@ -126,7 +126,7 @@ class Workflow:
     def model_contents(self, wildcards: SimpleNamespace) -> str:
         """Of a model's weights file, and of its module or package in the working directory."""
         model = self.models[wildcards.model]
-        files = model.code
+        files = code_of(model.source)
         if model.weights_kind == "file" and model.train is None:
             files.append(Path(str(model.weights)))
         return " ".join(_digest(path) for path in files)
@@ -202,12 +202,6 @@ class Workflow:
         """Return the recipe of a model's pictures."""
         return recipes.Examples(wildcards.model, n_images=self.study.figures.n_images)
 
-    def _of_network(self, wildcards: Any, own: tuple[str, ...] = ()) -> dict[str, list[Path]]:
-        """The files that a model is made of, and the modules of functions of the user's own."""
-        code = list(dict.fromkeys(self.models[wildcards.model].code + own_code(*own)))
-        files = {"weights": [Path(path) for path in self.weights(wildcards)], "code": code}
-        return {kind: paths for kind, paths in files.items() if paths}
-
     def compute_options(self, *names: str) -> str:
         """Options that change no result, and so are no params: device, batch size, threads."""
         names = names or ("device", "batch_size", "threads")
@@ -253,7 +247,7 @@ class Workflow:
         evaluate, original = self.evaluate(one), settings | stamp("evaluate", settings)
         settings |= stamp("attribute", settings) | made_by(self.attribute(one))
         for shard, array, path in zip(self.shards, images, scores, strict=True):
-            read = {"images": [array]} | self._of_network(one, self.attribute(one).own)
+            read = {"images": [array]} | model.files(*self.attribute(one).own)
             yield Made(path, settings | {"shard": shard}, read)
         settings |= stamp("mask", settings) | made_by(self.mask(one))
         masks_of = dict(zip(self.study.selection.p, map(Path, self.masks(one)), strict=True))
@@ -264,9 +258,9 @@ class Workflow:
         for condition, records in zip(self.conditions, self.records(one), strict=True):
             said = evaluate.of_condition(condition)
             if condition.p is None:
-                yield Made(Path(records), original | said, read | self._of_network(one))
+                yield Made(Path(records), original | said, read | model.files())
             else:
-                applied = {"masks": [masks_of[condition.p]]} | self._of_network(one, evaluate.own)
+                applied = {"masks": [masks_of[condition.p]]} | model.files(*evaluate.own)
                 yield Made(Path(records), settings | said, read | applied)
 
     def _placed_models(self) -> dict[str, Model]:

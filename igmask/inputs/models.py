@@ -24,7 +24,7 @@ from igmask.inputs.weights import (
     weights_place,
 )
 from igmask.study.config import of_bytes, with_plain_input
-from igmask.study.settings import Model, own_code
+from igmask.study.settings import Model
 
 
 class Normalize(nn.Module):
@@ -158,15 +158,8 @@ def build(model: Model, *, seed: int = 0) -> nn.Module:
 
 
 def digests(model: Model, *own: str) -> dict[str, str]:
-    """Return {"weights": …, "code": …} of the files of a model's weights and module, if it has any.
-
-    They are `arrays.digest_of_files`.
-
-    own: names of which some may be functions of one's own, whose modules are code, too
-    """
-    weights = [weights_file(model)] if model.weights_kind == "file" else []
-    files = {"weights": weights, "code": list(dict.fromkeys(model.code + own_code(*own)))}
-    return {kind: arrays.digest_of_files(paths) for kind, paths in files.items() if paths}
+    """Return {"weights": …, "code": …}, what stands for the content of `model.files(*own)`."""
+    return {kind: arrays.digest_of_files(paths) for kind, paths in model.files(*own).items()}
 
 
 def usual_size(model: Model) -> int:

@@ -169,10 +169,14 @@ class Model:
             return "torchvision"
         return "url" if "://" in self.weights else "file"
 
-    @property
-    def code(self) -> list[Path]:
-        """The files of its module or package, if that is in the working directory."""
-        return code_of(self.source)
+    def files(self, *own: str) -> dict[str, list[Path]]:
+        """The files that it is made of, weights and code, as far as there are any here.
+
+        own: names of which some may be functions of one's own, whose modules are code, too
+        """
+        weights = [Path(str(self.weights))] if self.weights_kind == "file" else []
+        files = {"weights": weights, "code": own_code(self.source, *own)}
+        return {kind: paths for kind, paths in files.items() if paths}
 
 
 @dataclass(frozen=True)
