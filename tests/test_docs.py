@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from running import ROOT, run
+from running import ROOT, run_snakemake
 
 from igmask import cli
 
@@ -49,7 +49,7 @@ def resources(folder, *arguments):
         words += ["--executor", "dryrun"]
     if "-s" not in words:
         words += ["-s", str(ROOT / "Snakefile")]
-    done = run(folder, words)
+    done = run_snakemake(folder, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     pattern = r"^rule (\w+):\n(?:    .*\n)*?    resources: (.*)"
     rules = re.findall(pattern, done.stdout + done.stderr, re.MULTILINE)
