@@ -1,8 +1,6 @@
 """The command line as people use it."""
 
 import json
-import subprocess
-import sys
 
 import jsonschema
 import numpy as np
@@ -11,7 +9,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
-from running import ROOT
+from running import ROOT, python
 
 from igmask import cli
 from igmask.cli import options
@@ -44,13 +42,8 @@ def here(tmp_path, monkeypatch):
 
 
 def igmask(*words, folder):
-    return subprocess.run(
-        [sys.executable, "-c", "from igmask.cli import main; main()", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        check=False,
-    )
+    code = "from igmask.cli import main; main()"
+    return python(code, *words, folder=folder, imports="pandas, torch")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
-from running import ROOT, run
+from running import ROOT, run_snakemake
 
 from igmask import cli
 from igmask.plan import Workflow
@@ -59,7 +59,7 @@ def resources(folder, *arguments):
         words += ["--executor", "dryrun"]
     if "-s" not in words:
         words += ["-s", str(ROOT / "Snakefile")]
-    done = run(folder, words)
+    done = run_snakemake(folder, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     pattern = r"^rule (\w+):\n(?:    .*\n)*?    resources: (.*)"
     rules = re.findall(pattern, done.stdout + done.stderr, re.MULTILINE)

@@ -1,7 +1,5 @@
 """What plain NumPy makes of scores, masks and fills, by hand; areas; random masks."""
 
-import subprocess
-import sys
 from itertools import pairwise
 
 import numpy as np
@@ -72,13 +70,6 @@ def test_bits_are_the_kernels_there_and_back():
     np.testing.assert_array_equal(plain.pack(mask), kernels.pack(torch.from_numpy(mask)).numpy())
     np.testing.assert_array_equal(plain.unpack(plain.pack(mask), (5, 7)), mask)
     assert plain.pack(np.array([[True, False, False, True] * 2 + [True]])).tolist() == [[0x99, 1]]
-
-
-@pytest.mark.parametrize("step", ["index", "prepare", "mask", "tables", "examples", "verify"])
-def test_steps_without_networks_start_without_torch(step):
-    module = {"index": "prepare", "mask": "masks"}.get(step, step)
-    code = f"import sys, igmask.cli, igmask.{module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_pixels_of_squares_are_the_kernels():

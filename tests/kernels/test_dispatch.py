@@ -1,11 +1,10 @@
 """Which implementation of an operation runs."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from running import python
 
 from igmask.kernels import has_kernel
 
@@ -29,22 +28,18 @@ print(has_kernel(cpu), has_kernel(cuda))
     ],
     ids=["plain", "interpreted", "reference", "reference wins"],
 )
-def test_the_environment_says_what_runs(environment, expected):
+def test_the_environment_says_what_runs(environment, expected, tmp_path):
     pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, "-c", ASK],
-        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    plain = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = python(ASK, folder=tmp_path, imports="torch", env=plain | environment)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split() == expected.split()
 
 
-def test_without_triton_the_definitions_run_everywhere():
+def test_without_triton_the_definitions_run_everywhere(tmp_path):
     hidden = "import sys; sys.modules['triton'] = None\n" + ASK
-    command = [sys.executable, "-c", hidden]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = python(hidden, folder=tmp_path, imports="torch")
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["False", "False"]
 
 
