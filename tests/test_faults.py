@@ -145,6 +145,14 @@ def finished(undisturbed, tmp_path):
     return folder
 
 
+@pytest.fixture
+def unevaluated(finished):
+    """A copy in which all has run but evaluate, of which nothing is kept, and tables."""
+    shutil.rmtree(finished / NET / "records")
+    shutil.rmtree(finished / TABLES)
+    return finished
+
+
 # -- killed ------------------------------------------------------------------------------------
 
 
@@ -158,47 +166,50 @@ def test_a_job_that_is_killed_is_run_again(study, undisturbed, fault):
     assert not list(study.rglob(".*.tmp"))
 
 
-def test_what_a_killed_evaluation_had_finished_is_kept(study, undisturbed):
-    (study / "die-at-second-condition").touch()
-    succeeded, said = snakemake(study)
+def test_what_a_killed_evaluation_had_finished_is_kept(unevaluated, undisturbed):
+    (unevaluated / "die-at-second-condition").touch()
+    succeeded, said = snakemake(unevaluated)
     assert not succeeded, said
-    original = study / "results/folder/models/net/records/original.parquet"
+    original = unevaluated / "results/folder/models/net/records/original.parquet"
     assert not original.exists()
-    ends_undisturbed(study, undisturbed)
-    log = (study / "results/folder/logs/evaluate/net.log").read_text()
+    ends_undisturbed(unevaluated, undisturbed)
+    log = (unevaluated / "results/folder/logs/evaluate/net.log").read_text()
     assert "original: kept from before" in log
     assert "keep-50-black: 100%" in log
 
 
-def test_a_killed_snakemake_goes_on_once_unlocked(study, undisturbed):
-    (study / "work-slowly").touch()
+def test_a_killed_snakemake_goes_on_once_unlocked(unevaluated, undisturbed):
+    (unevaluated / "work-slowly").touch()
     with subprocess.Popen(
-        tables_command(study),
+        tables_command(unevaluated),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=environment(),
     ) as run:
-        wait_for(study / "working", run)
+        wait_for(unevaluated / "working", run)
         run.send_signal(signal.SIGKILL)
-    succeeded, said = snakemake(study)
+    succeeded, said = snakemake(unevaluated)
     assert not succeeded
     assert "--unlock" in said
-    snakemake(study, "--unlock")
-    ends_undisturbed(study, undisturbed)
+    snakemake(unevaluated, "--unlock")
+    ends_undisturbed(unevaluated, undisturbed)
 
 
-def test_a_second_run_in_the_same_folder_is_turned_away(study, undisturbed):
-    (study / "work-slowly").touch()
+def test_a_second_run_in_the_same_folder_is_turned_away(unevaluated, undisturbed):
+    (unevaluated / "work-slowly").touch()
     with subprocess.Popen(
-        tables_command(study), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment()
+        tables_command(unevaluated),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment(),
     ) as first:
-        wait_for(study / "working", first)
-        succeeded, said = snakemake(study)
+        wait_for(unevaluated / "working", first)
+        succeeded, said = snakemake(unevaluated)
         output, _ = first.communicate()
     assert not succeeded
     assert "cannot be locked" in said
     assert first.returncode == 0, output.decode()
-    assert tables(study) == tables(undisturbed)
+    assert tables(unevaluated) == tables(undisturbed)
 
 
 def wait_for(path, process):
