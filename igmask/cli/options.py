@@ -74,7 +74,7 @@ def setting(*path: str, **changes: Any) -> Callable:
         "type": _kind(one),
         "multiple": several,
         "default": rules.get("default"),
-        "help": f"{text[0].upper()}{text[1:]}{'; may be given several times' * several}.",
+        "help": f"{text[:1].upper()}{text[1:]}{'; may be given several times' * several}.",
     }
     names = changes.pop("names", [f"--{path[-1].replace('_', '-')}"])
     return click.option(*names, **attributes | changes)

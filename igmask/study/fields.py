@@ -85,7 +85,9 @@ def json_schema(group: Any) -> dict[str, Any]:
     means = meanings(group)
     required = [name for name, one in listed.items() if _default(one) is MISSING]
     found: dict[str, Any] = {"type": "object", "additionalProperties": False}
-    found["properties"] = {name: _of_field(one, means[name]) for name, one in listed.items()}
+    found["properties"] = {
+        name: _of_field(one, means.get(name, "")) for name, one in listed.items()
+    }
     if required:
         found["required"] = required
     if needs := getattr(group, "NEEDS", {}):
@@ -97,8 +99,12 @@ def json_schema(group: Any) -> dict[str, Any]:
 
 
 def meanings(group: Any) -> dict[str, str]:
-    """Return what a group's docstring says of each setting, in lines that begin with its key."""
-    lines = re.findall(r"^(\w+): +(.+(?:\n +.+)*)", inspect.cleandoc(group.__doc__), re.MULTILINE)
+    """Return what a group's docstring says of each setting, in lines that begin with its key.
+
+    Nothing, where Python leaves docstrings out (-OO).
+    """
+    text = inspect.cleandoc(group.__doc__ or "")
+    lines = re.findall(r"^(\w+): +(.+(?:\n +.+)*)", text, re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in lines}
 
 

@@ -1,5 +1,8 @@
 """The names that a configuration may have are those of the code, no more and no fewer, in order."""
 
+import subprocess
+import sys
+
 import pytest
 
 from igmask import plain, quadrature
@@ -53,3 +56,20 @@ def test_baselines_are_listed_once_and_explained():
 def test_ways_to_resize_are_those_of_pillow():
     models = schema()["properties"]["models"]["additionalProperties"]["properties"]
     assert [way for way in models["interpolation"]["enum"] if way] == list(decode.INTERPOLATIONS)
+
+
+def test_every_key_says_what_it_means():
+    def keys(rules, where=""):
+        for name, one in rules.get("properties", {}).items():
+            yield f"{where}.{name}", one
+            yield from keys(one.get("additionalProperties") or one, f"{where}.{name}")
+
+    found = dict(keys(schema()))
+    assert len(found) > 50
+    assert [name for name, one in found.items() if not one.get("description")] == []
+
+
+def test_settings_are_checked_where_python_leaves_docstrings_out():
+    words = [sys.executable, "-OO", "-c", "from igmask.cli import main; main()", "schema"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "blur_sigma" in done.stdout
