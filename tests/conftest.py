@@ -16,6 +16,15 @@ from igmask.plain import FILLS
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 
 
+# Begun first, so that no core idles at the end; what waits more than it works before the others.
+LONGEST = "slurm faults interpreted compile dag cifar docs cli figures"
+
+
+def pytest_collection_modifyitems(items):
+    order = [f"test_{name}" for name in LONGEST.split()]
+    items.sort(key=lambda item: [*order, item.path.stem].index(item.path.stem))
+
+
 @pytest.fixture(autouse=True)
 def _no_gpu_held():
     """Steps run within a test would hold a GPU that later tests' jobs wait for."""
