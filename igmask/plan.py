@@ -20,7 +20,15 @@ from igmask.inputs.files import class_folders, images_below
 from igmask.study import config, recipes
 from igmask.study.fields import given
 from igmask.study.recipes import STAGES, Condition, made_by, records_of, stamp
-from igmask.study.settings import BASELINES, Dataset, Model, code_of, is_own, own_code, percent
+from igmask.study.settings import (
+    Dataset,
+    Model,
+    code_of,
+    is_baseline_file,
+    is_own,
+    own_code,
+    percent,
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class Workflow:
     def baseline(self, wildcards: Any) -> list[str]:
         """The baseline, if it is an image file."""
         baseline = self.study.attribution.baseline
-        return [] if baseline in BASELINES or is_own(baseline) else [baseline]
+        return [baseline] if is_baseline_file(baseline) else []
 
     def images(self, wildcards: SimpleNamespace) -> list[str]:
         """The image arrays of a model: of one shard if the job has one, else of all."""

@@ -107,7 +107,7 @@ def recipe(kind: type, name: str = "recipe", **changes: dict[str, Any] | None) -
     def wrap(command: Callable) -> Callable:
         @wraps(command)
         def run(*args: Any, **given: Any) -> Any:
-            values = {one.name: _taken(one, given, changes) for one in fields(kind)}
+            values = {one.name: _taken(one, given) for one in fields(kind)}
             return command(*args, **given | {name: kind(**values)})
 
         for one in reversed(fields(kind)):
@@ -132,7 +132,7 @@ def _options(one: Field, changes: dict[str, Any]) -> Iterator[Callable]:
         yield setting(*path, **{"names": [f"--{word}", one.name]} | change)
 
 
-def _taken(one: Field, given: dict[str, Any], changes: dict[str, Any]) -> Any:
+def _taken(one: Field, given: dict[str, Any]) -> Any:
     """The value of a field, taken out of the options that are given."""
     if one.type is Attribution:
         keys = [key.name for key in fields(Attribution) if key.name in given]

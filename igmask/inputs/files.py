@@ -10,7 +10,7 @@ from typing import Any
 
 from igmask.errors import InputError, refusing
 from igmask.progress import say
-from igmask.study.settings import BASELINES, EXTENSIONS, is_own
+from igmask.study.settings import EXTENSIONS, is_baseline_file
 
 RESULTS = "results"  # the folder below which a study's files are
 
@@ -88,17 +88,13 @@ def with_located(recipe: Any, beside: Path) -> Any:
     found, model = {}, recipe.model
     if model.weights_kind == "file":
         found["model"] = replace(model, weights=located(model.weights, beside))
-    if _is_file(getattr(recipe, "baseline", None)):
-        found["baseline"] = located(recipe.baseline, beside)
-    attribution = getattr(recipe, "attribution", None)
-    if attribution and _is_file(attribution.baseline):
+    baseline, attribution = (getattr(recipe, name, None) for name in ("baseline", "attribution"))
+    if baseline and is_baseline_file(baseline):
+        found["baseline"] = located(baseline, beside)
+    if attribution and is_baseline_file(attribution.baseline):
         place = located(attribution.baseline, beside)
         found["attribution"] = replace(attribution, baseline=place)
     return replace(recipe, **found)
-
-
-def _is_file(baseline: str | None) -> bool:
-    return baseline is not None and baseline not in BASELINES and not is_own(baseline)
 
 
 def read_text(path: Path) -> str:

@@ -62,8 +62,9 @@ def attribute(
     """
     images = arrays.Shards([images_path])
     records, made_by = images.records, arrays.read_settings(arrays.records_of(images_path))
+    recipe = replace(recipe, model=models.complete(recipe.model))
     here, where = with_located(recipe, images_path), take_device(device)
-    model = models.complete(here.model)
+    model = here.model
     network = models.load(model, device=where)
     check_labels(records, models.n_classes(network, model))
     # Now, not after hours in which a file may have changed.
@@ -72,7 +73,7 @@ def attribute(
     height, width, _ = images.row_shape
     with arrays.writing(output, np.float32, (2, *grid(height, width, recipe.side))) as scores:
         groups, n_groups = images.batches(GROUP, full=True), images.n_batches(GROUP)
-        ask = _asking(network, replace(here, model=model), batch_size=batch_size, engine=engine)
+        ask = _asking(network, here, batch_size=batch_size, engine=engine)
         label = f"attribute {made_by['shard']}"
         for group in progress(groups, total=n_groups, unit="groups", label=label):
             live = group.rows[: group.n_live]
@@ -88,7 +89,6 @@ def attribute(
     made_by |= stamp("attribute", made_by) | recipes.made_by(recipe)
     made_by |= {
         "read": read,
-        "model": plain(models.complete(recipe.model)),
         "class_names": models.class_names(model) or made_by["classes"],
         "attribution": _said(recipe.attribution),
     }

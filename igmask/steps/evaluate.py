@@ -82,7 +82,8 @@ def evaluate(
     model = with_located(recipe, image_paths[0]).model
     network = _Network(models.load(model, device=where))
     read = {"images": arrays.digest(images.records)} | models.digests(model)
-    with_own = read | models.digests(model, *recipe.own)
+    code = model.files(*recipe.own).get("code")  # alone: weights may be large, and are read once
+    with_own = read | ({"code": arrays.digest_of_files(code)} if code else {})
     for condition in _conditions(recipe, network, images, masks, read, with_own):
         kept = folder / arrays.KEPT / f"{condition.name}.parquet"
         if _is_made(kept, condition.made_by):

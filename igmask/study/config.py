@@ -19,7 +19,15 @@ from igmask import quadrature
 from igmask.errors import InputError, refusing
 from igmask.study.fields import of_plain
 from igmask.study.recipes import Condition
-from igmask.study.settings import BASELINES, Dataset, Model, Study, is_own, percent, rules
+from igmask.study.settings import (
+    BASELINES,
+    Dataset,
+    Model,
+    Study,
+    is_baseline_file,
+    percent,
+    rules,
+)
 
 
 def default_file() -> Path:
@@ -83,7 +91,7 @@ def missing_files(study: Study) -> dict[str, str]:
     """Return {key: problem} of the files and folders that a study names and that are not there."""
     dataset, baseline = study.dataset, study.attribution.baseline
     files = {"dataset.labels": dataset.labels, "dataset.classes": dataset.classes}
-    if baseline not in BASELINES and not is_own(baseline):
+    if is_baseline_file(baseline):
         files["attribution.baseline"] = baseline
     for name, item in study.models.items():
         if item.weights_kind == "file":

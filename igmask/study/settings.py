@@ -367,6 +367,11 @@ def is_random(baseline: str) -> bool:
     return baseline == "uniform" or is_own(baseline)
 
 
+def is_baseline_file(baseline: str) -> bool:
+    """Return whether a baseline is an image file, neither named nor a function."""
+    return baseline not in BASELINES and not is_own(baseline)
+
+
 def code_of(source: str) -> list[Path]:
     """Return the files of a `module:callable`'s module or package, if in the working directory."""
     if ":" not in source:
