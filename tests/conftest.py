@@ -105,3 +105,12 @@ def full_disk():
             pytest.skip("this machine mounts no tmpfs")
         yield Path(folder)
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def short_trial(tmp_path, monkeypatch):
+    """Work in an empty folder, where modules are found, weights would go, and trials are short."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("igmask.tools.trial._BUDGET_S", 0.1)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))

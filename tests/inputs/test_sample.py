@@ -18,7 +18,7 @@ from igmask.inputs import models, sample
 from igmask.inputs.data import opener
 from igmask.study import config
 from igmask.study.settings import Geometry
-from igmask.tools import check, trial
+from igmask.tools import check
 
 SIZE, N_IMAGES = 8, 90
 COLOURS = ("red", "green", "blue")
@@ -50,12 +50,8 @@ def given():
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch):
+def study(tmp_path, short_trial):
     """Settings of a study of images of one colour each, in its directory; labels are right."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(trial, "_BUDGET_S", 0.1)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     Path("sample_net.py").write_text(NETWORK)
     rng = np.random.default_rng(0)
     for i in range(N_IMAGES):

@@ -35,12 +35,8 @@ Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch):
+def study(tmp_path, short_trial):
     """Settings of a study of a flat folder with labels and one network, in its directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(trial, "_BUDGET_S", 0.1)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     (tmp_path / "check_net.py").write_text(NETWORK)
     (tmp_path / "classes.txt").write_text("cat\ndog\nemu\n")
     rng = np.random.default_rng(0)
