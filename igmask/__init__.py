@@ -6,7 +6,9 @@ For use from Python:
     masked = igmask.mask_image(image, model, p=50)
 
 or step by step: `integrated_gradients`, `square_scores`, `select`, `occlude`; masks go to bits and
-back by `pack` and `unpack`. `IntegratedGradients` takes the place of Captum's.
+back by `pack` and `unpack`. `IntegratedGradients` takes the place of Captum's and attributes the
+outputs as they are, by Gauss–Legendre quadrature; `mask_image`, as the study, the probability of
+the predicted class by the right rule. Their masks differ.
 
 Which folder holds what, README.md says; imports run down through them.
 """

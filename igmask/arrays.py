@@ -152,6 +152,23 @@ def checksums(rows: np.ndarray) -> list[int]:
     return [zlib.crc32(row.data) for row in np.ascontiguousarray(rows)]
 
 
+def checksum_of_weights(weights: Mapping[str, np.ndarray]) -> int:
+    """Return the CRC-32 of named arrays: names, dtypes, shapes and bytes, in the order of names."""
+    found = 0
+    for name, value in sorted(weights.items()):
+        found = zlib.crc32(f"{name} {value.dtype.str} {value.shape} ".encode(), found)
+        found = zlib.crc32(np.ascontiguousarray(value).data, found)
+    return found
+
+
+def check_weights(
+    path: Path, weights: Mapping[str, np.ndarray], made_by: Mapping[str, Any]
+) -> None:
+    """Raise InputError if weights are not those that a file says were written; others' say none."""
+    if CHECKSUM in made_by and made_by[CHECKSUM] != checksum_of_weights(weights):
+        raise InputError(f"{path}: other weights than written; {ADVICE}")
+
+
 def digest(records: pd.DataFrame) -> str:
     """Return what stands for an array and what its images are, however it is sharded.
 

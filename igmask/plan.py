@@ -255,7 +255,7 @@ class Workflow:
         evaluate, original = self.evaluate(one), settings | stamp("evaluate", settings)
         settings |= stamp("attribute", settings) | made_by(self.attribute(one))
         for shard, array, path in zip(self.shards, images, scores, strict=True):
-            read = {"images": [array]} | model.files(*self.attribute(one).own)
+            read = {"images": [array]} | self.attribute(one).files()
             yield Made(path, settings | {"shard": shard}, read)
         settings |= stamp("mask", settings) | made_by(self.mask(one))
         masks_of = dict(zip(self.study.selection.p, map(Path, self.masks(one)), strict=True))

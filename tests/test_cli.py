@@ -128,11 +128,28 @@ def test_mistakes_are_one_message(here, words, message):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("p", ["0", "150", "12.345", "nan", "half"])
-def test_percentages_out_of_range_are_named(p):
+@pytest.mark.parametrize(
+    ("p", "says"),
+    [
+        ("0", "0 is not above 0 and at most 100"),
+        ("150", "150 is not above 0 and at most 100"),
+        ("12.345", "12.345 has more than two decimals"),
+        ("nan", "nan is not finite"),
+        ("inf", "inf is not finite"),
+        ("50%", "'50%' is not a number; 50 is 50 %"),
+    ],
+)
+def test_percentages_out_of_range_are_named(p, says):
     result = CliRunner().invoke(cli.app, ["mask", "x.npy", "-p", p, "-o", "m.npy"])
     assert result.exit_code == 2
-    assert "Invalid value for '-p'" in result.output
+    assert f"Invalid value for '-p' / '--p': {says}" in result.output
+
+
+@pytest.mark.parametrize("command", ["mask", "explain"])
+def test_a_percentage_below_1_is_asked_about(command):
+    words = [command, "x.png", "--model", "resnet18"][: 2 if command == "mask" else 4]
+    result = CliRunner().invoke(cli.app, [*words, "-p", "0.5", "-o", "m"])
+    assert "warning: 0.5 means 0.5 %; write 50 if 50 % is meant" in result.output
 
 
 def test_numbers_out_of_range_are_named():

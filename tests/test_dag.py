@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from PIL import Image
 from running import ROOT, snakemake
 
 from igmask.plan import Workflow
+from igmask.tools.verify import verify
 from igmask.zoo import cifar_resnet
 
 STUDY = {
@@ -104,20 +106,6 @@ def test_jobs_make_the_files_that_their_rules_declare_and_no_others(results):
     extra = {path for path in there if {"logs", ".kept"} & set(path.parts) or path.name == ".kept"}
     declared = {path for made in Workflow(STUDY).made() for path in made.outputs}
     assert there - extra == declared
-
-
-def test_jobs_need_the_files_that_their_rules_declare_and_no_others(tmp_path):
-    """Snakemake's shadow is a folder with the input of a job alone, of which its output is kept."""
-    text = (ROOT / "Snakefile").read_text("utf-8").replace("docs/captions", f"{ROOT}/docs/captions")
-    shadowed, n_rules = re.subn(r"\n    log:\n", '\n    shadow: "minimal"\n    log:\n', text)
-    assert n_rules == text.count("\nrule ") - 1  # all but `all`
-    (tmp_path / "Snakefile").write_text(shadowed)
-    Image.new("RGB", (64, 64), "grey").save(tmp_path / "grey.png")
-    study = changed(attribution={"baseline": "grey.png"}, compute={"shards": 1})
-    del study["models"]["two"]
-    done = snakemake(tmp_path, study=study, snakefile=tmp_path / "Snakefile")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "results/figures/keep-one.png").is_file()
 
 
 def test_logs_have_plain_lines(results):
@@ -246,7 +234,11 @@ def test_the_published_experiment_is_planned_over_its_50000_images(tmp_path):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """A study of a folder of hostile names, bad files among them, by --configfile alone."""
+    """A study of a folder of hostile names, bad files among them, by --configfile alone.
+
+    Snakemake's shadow is a folder with the input of a job alone, of which its output is kept: jobs
+    need the files that their rules declare and no others.
+    """
     folder = tmp_path_factory.mktemp("photographs")
     (folder / "config.yaml").write_text("no: study\n")
     rng = np.random.default_rng(0)
@@ -265,8 +257,8 @@ def photographs(tmp_path_factory):
     study = {
         "dataset": {
             "source": "folder",
-            "root": place.parent.name,
-            "classes": "my classes.txt",
+            "root": str(place.parent),
+            "classes": str(folder / "my classes.txt"),
             "on_bad_image": "skip",
         },
         "models": {
@@ -280,14 +272,19 @@ def photographs(tmp_path_factory):
                 "resize": 35,
             }
         },
-        "attribution": {"n_steps": 2, "baseline": "uniform", "n_baselines": 2},
+        "attribution": {"n_steps": 2, "baseline": "half 'grey'.png"},
         "selection": {"p": [12.5], "by": "count"},
         "masking": {"controls": [], "fills": ["image-mean", "mean"]},
         "squares": {"side": 4, "score": "signed"},
         "compute": {"shards": 2},
     }
+    Image.new("RGB", (40, 40), "grey").save(folder / study["attribution"]["baseline"])
     (folder / "mine.yaml").write_text(yaml.safe_dump(study))
-    done = snakemake(folder, "--configfile", "mine.yaml")
+    text = (ROOT / "Snakefile").read_text("utf-8").replace("docs/captions", f"{ROOT}/docs/captions")
+    shadowed, n_rules = re.subn(r"\n    log:\n", '\n    shadow: "minimal"\n    log:\n', text)
+    assert n_rules == text.count("\nrule ") - 1  # all but `all`
+    (folder / "Snakefile").write_text(shadowed)
+    done = snakemake(folder, "--configfile", "mine.yaml", snakefile=folder / "Snakefile")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -303,6 +300,18 @@ def test_hostile_names_and_bad_files_reach_the_tables_and_no_shell(photographs):
     assert "cut.jpg: cannot be decoded" in table
     assert (photographs / "results/figures/keep_drop-drop-8.png").is_file()
     assert not list(photographs.rglob("owned"))
+
+
+def test_a_changed_baseline_is_seen(photographs, monkeypatch):
+    monkeypatch.chdir(photographs)
+    study = yaml.safe_load(Path("mine.yaml").read_text())
+    assert list(verify(Workflow(study))) == []
+    baseline = Path(study["attribution"]["baseline"])
+    before = baseline.read_bytes()
+    Image.new("RGB", (40, 40)).save(baseline)
+    found = {made.path.parent.name: problem for made, problem in verify(Workflow(study))}
+    assert found["scores"] == "stale: made of other baseline"
+    baseline.write_bytes(before)
 
 
 def test_changed_files_are_seen_whatever_their_time(photographs):

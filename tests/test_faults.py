@@ -23,6 +23,7 @@ from steps import run_train
 
 from igmask import arrays, cli
 from igmask.errors import InputError
+from igmask.inputs import models
 from igmask.plan import Workflow
 from igmask.study import config
 from igmask.study.recipes import STAGES
@@ -499,7 +500,15 @@ def test_weights_say_the_version_of_their_training(tmp_path, monkeypatch):
         later.setitem(STAGES, "train", of + 1)
         found = verified(tmp_path, later)
     assert found[name] == f"stale: versions.train is {of}, not {of + 1}"
-    path.write_bytes(path.read_bytes()[:-10])
+    written = path.read_bytes()
+    flip(path)
+    assert verified(tmp_path, monkeypatch)[name].startswith("damaged: other weights than written")
+    with pytest.raises(InputError, match=r"a\.safetensors: other weights than written"):
+        models.load(config.model({"source": model["source"], "size": 64, "weights": str(path)}))
+    verified(tmp_path, monkeypatch, "--remove")
+    run_train(path, model=config.model(model), n_train=10, seed=0)
+    assert path.read_bytes() == written
+    path.write_bytes(written[:-10])
     assert verified(tmp_path, monkeypatch)[name].startswith("damaged: ")
 
 

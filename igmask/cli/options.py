@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from igmask.errors import InputError
+from igmask.progress import say
 from igmask.study import config, settings
 from igmask.study.settings import Attribution, Model
 
@@ -29,11 +30,21 @@ class Number(click.FloatRange):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         """Return the number, or fail as click does."""
-        number = super().convert(value, param, ctx)
-        if self.max == 100 and number != round(number, 2):  # NaN included
-            self.fail(f"{value} has more than two decimals.", param, ctx)
+        is_percentage = self.max == 100
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            hint = "; 50 is 50 %" if is_percentage else ""
+            self.fail(f"{value!r} is not a number{hint}.", param, ctx)
         if not isfinite(number):
             self.fail(f"{value} is not finite.", param, ctx)
+        if number <= (self.min or 0) or (self.max is not None and number > self.max):
+            to = "" if self.max is None else f" and at most {self.max:g}"
+            self.fail(f"{value} is not above {self.min or 0:g}{to}.", param, ctx)
+        if is_percentage and number != round(number, 2):
+            self.fail(f"{value} has more than two decimals.", param, ctx)
+        if is_percentage and (doubt := settings.hardly_meant(number)):
+            say(f"warning: {doubt}")
         return number
 
 

@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from numbers import Real
@@ -122,17 +122,23 @@ class IntegratedGradients:
     def _slopes(self, paths: "_Paths") -> tuple[Tensors, str]:
         """(the sums of gradients, by the engine if it can; why they would be of chance)."""
         f, x, fault = self.forward_func, paths.ends[0], ""
-        alone = len(paths.ends) == 1 and not paths.extra and self.gradient_func is gradients
+        plain = self.gradient_func is gradients
         if isinstance(f, nn.Module):
             check_model(f, x)
-            if alone:
+            if plain and len(paths.ends) == 1 and not paths.extra:
                 network = prepare(f, x)
                 fault = network.answer.fault if network.answer else ""
                 return paths.behind_the_stem(network), fault
-        elif alone and len(x):
-            with suppress(InputError):  # as the function is called, it may be right
-                fault = contract.ask(f, x).fault
-        return paths.sums(f, self.gradient_func), fault
+        refused = None
+        if plain and len(x):
+            try:
+                fault = contract.ask(paths.of_first(f), x).fault
+            except InputError as error:  # as it will be called, it may be right
+                refused = error
+        try:
+            return paths.sums(f, self.gradient_func), fault
+        except (RuntimeError, TypeError) as error:
+            raise refused or error from None
 
     @_wrapped
     def compute_convergence_delta(
@@ -186,6 +192,17 @@ class _Paths:
         for i, slope in enumerate(path_gradients(*on_path, batch_size=self.batch_size)):
             slopes[i] = slope[0]
         return (slopes,)
+
+    def of_first(self, f: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+        """Return the function of its first input, the others and the rest being those of row 0."""
+        n_examples = len(self.ends[0])
+
+        def asked(x: Tensor) -> Tensor:
+            rows = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+            others = [end[rows] for end in self.ends[1:]]
+            return f(x, *others, *_of_rows(self.extra, rows, n_examples))
+
+        return asked
 
     def sums(self, f: Callable[..., Tensor], gradient_func: Callable[..., Tensors]) -> Tensors:
         """Return the sums of `gradient_func`, differentiable again if its gradients are."""

@@ -13,7 +13,6 @@ from itertools import count
 from types import FunctionType
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
@@ -155,6 +154,8 @@ class Network:
             free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             budget = free * 6 // 10
         else:
+            import psutil  # a tenth of a second, which most jobs do without
+
             budget = min(_CPU_BYTES, psutil.virtual_memory().available // 4)
         fitting = budget // self.bytes_per_point(images)
         return max(1, min(fitting, _MOST.get(device.type, 64)))

@@ -2,7 +2,8 @@
 
 It takes floating-point images in batches of any size, answers with a tensor, gives the same answer
 twice, and of an image alone as of the same image among others. A classifier's answer is a row of
-two logits or more an image, no probabilities. What a network does counts, not what its flags say.
+two logits or more an image, no probabilities. What a network does counts here; layers in
+training mode are refused before, in engine/ready.py.
 """
 
 import dataclasses
@@ -239,7 +240,10 @@ def _why(network: Callable[[Tensor], Any], batch: Tensor, images: Tensor) -> str
                 f"the network takes batches of {len(other)} and not of {len(batch)}; igmask fills "
                 "batches of any size, so export it with a dynamic first axis"
             )
-    if _takes(network, (batch * 255).byte()):
+    behind = network
+    if isinstance(network, nn.Sequential) and not [*network[0].parameters()]:
+        behind = network[1:]  # a normalisation makes floats of bytes
+    if _takes(behind, (batch * 255).byte()):
         return (
             f"{failed}, and takes integers of 0 … 255, by which nothing can be differentiated; put "
             "the conversion outside of it"

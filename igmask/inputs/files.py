@@ -4,6 +4,8 @@ Names that begin with a dot, as Jupyter's .ipynb_checkpoints, and macOS's __MACO
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,37 @@ RESULTS = "results"  # the folder below which a study's files are
 def counts(name: str) -> bool:
     """Return whether a file or folder of this name may be an image or hold some."""
     return not name.startswith(".") and name != "__MACOSX"
+
+
+class _Counting:
+    """What os.scandir gives, without the names that do not count."""
+
+    def __init__(self, entries: Any) -> None:
+        self._entries, self.close = entries, entries.close
+
+    def __enter__(self) -> "_Counting":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __iter__(self) -> "_Counting":
+        return self
+
+    def __next__(self) -> Any:
+        return next(entry for entry in self._entries if counts(os.fsdecode(entry.name)))
+
+
+@contextmanager
+def names_that_count() -> Iterator[None]:
+    """Let `os` list no others within the block, in which code that is not ours walks folders."""
+    listdir, scandir = os.listdir, os.scandir
+    os.listdir = lambda *at: [n for n in listdir(*at) if counts(os.fsdecode(n))]  # type: ignore[assignment]
+    os.scandir = lambda *at: _Counting(scandir(*at))  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os.listdir, os.scandir = listdir, scandir
 
 
 def class_folders(root: Path | str) -> list[str]:

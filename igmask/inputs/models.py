@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,9 +158,9 @@ def build(model: Model, *, seed: int = 0) -> nn.Module:
         return _build_callable(model) if ":" in model.source else _build_torchvision(model)
 
 
-def digests(model: Model, *own: str) -> dict[str, str]:
-    """Return {"weights": …, "code": …}, what stands for the content of `model.files(*own)`."""
-    return {kind: arrays.digest_of_files(paths) for kind, paths in model.files(*own).items()}
+def digests(files: dict[str, list[Path]]) -> dict[str, str]:
+    """Return what stands for the content of each kind of files, such as those of `Model.files`."""
+    return {kind: arrays.digest_of_files(paths) for kind, paths in files.items()}
 
 
 def usual_size(model: Model) -> int:

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import json
 import os
 import pickle
 from collections.abc import Iterator
@@ -150,10 +151,20 @@ def downloading(url: str, path: Path) -> Iterator[None]:
         os.environ |= before
 
 
+def _of_safetensors(path: Path) -> dict[str, Tensor]:
+    weights = load_file(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        made_by = json.loads((file.metadata() or {}).get("igmask", "{}"))
+    if made_by:  # by a step of ours
+        plain = {name: value.numpy() for name, value in weights.items()}
+        arrays.check_weights(path, plain, made_by)
+    return weights
+
+
 def _read_checkpoint(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _of_safetensors(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(

@@ -68,7 +68,7 @@ def attribute(
     network = models.load(model, device=where)
     check_labels(records, models.n_classes(network, model))
     # Now, not after hours in which a file may have changed.
-    read = {"images": arrays.digest(records)} | models.digests(model, *recipe.own)
+    read = {"images": arrays.digest(records)} | models.digests(here.files())
     columns = {name: np.zeros(len(records), dtype) for name, dtype in _COLUMNS.items()}
     height, width, _ = images.row_shape
     with arrays.writing(output, np.float32, (2, *grid(height, width, recipe.side))) as scores:

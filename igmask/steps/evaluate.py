@@ -81,7 +81,7 @@ def evaluate(
     recipe = replace(recipe, model=models.complete(recipe.model))
     model = with_located(recipe, image_paths[0]).model
     network = _Network(models.load(model, device=where))
-    read = {"images": arrays.digest(images.records)} | models.digests(model)
+    read = {"images": arrays.digest(images.records)} | models.digests(model.files())
     code = model.files(*recipe.own).get("code")  # alone: weights may be large, and are read once
     with_own = read | ({"code": arrays.digest_of_files(code)} if code else {})
     for condition in _conditions(recipe, network, images, masks, read, with_own):

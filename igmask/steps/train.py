@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save
+from safetensors.numpy import save
 from torch import nn
 
 from igmask import arrays
@@ -102,9 +102,10 @@ def train(output: Path, recipe: Train) -> None:
     how = vars(model.train) | {"seed": seed, "on_batch": lambda loss, accuracy: meter.advance()}
     with refusing(FloatingPointError, ValueError):
         fit(whole, images, labels, **how)
-    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    weights = {name: value.contiguous().numpy() for name, value in network.state_dict().items()}
+    made_by = stamp("train") | {arrays.CHECKSUM: arrays.checksum_of_weights(weights)}
     with arrays.replacing(output) as temporary:
-        temporary.write_bytes(save(weights, {"igmask": json.dumps(stamp("train"))}))
+        temporary.write_bytes(save(weights, {"igmask": json.dumps(made_by)}))
 
 
 def _flipped(x: torch.Tensor, chance: torch.Generator) -> torch.Tensor:

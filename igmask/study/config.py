@@ -24,6 +24,7 @@ from igmask.study.settings import (
     Dataset,
     Model,
     Study,
+    hardly_meant,
     is_baseline_file,
     percent,
     rules,
@@ -109,12 +110,8 @@ def missing_files(study: Study) -> dict[str, str]:
 
 def warnings(study: Study) -> list[str]:
     """Return what a study may say but hardly means, a line each."""
-    return [
-        f"selection.p: {percent(p)} means {percent(p)} %; write {percent(100 * p)} if "
-        f"{percent(100 * p)} % is meant"
-        for p in study.selection.p
-        if p < 1
-    ]
+    doubts = map(hardly_meant, study.selection.p)
+    return [f"selection.p: {doubt}" for doubt in doubts if doubt]
 
 
 def dataset(settings: Mapping[str, Any]) -> Dataset:

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from igmask.study.fields import counting, counting_fields, given, plain
-from igmask.study.settings import Attribution, Geometry, Model, is_random, percent, rules
+from igmask.study.settings import (
+    Attribution,
+    Geometry,
+    Model,
+    is_baseline_file,
+    is_random,
+    percent,
+    rules,
+)
 
 # The algorithm of each step; raise a number when a step's results change.
 STAGES = {
@@ -96,6 +104,12 @@ class Attribute:
     def own(self) -> tuple[str, ...]:
         """What may be a function of the user's own."""
         return self.attribution.method, self.attribution.baseline
+
+    def files(self) -> dict[str, list[Path]]:
+        """What it is made of besides images: weights, code, a baseline, as far as they are here."""
+        baseline = self.attribution.baseline
+        files = {"baseline": [Path(baseline)]} if is_baseline_file(baseline) else {}
+        return self.model.files(*self.own) | files
 
 
 @dataclass(frozen=True)

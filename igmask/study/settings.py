@@ -404,3 +404,11 @@ def rules(*path: str) -> dict[str, Any]:
 def percent(p: float) -> str:
     """Return p as file names and tables have it: 50, 12.5."""
     return f"{p:g}"
+
+
+def hardly_meant(p: float) -> str:
+    """Return what to say of a percentage that may be a share, 0.5 for 50 %; else nothing."""
+    if not 0 < p < 1:
+        return ""
+    whole = percent(100 * p)
+    return f"{percent(p)} means {percent(p)} %; write {whole} if {whole} % is meant"

@@ -23,6 +23,7 @@ from igmask.errors import InputError, integer, refusing
 from igmask.inputs.decode import naming, read_rgb, to_rgb
 from igmask.kernels import select, square_scores
 from igmask.plain import Fill
+from igmask.study.settings import hardly_meant
 
 Picture = Tensor | np.ndarray | Image.Image | str | os.PathLike[str]
 
@@ -206,9 +207,8 @@ def _percentages(p: Any) -> list[float]:
     if not ps or len(numbers) < len(ps) or not all(map(isfinite, numbers)):
         raise InputError(f"p must be a number in (0, 100], or a list of them, got {p!r}")
     percents = [float(one) for one in numbers]
-    for small in filter(lambda percent: 0 < percent < 1, percents):
-        told = f"p = {small:g} means {small:g} %; {100 * small:g} is {100 * small:g} %"
-        warnings.warn(told, stacklevel=3)
+    for doubt in filter(None, map(hardly_meant, percents)):
+        warnings.warn(f"p = {doubt}", stacklevel=3)
     return percents
 
 

@@ -143,6 +143,10 @@ class _Files:
             elif places[0].suffix == ".parquet":
                 arrays.read_records(places[0])
             found = _settings(places[-1])
+            if places[0].suffix == ".safetensors":
+                with safe_open(places[0], framework="numpy") as file:
+                    weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                arrays.check_weights(places[0], weights, found)
         except InputError as error:
             what = str(error).removeprefix(f"{places[0]}: ").removesuffix(f"; {arrays.ADVICE}")
             return f"damaged: {what}"

@@ -734,7 +734,8 @@ def test_gradients_that_pytorch_has_wrong_are_refused_on_the_general_way(monkeyp
             self.conv, self.pool = nn.Conv2d(3, 8, 3), nn.AvgPool2d(3, 1, padding)
 
         def forward(self, x, *more):
-            return self.pool(self.conv(x).relu()).mean((2, 3)) + sum(y.sum() for y in more)
+            means = self.pool(self.conv(x).relu()).mean((2, 3))
+            return means + sum(y.sum((1, 2, 3)).unsqueeze(1) for y in more)
 
     x = torch.rand(2, 3, 9, 9)
     inputs, more = ((x, x), None) if of == "inputs" else (x, x if of == "module" else None)

@@ -142,6 +142,9 @@ def test_a_network_of_integers_is_told_apart(images):
         def forward(self, x):
             return F.one_hot(x.long()[:, 0, 0] % 5 if x.dtype == torch.uint8 else x).float()[:, 0]
 
+    behind = nn.Sequential(models.Normalize((0, 0, 0), (1, 1, 1)), OfBytes())
+    with pytest.raises(InputError, match=r"takes integers of 0 … 255"):
+        contract.ask(behind, images)
     with pytest.raises(InputError, match=r"takes integers of 0 … 255"):
         igmask.integrated_gradients(OfBytes().eval(), images)
 
@@ -184,6 +187,24 @@ def test_captums_class_warns_and_attributes(as_function, images):
         found = IntegratedGradients(network).attribute(images, target=0, n_steps=2)
     assert found.shape == images.shape
     assert said[0].filename == __file__
+
+
+def test_captums_class_asks_networks_of_more_than_one_input(images):
+    class Sum(Answering):
+        def forward(self, x, other, factor):
+            return super().forward(x + other) * factor
+
+    network = Sum(WRONG["the same twice"]).eval()
+    with pytest.warns(UserWarning, match="the same twice"):
+        IntegratedGradients(network).attribute(
+            (images, images / 2), target=0, additional_forward_args=torch.ones(len(images), 1)
+        )
+
+
+def test_captums_class_says_what_a_function_does_not_take(images):
+    one_channel = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(InputError, match="does not take images of shape"):
+        IntegratedGradients(lambda x: one_channel(x)).attribute(images, target=0)
 
 
 HONEST = ("resnet18", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x0_5", "swin_t")

@@ -228,6 +228,36 @@ def test_hidden_names_are_no_folders_and_no_images(tmp_path, source, name):
     assert flow.dataset_contents(None) != contents
 
 
+WALKERS = {
+    "Caltech101": ("caltech101/101_ObjectCategories", "image_0001.jpg", ["accordion", "anchor"]),
+    "GTSRB": ("gtsrb/GTSRB/Training", "a.ppm", ["00000", "00001"]),
+    "RenderedSST2": ("rendered-sst2/train", "a.png", ["negative", "positive"]),
+    "Imagenette": ("imagenette2/train", "x.JPEG", ["n01440764", "n02102040"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # open files
+@pytest.mark.parametrize("name", WALKERS)
+def test_hidden_names_are_none_where_torchvision_walks_in_its_own_way(tmp_path, name):
+    where, file, classes = WALKERS[name]
+    (tmp_path / "imagenette2/val").mkdir(parents=True)
+    (tmp_path / "caltech101/101_ObjectCategories/BACKGROUND_Google").mkdir(parents=True)
+    for folder in classes:
+        (tmp_path / "caltech101/Annotations" / folder).mkdir(parents=True)
+        paint(tmp_path / where / folder / file)
+    dataset = config.dataset({"source": "torchvision", "class": name, "root": str(tmp_path)})
+    expected, names = index(dataset)
+    for hidden in HIDDEN:
+        paint(tmp_path / where / hidden / file)
+        paint(tmp_path / where / classes[0] / f"._{file}")
+    found, names_then = index(dataset)
+    assert expected["label"].tolist() == [0, 1]
+    pd.testing.assert_frame_equal(found, expected)
+    assert names_then == names
+    read = opener(dataset, seed=0)
+    assert [read(row).size for row in found.itertuples()] == [(8, 8)] * 2
+
+
 @pytest.mark.parametrize("root", [".", "./", "../{}"])
 def test_names_are_the_same_from_wherever_the_root_is_named(tree, monkeypatch, root):
     expected, _ = index(config.dataset({"source": "folder", "root": str(tree)}))

@@ -240,5 +240,5 @@ def test_channels_last_of_another_number_are_named(network, channels):
 
 def test_a_p_below_1_is_a_warning(network):
     image = torch.rand(3, 9, 9, dtype=torch.float64)
-    with pytest.warns(UserWarning, match="p = 0.5 means 0.5 %; 50 is 50 %"):
+    with pytest.warns(UserWarning, match="p = 0.5 means 0.5 %; write 50 if 50 % is meant"):
         igmask.mask_image(image, network, 0.5, n_steps=2)

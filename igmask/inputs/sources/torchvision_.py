@@ -1,17 +1,15 @@
 """Any dataset class of torchvision.datasets; an ImageFolder or the like as with source `folder`."""
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from igmask.errors import InputError, refusing
+from igmask.errors import InputError, refusing, with_kind
 from igmask.inputs.classes import class_labels, relabelled
 from igmask.inputs.decode import by_place
-from igmask.inputs.files import class_folders, counts
+from igmask.inputs.files import class_folders, names_that_count
 from igmask.inputs.sources import folder
 from igmask.progress import progress
 from igmask.study.settings import Dataset
@@ -51,8 +49,13 @@ def opener(dataset: Dataset, *, seed: int) -> Callable[[Any], Image.Image]:
 def _made(dataset: Dataset) -> Any:
     factory = _class(dataset)
     arguments = dataset.arguments | ({"download": True} if dataset.download else {})
-    what, refused = f"torchvision.datasets.{dataset.class_}", (RuntimeError, TypeError, ValueError)
-    with refusing(*refused, OSError, says=lambda error: f"{what}: {error}"):
+    what = f"torchvision.datasets.{dataset.class_}"
+    refused = (RuntimeError, TypeError, ValueError, OSError)
+    with (
+        refusing(LookupError, says=lambda error: f"{what}: {with_kind(error)}"),
+        refusing(*refused, says=lambda error: f"{what}: {error}"),
+        names_that_count(),
+    ):
         if _is_tree(factory):
             factory = _seen_as_folders(factory, dataset.classes)
         return factory(dataset.root, **arguments)
@@ -75,7 +78,7 @@ def _is_tree(factory: Any) -> bool:
 
 
 def _seen_as_folders(factory: Any, listed: str | None) -> Any:
-    """The class, of which files count and how they are labelled as with source `folder`."""
+    """The class, whose images are labelled as with source `folder`."""
 
     class Seen(factory):
         def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
@@ -84,11 +87,5 @@ def _seen_as_folders(factory: Any, listed: str | None) -> Any:
                 raise InputError(f"{directory}: no class folders in it")
             self.labels, self.class_names = class_labels(folders, listed, of=directory)
             return folders, self.labels
-
-        @staticmethod
-        def make_dataset(directory: str, *args: Any, **settings: Any) -> list[tuple[str, int]]:
-            start = len(os.path.join(directory, ""))
-            samples = factory.make_dataset(directory, *args, **settings)
-            return [x for x in samples if all(map(counts, Path(x[0][start:]).parts))]
 
     return Seen
