@@ -1,5 +1,6 @@
-"""What is affine in the image, in the graph of a network by torch.fx."""
+"""What a node of a network's graph does, by torch.fx or torch.export, and whether it is affine."""
 
+import inspect
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -29,16 +30,20 @@ _LINEAR = {
     "roll", "add", "sub", "subtract", "neg", "negative", "pos", "sum", "mean", "cat", "concat",
     "concatenate", "stack", "chunk", "split", "tensor_split", "unbind", "narrow", "select",
     "float", "double", "avg_pool2d", "adaptive_avg_pool2d", "pixel_shuffle",
-    "pixel_unshuffle", "unfold", "t",
+    "pixel_unshuffle", "unfold", "t", "slice", "alias", "lift_fresh_copy", "_to_copy",
 }  # fmt: skip
 # Linear in the first if the others are constant; `mul` and `matmul` in either.
 _LINEAR_IN_FIRST = {
     "div", "truediv", "true_divide", "conv1d", "conv2d", "conv3d", "linear", "getitem",
-    "index_select", "interpolate",
+    "index_select", "interpolate", "index", "reshape_as", "view_as", "expand_as",
+    "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
 }  # fmt: skip
 _LINEAR_IN_ONE = {"mul", "multiply", "matmul", "bmm"}
 TUPLES = {"chunk", "split", "tensor_split", "unbind"}
-_SHAPES = {"size", "dim", "numel", "shape", "ndim", "dtype", "device", "ndimension"}
+_SHAPES = {
+    "size", "dim", "numel", "shape", "ndim", "dtype", "device", "ndimension", "sym_size",
+    "sym_numel",
+}  # fmt: skip
 
 # Whose functions are meant by the names above.
 _HOMES = {
@@ -46,10 +51,13 @@ _HOMES = {
 } | {"_operator", "torch._C._nn", "torch._tensor", "builtins", "torch.functional"}  # fmt: skip
 
 
-def affine_in(image: fx.Node, graph: fx.Graph, layers: Mapping[str, nn.Module]) -> set[fx.Node]:
+def affine_in(
+    image: fx.Node, graph: fx.Graph, layers: Mapping[str, Any], without: frozenset[fx.Node]
+) -> set[fx.Node]:
     """Return the nodes of a graph that are affine in the image, itself among them.
 
-    layers: what the nodes call, by name
+    layers:  what the nodes call, by name
+    without: nodes that are not to count as affine
     """
     depends, affine = {image}, {image}
     for node in graph.nodes:
@@ -58,7 +66,7 @@ def affine_in(image: fx.Node, graph: fx.Graph, layers: Mapping[str, nn.Module]) 
             continue
         depends.add(node)
         of_affine = node.op != "output" and all(n in affine for n in of_input)
-        if of_affine and _is_affine(node, layers, affine):
+        if of_affine and node not in without and _is_affine(node, layers, affine):
             affine.add(node)
     return affine
 
@@ -69,11 +77,46 @@ def layer_of(node: fx.Node, layers: Mapping[str, Any]) -> Any:
 
 
 def operation_of(node: fx.Node) -> str:
-    """Return the name of the method, or of PyTorch's function, that a node calls, else nothing."""
+    """Return the name of the method, or of PyTorch's function, that a node calls, else nothing.
+
+    ATen's operators, of which torch.export makes a graph, have the names of PyTorch's functions.
+    """
+    if isinstance(node.target, torch._ops.OpOverload):
+        home, _, name = node.target._schema.name.partition("::")
+        return name if home == "aten" else ""
     if node.op == "call_function":
         known = getattr(node.target, "__module__", "") in _HOMES
         return getattr(node.target, "__name__", "") if known else ""
     return str(node.target) if node.op == "call_method" else ""
+
+
+def is_in_place(node: fx.Node) -> bool:
+    """Whether a node changes its first argument, or may: by name, or as it is asked to."""
+    name = operation_of(node)
+    by_name = name.endswith("_") and not name.endswith("__")
+    return by_name or name in _IN_PLACE or any(node.kwargs.get(k) for k in ("inplace", "out"))
+
+
+_IN_PLACE = {f"i{name}" for name in ("add", "sub", "mul", "truediv", "pow")} | {"setitem"}
+
+
+def counts_images(node: fx.Node) -> bool:
+    """Whether a node is x.size(0), as a simplified graph has the number of images."""
+    return node.op == "call_method" and node.target == "size" and node.args[1:] == (0,)
+
+
+def named_arguments(node: fx.Node) -> dict[str, Any]:
+    """Return the arguments of PyTorch's function that a node calls, by ATen's names for them."""
+    name, target = operation_of(node), node.target
+    if isinstance(target, torch._ops.OpOverload):
+        names = [argument.name for argument in target._schema.arguments]
+    elif inspect.isfunction(target):
+        names = list(inspect.signature(target).parameters)
+    else:
+        packet = getattr(torch.ops.aten, name, None)
+        schema = packet.default._schema if packet and "default" in packet.overloads() else None
+        names = [argument.name for argument in schema.arguments] if schema else []
+    return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
 
 
 def _is_affine(node: fx.Node, layers: Mapping[str, nn.Module], affine: set[fx.Node]) -> bool:
@@ -90,10 +133,13 @@ def _is_affine(node: fx.Node, layers: Mapping[str, nn.Module], affine: set[fx.No
     whole = any(isinstance(v, torch.dtype) and not v.is_floating_point for v in given)
     if node.kwargs.get("out") or whole:
         return False
+    if name == "constant_pad_nd":
+        return True
     if name == "pad":
         return _argument(node, 2, "mode", "constant") == "constant"
     if name == "dropout":
-        return _argument(node, 2, "training", True) is False
+        options = named_arguments(node)
+        return options.get("training", options.get("train", True)) is False
     if name == "squeeze" and len(given) == 1:
         return False  # for a single image it drops the axis of the images
     if name in _LINEAR:
@@ -111,6 +157,6 @@ def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
 
 def _is_shape(node: fx.Node) -> bool:
     """Whether a node asks for a property of a tensor rather than for its numbers."""
-    if node.op == "call_method":
-        return node.target in _SHAPES
+    if operation_of(node) in _SHAPES:
+        return True
     return node.target is getattr and node.args[1] in _SHAPES

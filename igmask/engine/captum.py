@@ -215,7 +215,8 @@ class _Paths:
             with running(), first:
                 return gradient_func(f, *self._at(pairs))
 
-        queue = batches(n_examples, self.rule, size=size, gradients=gradients_of)
+        least = contract.least_batch(device)
+        queue = batches(n_examples, self.rule, size=size, gradients=gradients_of, least=least)
         for pairs, slopes in queue:
             pairs.check(slopes)
             rows = on_device(pairs.owners, device)

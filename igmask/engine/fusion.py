@@ -1,7 +1,6 @@
 """The parts of a network over again, exactly, with less work: frozen, laid out, folded, fused."""
 
 import copy
-import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,22 +13,6 @@ from igmask.kernels import shifted_relu, wide
 
 # What the graphs call and read, by its name in them.
 Parts = dict[str, Any]
-
-
-def parts_of(network: nn.Module, graph: fx.Graph, constants: Parts) -> Parts:
-    """Return what the nodes of a network's graph call and read, frozen.
-
-    constants: tensors made in the forward pass, by their names in the graph
-    """
-    parts: Parts = {}
-    for node in graph.nodes:
-        name = str(node.target)
-        if node.op == "call_module":
-            parts.setdefault(name, frozen(network.get_submodule(name)))
-        elif node.op == "get_attr":
-            value = constants[name] if name in constants else operator.attrgetter(name)(network)
-            parts[name] = value.detach() if isinstance(value, Tensor) else value
-    return parts
 
 
 def frozen(module: nn.Module) -> nn.Module:
@@ -80,12 +63,36 @@ def fold_batch_norms(graph: fx.Graph, parts: Parts) -> int:
         layer, norm = layer_of(before, parts), layer_of(node, parts)
         if _FOLDS.get(type(layer)) is not type(norm) or norm.training or norm.running_mean is None:
             continue
-        before.target = _free_name(f"folded_{node.name}", parts)
+        before.target = free_name(f"folded_{node.name}", parts)
         parts[before.target] = frozen(fuse_conv_bn_eval(layer, norm))
         node.replace_all_uses_with(before)
         graph.erase_node(node)
         n_folded += 1
     return n_folded
+
+
+class _Scaled(nn.Module):
+    """A frozen norm as what it computes, x · scale + shift."""
+
+    def __init__(self, norm: nn.BatchNorm2d, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._shift, self._scale = (value.to(dtype) for value in _shift_and_scale(norm))
+
+    def forward(self, x: Tensor) -> Tensor:
+        axes = [1] * (x.ndim - 2)
+        return x * self._scale.view(-1, *axes) + self._shift.view(-1, *axes)
+
+
+def write_out_norms(graph: fx.Graph, parts: Parts) -> None:
+    """Let frozen norms be sums and products, whose gradients are right for one image, too.
+
+    See `contract.least_batch`.
+    """
+    for node in graph.nodes:
+        norm = layer_of(node, parts)
+        if type(norm) in _FOLDS.values() and not norm.training and norm.running_mean is not None:
+            node.target = free_name(f"scaled_{node.name}", parts)
+            parts[node.target] = _Scaled(norm, norm.running_mean.dtype)
 
 
 _FOLDS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
@@ -98,6 +105,8 @@ def activation_of(node: fx.Node, parts: Mapping[str, Any]) -> str:
         other = isinstance(layer, nn.GELU) and layer.approximate != "none"
         return "none" if other else _ACTIVATION_LAYERS.get(type(layer), "none")
     name = operation_of(node).rstrip("_")
+    if name == "hardtanh" and node.args[1:] == (0, 6):
+        return "relu6"  # as torch.export has it
     plain = len(node.args) == 1 and not set(node.kwargs) - {"inplace"}
     return name if plain and name in _ACTIVATION_LAYERS.values() else "none"
 
@@ -143,7 +152,7 @@ def fuse_relus(graph: fx.Graph, parts: Parts) -> None:
         if type(layer) is not nn.BatchNorm2d:  # whose shift knows of no bias before it
             for operand in operands:
                 _leave_bias_out(operand, parts)
-        name = _free_name(f"fused_{node.name}", parts)
+        name = free_name(f"fused_{node.name}", parts)
         parts[name] = relu
         with graph.inserting_before(node):
             fused = graph.call_module(name, tuple(operands))
@@ -153,8 +162,8 @@ def fuse_relus(graph: fx.Graph, parts: Parts) -> None:
             graph.erase_node(before)
 
 
-def _free_name(name: str, parts: Parts) -> str:
-    """The name, or one like it that no layer of the network has."""
+def free_name(name: str, parts: Parts) -> str:
+    """Return the name, or one like it that no part of the network has."""
     while name in parts:
         name += "_"
     return name
@@ -193,5 +202,5 @@ def _leave_bias_out(node: fx.Node, parts: Parts) -> None:
     if _bias(node, parts) is not None:
         without = frozen(parts[str(node.target)])
         without._parameters["bias"] = None
-        node.target = _free_name(f"unbiased_{node.name}", parts)
+        node.target = free_name(f"unbiased_{node.name}", parts)
         parts[node.target] = without

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from igmask.engine.network import Network, all_finite
 from igmask.errors import InputError, integer
+from igmask.inputs.contract import least_batch
 from igmask.kernels import (
     accumulate_,
     accumulate_pooled_,
@@ -77,18 +78,21 @@ def batches(
     *,
     size: int,
     gradients: Callable[[Pairs], Tensors],
+    least: int = 1,
     padded: bool = False,
 ) -> Iterator[tuple[Pairs, Tensors]]:
     """Yield the queue's batches, each with its gradients.
 
     size:      of a batch; the last is what is left, or `padded` by its last pair at weight zero
+    least:     rows of a batch; see `contract.least_batch`
     gradients: of a batch, which is halved and tried again where memory runs out
     """
     (positions, weights), n_steps = rule, len(rule[0])
     start, n_pairs = 0, n_images * n_steps
     while start < n_pairs:
         n_live = min(size, n_pairs - start)
-        rows = [min(start + row, n_pairs - 1) for row in range(size if padded else n_live)]
+        n_rows = max(least, size if padded else n_live)
+        rows = [min(start + row, n_pairs - 1) for row in range(n_rows)]
         steps = [row % n_steps for row in rows]
         pairs = Pairs(
             start,
@@ -152,7 +156,8 @@ def path_gradients(
     if network.engine == "eager":  # for the others each shape costs
         size = -(-n_pairs // -(-n_pairs // size))  # the same number of batches, evenly filled
     paths = _Paths(network, images, baselines, pick, n_slots=-(-size // n_steps) + 1)
-    queue = batches(len(images), rule, size=size, gradients=paths.gradients, padded=True)
+    least, ask = least_batch(images.device), paths.gradients
+    queue = batches(len(images), rule, size=size, gradients=ask, least=least, padded=True)
     finite: list[Tensor] = []
     for pairs, slopes in queue:
         paths.add(slopes, pairs.weights)

@@ -3,22 +3,32 @@
 With f = g ∘ A and A affine, A(b + α (x − b)) = A(b) + α (A(x) − A(b)): the path runs behind the
 stem, and the gradient goes back through the stem once, Aᵀ Σ_h w_h ∇g. Exact.
 
-The stem is found in the graph of the network (torch.fx), never by its name. What cannot be traced
-is left whole, with the identity as stem.
+The stem is found in the graph of the network, never by its name. What cannot be traced is left
+whole, with the identity as stem.
 """
 
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from igmask.engine.affine import TUPLES, affine_in, layer_of, operation_of
-from igmask.engine.fusion import activation_of, fold_batch_norms, fuse_relus, lay_out, parts_of
+from igmask.engine.affine import TUPLES, affine_in, counts_images, layer_of, operation_of
+from igmask.engine.fusion import (
+    activation_of,
+    fold_batch_norms,
+    frozen,
+    fuse_relus,
+    lay_out,
+    write_out_norms,
+)
+from igmask.engine.graph import LIBRARIES, Untraceable, traced, unwrapped
+from igmask.engine.simplify import Traced
+from igmask.errors import with_kind
 from igmask.kernels import Pool, activate
 from igmask.tracing import running, tracing
 
@@ -51,6 +61,7 @@ class Split:
     begins:   names of what follows them
     n_folded: batch norms folded into the layer before
     why_not:  why there is no stem, empty if there is one
+    by:       the library that took its graph;  seconds: how long that took
     """
 
     stem: Stem
@@ -61,6 +72,8 @@ class Split:
     why_not: str = ""
     head: Head = Head()
     layout: torch.memory_format | None = None
+    by: str = ""
+    seconds: float = 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
         """The whole network."""
@@ -93,17 +106,44 @@ def split(
     """
     if not isinstance(network, nn.Module):
         return whole(network, "it is a function, not a torch.nn.Module")
-    how, example = _How(with_head, layout, fused), example[:2]
-    found = _split(network, example, how)
-    if layout == torch.channels_last and found.why_not.startswith(_DIFFERS):
+    network = unwrapped(network)
+    # In two colours: of a batch of one PyTorch may have the gradients wrong.
+    example = torch.cat([example[:1], example[:1] / 2 + 0.25]) if len(example) == 1 else example[:2]
+    everywhere = torch.nn.modules.module
+    if any(map(is_hooked, network.modules())) or everywhere._global_forward_hooks:
+        return _logged(whole(network, "it has hooks or parametrizations"))
+    how, reasons = _How(with_head, layout, fused), []
+    for library in LIBRARIES:
+        try:
+            with tracing():
+                graph = traced(network, example, library)
+        except Untraceable as error:
+            reasons.append(str(error))
+            continue
+        found = _split_as(how, network, graph, example)
+        if not found.why_not or not found.why_not.startswith((_DIFFERS, _UNCUT)):
+            return _logged(found)
+        reasons.append(found.why_not)
+    return _logged(whole(network, "; ".join(reasons)))
+
+
+def _split_as(how: "_How", network: nn.Module, graph: Traced, example: Tensor) -> Split:
+    """The network in two as asked, or else as it can be."""
+    found = _split(network, graph, example, how)
+    if how.layout == torch.channels_last and found.why_not.startswith(_DIFFERS):
         # Some kernels are right in one layout only: see `contract.averages_rightly`.
         log.debug("%s, channels last: %s", type(network).__name__, found.why_not)
-        found = _split(network, example, replace(how, layout=torch.contiguous_format))
-    if fused and found.why_not.startswith((_DIFFERS, _UNCUT)):
+        first = replace(how, layout=torch.contiguous_format)
+        found = _split(network, graph, example, first)
+    if how.fused and found.why_not.startswith((_DIFFERS, _UNCUT)):
         log.debug("%s, fused: %s", type(network).__name__, found.why_not)
-        return split(network, example, with_head=with_head, layout=layout)
+        return _split_as(replace(how, fused=False), network, graph, example)
+    return found
+
+
+def _logged(found: Split) -> Split:
     if found.why_not:
-        log.debug("%s has no affine stem: %s", type(network).__name__, found.why_not)
+        log.debug("%s has no affine stem: %s", type(found.trunk).__name__, found.why_not)
     return found
 
 
@@ -142,64 +182,18 @@ def is_hooked(module: nn.Module) -> bool:
     return any(hooks) or hasattr(module, "parametrizations")
 
 
-def _split(network: nn.Module, example: Tensor, how: _How) -> Split:
-    everywhere = torch.nn.modules.module
-    if any(map(is_hooked, network.modules())) or everywhere._global_forward_hooks:
-        return whole(network, "it has hooks or parametrizations")
+def _split(network: nn.Module, graph: Traced, example: Tensor, how: _How) -> Split:
     try:
-        with tracing():
-            graph, constants = _traced(network)
-    except Exception as error:  # whatever a model's own code may raise at a symbolic input
-        return whole(network, f"torch.fx cannot trace it ({type(error).__name__}: {error})")
-    image, *others = [node for node in graph.nodes if node.op == "placeholder"]
-    if any(node.users for node in others):
-        return whole(network, "it has several inputs")
-    try:
-        found = _cut(network, graph, constants, image, example, how)
-    # A layer that is called, and whose weights are read beside it; what a kernel does not take.
-    except (KeyError, ValueError) as error:
-        return whole(network, f"{_UNCUT} ({error})")
+        found = _cut(network, graph, example, how)
+    except Exception as error:  # what the parts raise, and the network does not
+        return whole(network, f"{_UNCUT} ({with_kind(error)})")
+    if found.why_not:
+        return found
     difference = _difference(network, found, example)
-    if difference:
-        return whole(network, f"{_DIFFERS}: {difference}")
-    return found
+    return whole(network, f"{_DIFFERS}: {difference}") if difference else found
 
 
 _DIFFERS, _UNCUT = "its trace computes something else", "its trace cannot be cut"
-
-
-def _traced(network: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
-    """The graph, and the tensors made in the forward pass, which torch.fx leaves on the network."""
-    before = set(vars(network))
-    try:
-        with torch.enable_grad():
-            graph = _Tracer().trace(network)
-    finally:
-        constants = {name: vars(network).pop(name) for name in set(vars(network)) - before}
-    return graph, constants
-
-
-class _Tracer(fx.Tracer):
-    """Refuses what a graph would lose, and leaves the modules of other threads alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._thread = threading.get_ident()
-
-    def create_proxy(self, *arguments: Any, **options: Any) -> fx.Proxy:
-        if not torch.is_grad_enabled():
-            raise ValueError("part of it runs under no_grad()")
-        return super().create_proxy(*arguments, **options)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if threading.get_ident() != self._thread:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
-        if threading.get_ident() != self._thread:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 _LIMITS = {
@@ -245,52 +239,65 @@ def _difference(network: nn.Module, found: Split, example: Tensor) -> str:
 
 def _cut(
     network: nn.Module,
-    graph: fx.Graph,
-    constants: dict[str, Any],
-    image: fx.Node,
+    found: Traced,
     example: Tensor,
     how: _How,
+    without: frozenset[fx.Node] = frozenset(),
 ) -> Split:
-    """The network in two, cut where its affine part ends."""
-    layers = dict(network.named_modules(remove_duplicate=False))
-    affine = affine_in(image, graph, layers)
+    """The network in two, cut where its affine part ends.
+
+    without: nodes at which it is not to be cut, nor behind them
+    """
+    graph, image = found.graph, found.image
+    parts = {k: frozen(v) if isinstance(v, nn.Module) else v for k, v in found.parts.items()}
+    affine = affine_in(image, graph, parts, without)
     (output,) = [node for node in graph.nodes if node.op == "output"]
     behind = _needed([output], affine)
     frontier = [node for node in graph.nodes if node in behind and node in affine]
-    if any(operation_of(node) in TUPLES for node in frontier):
-        return whole(network, "its affine part ends in several values of one operation")
+    again = partial(_cut, network, found, example)
+    if several := [node for node in frontier if operation_of(node) in TUPLES]:
+        return again(how, without.union(several))
     if frontier == [image]:
-        return whole(network, "its first operation is not affine")
-    head, entries = _head(frontier, behind, layers) if how.with_head else (Head(), frontier)
+        # Of operations that had to be left out it is known what they are.
+        why = "its first axis is not that of the images" if without else _NOT_AFFINE
+        return whole(network, why)
+    head, entries = _head(frontier, behind, parts) if how.with_head else (Head(), frontier)
     stem, in_stem = _between(graph, [image], frontier)
     stem.output(tuple(in_stem[node] for node in frontier))
     trunk, _ = _between(graph, entries, [output])
 
-    parts = parts_of(network, graph, constants)
     n_folded = sum(fold_batch_norms(part, parts) for part in (stem, trunk))
+    write_out_norms(stem, parts)
     if how.fused:
         fuse_relus(trunk, parts)
     if how.layout is not None:
         lay_out(parts, how.layout)
     first = [user for node in frontier for user in node.users if user in behind]
-    found = Split(
+    made = Split(
         _module(stem, parts),
         _module(trunk, parts),
-        tuple(_label(node, layers) for node in frontier),
-        tuple(dict.fromkeys(_label(node, layers) for node in first)),
+        tuple(_label(node, found) for node in frontier),
+        tuple(dict.fromkeys(_label(node, found) for node in first)),
         n_folded,
         head=head,
         layout=how.layout,
+        by=found.by,
+        seconds=found.seconds,
     )
     with running(), torch.no_grad():
-        ends, alone = found.stem(example), found.stem(example[:1])
+        ends, alone = made.stem(example), made.stem(example[:1])
     if head.pool is not None and ends[0].ndim != 4:  # pooled as if the images were channels
-        how = replace(how, with_head=False)
-        return _cut(network, graph, constants, image, example, how)
-    shapes = [(len(example), *u.shape[1:]) for u in alone]  # the engine's stem takes single images
-    if shapes != [tuple(u.shape) for u in ends]:
-        return whole(network, "its first axis is not that of the images")
-    return found
+        return again(replace(how, with_head=False), without)
+    # The engine's stem takes single images.
+    wrong = [
+        node
+        for node, u, one in zip(frontier, ends, alone, strict=True)
+        if u.shape != (len(example), *one.shape[1:]) or not u.is_floating_point()
+    ]
+    return again(how, without.union(wrong)) if wrong else made
+
+
+_NOT_AFFINE = "its first operation is not affine"
 
 
 def _needed(ends: list[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
@@ -300,7 +307,7 @@ def _needed(ends: list[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
         node = todo.pop()
         if node not in found:
             found.add(node)
-            todo += [] if node in stop else node.all_input_nodes
+            todo += [] if node in stop or counts_images(node) else node.all_input_nodes
     return found
 
 
@@ -312,7 +319,11 @@ def _between(
     copies = {node: part.placeholder(f"u{i}") for i, node in enumerate(starts)}
     for node in graph.nodes:
         if node in needed and node not in copies:
-            copies[node] = part.node_copy(node, copies.__getitem__)
+            counted = starts[0] if counts_images(node) and node.args[0] not in copies else None
+            if counted is None:
+                copies[node] = part.node_copy(node, copies.__getitem__)
+            else:  # of any value: all that is cut at has a row an image
+                copies[node] = part.call_method("size", (copies[counted], 0))
     return part, copies
 
 
@@ -321,16 +332,13 @@ def _module(graph: fx.Graph, parts: Mapping[str, Any]) -> fx.GraphModule:
     return fx.GraphModule({name: parts[name] for name in names}, graph)
 
 
-def _label(node: fx.Node, layers: Mapping[str, nn.Module]) -> str:
+def _label(node: fx.Node, found: Traced) -> str:
     """What a person calls a node: the layer's name and kind, or the operation's."""
-    layer = layer_of(node, layers)
-    if layer is not None:
-        return f"{node.target} ({type(layer).__name__})"
-    return "the output" if node.op == "output" else node.name
+    return "the output" if node.op == "output" else found.labels.get(node.name, node.name)
 
 
 def _head(
-    frontier: list[fx.Node], behind: set[fx.Node], layers: Mapping[str, nn.Module]
+    frontier: list[fx.Node], behind: set[fx.Node], layers: Mapping[str, Any]
 ) -> tuple[Head, list[fx.Node]]:
     """What alone follows the stem and the kernels know, and the nodes behind which the rest is."""
 

@@ -88,6 +88,24 @@ def averages_rightly(device: torch.device) -> bool:
     return bool(torch.allclose(first, last))
 
 
+@cache
+def least_batch(device: torch.device) -> int:
+    """Return how many images PyTorch must be given at once for gradients of frozen norms: 1 or 2.
+
+    On a CPU, by PyTorch 2.14 at least, the gradient of a batch norm in evaluation mode is wrong for
+    one image where what comes back to it has its channels last in memory, and the image not: behind
+    `flatten(2).transpose(1, 2)`, say, as in many transformers. Of two images it is right.
+    """
+    norm = nn.BatchNorm2d(2, device=device).eval()
+    norm.running_var = torch.tensor([1.0, 4.0], device=device)
+    back = torch.arange(8.0, device=device).view(1, 4, 2)
+    with torch.inference_mode(False), torch.enable_grad():
+        x = torch.ones(1, 2, 2, 2, device=device, requires_grad=True)
+        (slope,) = torch.autograd.grad(norm(x).flatten(2).transpose(1, 2), x, back)
+    right = back.transpose(1, 2).reshape(1, 2, 2, 2) / torch.tensor([1.0, 2.0]).view(2, 1, 1).to(x)
+    return 1 if torch.allclose(slope, right, rtol=1e-3) else 2
+
+
 def check_averages(network: Callable[[Tensor], Any], images: Tensor) -> None:
     """Raise InputError if the network's gradients would be wrong by `averages_rightly`."""
     if averages_rightly(images.device) or not len(images):

@@ -748,3 +748,35 @@ def test_gradients_that_pytorch_has_wrong_are_refused_on_the_general_way(monkeyp
     f = network if of == "module" else lambda *given: network(*given)
     with pytest.raises(InputError, match=r"wrong gradients of padded average pooling"):
         igmask.IntegratedGradients(f).attribute(inputs, **options)
+
+
+class Tokens(nn.Module):
+    """A frozen norm whose gradient comes back with its channels last, as in many transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+        self.norm.running_var.uniform_(0.5, 2)
+        self.weights = nn.Parameter(torch.rand(36, 4))
+
+    def forward(self, x):
+        tokens = self.norm(self.conv(x).relu()).flatten(2).transpose(1, 2)
+        return self.head((tokens * self.weights).sum(dim=1))
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+@pytest.mark.parametrize("n_steps", [1, 4])
+def test_gradients_of_one_image_alone_are_those_among_others(as_function, n_steps):
+    """Which PyTorch 2.14 has wrong: findings/pytorch-batch-norm-of-one-image.sh."""
+    torch.manual_seed(0)
+    network, x = Tokens().eval().requires_grad_(False), torch.rand(3, 3, 8, 8)
+    f = (lambda x: network(x)) if as_function else network
+    ig = igmask.IntegratedGradients(f)
+    how = {"target": 1, "n_steps": n_steps, "method": "riemann_middle"}
+    expected = ig.attribute(x, **how, internal_batch_size=6)
+    alone = [ig.attribute(one[None], **how, internal_batch_size=1) for one in x]
+    torch.testing.assert_close(torch.cat(alone), expected, rtol=1e-4, atol=1e-7)
+    exact = igmask.integrated_gradients(
+        network.double(), x.double(), target=1, of="logit", rule="middle", n_steps=n_steps
+    )
+    torch.testing.assert_close(expected.double(), exact.values, rtol=1e-3, atol=1e-6)

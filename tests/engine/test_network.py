@@ -505,6 +505,7 @@ def test_a_batch_that_does_not_fit_is_halved(images):
     ],
 )
 def test_a_batch_that_does_not_fit_behind_the_stem_is_halved(images, monkeypatch, error):
+    monkeypatch.setattr("igmask.engine.queue.least_batch", lambda _: 1)
     expected = integrated_gradients(classifier(), images, n_steps=5)
     sizes = []
 

@@ -26,6 +26,14 @@ def test_the_last_batch_is_filled_with_pairs_that_weigh_nothing():
     assert last.weights == [0.3, 0.5, 0.0, 0.0]
 
 
+def test_a_batch_has_the_least_number_of_rows():
+    found = queued(1, size=1, least=2)
+    assert [batch.owners for batch in found] == [[0, 0]] * 3
+    assert [batch.weights for batch in found] == [[0.2, 0.0], [0.3, 0.0], [0.5, 0.0]]
+    *_, last = queued(1, size=2, least=2)
+    assert (last.steps, last.weights) == ([2, 2], [0.5, 0.0])
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_batches_are_halved_until_they_fit_and_no_pair_is_lost(padded):
     tried = []

@@ -5,7 +5,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from igmask import cli
-from igmask.engine.inspect import inspect, report
+from igmask.tools.inspect import inspect, report
 
 
 def test_shares_and_memory_of_a_network_counted_by_hand():

@@ -1,0 +1,232 @@
+"""A network → the graph of what it computes.
+
+torch.fx takes it in some milliseconds; of what it cannot take (control flow on shapes, say)
+torch.export takes the ATen graph, in seconds; simplify.py brings both into one form. The network
+itself is not touched: a copy that shares its weights is traced.
+"""
+
+import io
+import logging
+import operator
+import threading
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from igmask.engine.fusion import Parts
+from igmask.engine.simplify import Kept, Traced, label_of, simplify
+from igmask.errors import with_kind
+
+
+class Untraceable(Exception):
+    """No library takes the graph; the message says why."""
+
+
+def traced(network: nn.Module, example: Tensor, by: str) -> Traced:
+    """Return the graph of a network in evaluation mode, simplified; raise Untraceable.
+
+    example: (n, ...) images; their shape but for n is that of all others
+    by:      a name of LIBRARIES
+    """
+    begin = time.perf_counter()
+    try:
+        found = LIBRARIES[by](twin_of(network), example)
+        simplify(found, example)
+    except Exception as error:  # whatever a model's own code may raise at a symbolic input
+        raise Untraceable(f"{by} cannot trace it ({_line(with_kind(error))})") from error
+    found.seconds = time.perf_counter() - begin
+    return found
+
+
+def _line(text: str) -> str:
+    """The beginning of a message that may be long."""
+    return text.strip().partition("\n")[0][:300]
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Return the network within `torch.compile`, DataParallel and the like, which compute no other.
+
+    A wrapper with hooks of its own stays.
+    """
+    while not _hooked(network):
+        inner = getattr(network, "_orig_mod", None)
+        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = network.module
+        if not isinstance(inner, nn.Module):
+            return network
+        network = inner
+    return network
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def twin_of(network: nn.Module) -> nn.Module:
+    """Return a copy of a network that shares its tensors, and nothing else that it may write to."""
+    network = unwrapped(network)
+    if any(isinstance(part, torch.jit.ScriptModule) for part in network.modules()):
+        raise Untraceable("it is TorchScript")
+    twins: dict[int, nn.Module] = {}
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            value = unwrapped(value)
+            if id(value) not in twins:
+                twins[id(value)] = twin = object.__new__(type(value))
+                vars(twin).update(copied(vars(value)))
+            return twins[id(value)]
+        if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
+            return MethodType(value.__func__, copied(value.__self__))
+        if type(value) in (dict, OrderedDict):
+            return type(value)((key, copied(item)) for key, item in value.items())
+        return type(value)(map(copied, value)) if type(value) in (list, tuple, set) else value
+
+    return copied(network)
+
+
+# -- torch.fx ----------------------------------------------------------------------------------
+
+
+class _Alone(nn.Module):
+    """A network of one input: what else its forward may take has its defaults."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Any:
+        return self.network(x)
+
+
+def _by_fx(network: nn.Module, _: Tensor) -> Traced:
+    root = _Alone(network)
+    with torch.enable_grad():
+        graph = _Tracer().trace(root)
+    parts: Parts = {}
+    labels = {}
+    for node in graph.nodes:
+        path = str(node.target)
+        if node.op in ("call_module", "get_attr"):
+            value = operator.attrgetter(path)(root)
+            node.target = _flat(path, parts, value)
+        if node.op == "call_module":
+            labels[node.name] = f"{path.removeprefix('network.')} ({type(value).__name__})"
+    [image] = [node for node in graph.nodes if node.op == "placeholder"]
+    return Traced(graph, image, parts, labels, by="torch.fx")
+
+
+def _flat(path: str, parts: Parts, value: Any) -> str:
+    """The name, without dots, of what a graph calls or reads, which is put among the parts.
+
+    A layer that is called and whose weight is read as well are two of them.
+    """
+    name = path.replace(".", "_")
+    while name in parts and not _is_same(parts[name], value):
+        name += "_"
+    if name not in parts:
+        parts[name] = Kept(value)
+    return name
+
+
+def _is_same(part: Any, value: Any) -> bool:
+    return isinstance(part, Kept) and part.value is value
+
+
+class _Tracer(fx.Tracer):
+    """Refuses what a graph would lose, and leaves the modules of other threads alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def create_proxy(self, *arguments: Any, **options: Any) -> fx.Proxy:
+        if not torch.is_grad_enabled():
+            raise ValueError("part of it runs under no_grad()")
+        return super().create_proxy(*arguments, **options)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+# -- torch.export ------------------------------------------------------------------------------
+
+
+def _by_export(network: nn.Module, example: Tensor) -> Traced:
+    pair = torch.cat([example[:1]] * 2).detach()  # an axis of one would be taken for constant
+    with torch.enable_grad(), _quiet():
+        shapes = ({0: torch.export.Dim.DYNAMIC},)
+        program = torch.export.export(_Alone(network), (pair,), dynamic_shapes=shapes, strict=False)
+    signature, graph = program.graph_signature, fx.Graph()
+    found = Traced(graph, None, {}, {}, by="torch.export")  # type: ignore[arg-type]
+    by_name = signature.inputs_to_parameters | signature.inputs_to_buffers
+    by_name |= signature.inputs_to_lifted_tensor_constants
+    values = dict(program.state_dict) | dict(program.constants)
+    copies: dict[fx.Node, Any] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in by_name:
+            path = by_name[node.name]
+            copies[node] = graph.get_attr(_flat(path, found.parts, values[path]))
+        elif node.op == "placeholder":
+            found.image = copies[node] = graph.placeholder(node.name)
+        elif node.op == "output":
+            names = [spec.arg.name for spec in signature.output_specs]
+            [answer] = signature.user_outputs
+            graph.output(copies[node.args[0][names.index(answer)]])
+        else:
+            _copy(node, program.graph_module, copies, found)
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch.export prints of a network that it cannot take, which its error says, too."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        out = redirect_stdout(io.StringIO())
+        with redirect_stderr(io.StringIO()), out, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _copy(node: Any, owner: Any, copies: dict[Any, Any], found: Traced) -> None:
+    """Copy a node into the graph; of a part that runs without autocast, which it does here, all."""
+    target = node.target
+    if node.op == "get_attr" and isinstance(getattr(owner, str(target)), fx.GraphModule):
+        copies[node] = getattr(owner, str(target))
+    elif target is torch.ops.higher_order.wrap_with_autocast and node.args[2] is False:
+        inner, *given = fx.map_arg(node.args[4:], copies.__getitem__)
+        starts = [start for start in inner.graph.nodes if start.op == "placeholder"]
+        within = dict(zip(starts, given, strict=True))
+        for one in inner.graph.nodes:
+            if one.op == "output":
+                copies[node] = fx.map_arg(one.args[0], within.__getitem__)
+            elif one not in within:
+                _copy(one, inner, within, found)
+    elif target is operator.getitem and isinstance(copies.get(node.args[0]), list | tuple):
+        copies[node] = copies[node.args[0]][node.args[1]]
+    elif isinstance(target, torch._ops.HigherOrderOperator):
+        raise ValueError(f"part of it runs under a setting of its own, such as no_grad(): {target}")
+    else:
+        copies[node] = copy = found.graph.node_copy(node, copies.__getitem__)
+        found.labels[copy.name] = label_of(node)
+
+
+LIBRARIES = {"torch.fx": _by_fx, "torch.export": _by_export}
