@@ -321,9 +321,9 @@ def inspect(model: str, size: int | None, device: str) -> None:
     import torch
 
     from igmask.devices import pick_device
+    from igmask.inputs import models
     from igmask.tools.inspect import inspect as inspected
     from igmask.tools.inspect import report
-    from igmask.inputs import models
 
     described = config.model(read_settings(model) if are_settings(model) else {"source": model})
     side = size or described.size or models.usual_size(described)

@@ -1,0 +1,201 @@
+"""A model of every family of timm against Captum, in float64, with weights drawn at random.
+
+Many minutes of work, so not run unless asked for:
+`pip install timm==1.0.31 && pytest -m zoo -k timm`.
+With IGMASK_TIMM_TABLE=docs/timm.md a run also writes what it found, as far as it came.
+"""
+
+import datetime
+import gc
+import os
+from pathlib import Path
+
+import captum
+import captum.attr
+import pytest
+import torch
+from torch import nn
+
+import igmask
+from igmask.engine.ready import prepare
+
+# The smallest of the likely ones, family:model.
+FAMILIES = dict(
+    pair.split(":")
+    for pair in [
+        "beit:beit_base_patch16_224",
+        "byoanet:halonet_h1",
+        "byobnet:mobileone_s1",
+        "cait:cait_xxs24_224",
+        "coat:coat_tiny",
+        "convit:convit_tiny",
+        "convmixer:convmixer_768_32",
+        "convnext:convnext_atto_rms",
+        "cpubone:cpubone_nano",
+        "crossvit:crossvit_tiny_240",
+        "csatv2:csatv2",
+        "cspnet:cs3darknet_focus_s",
+        "cspnext:cspnext_tiny",
+        "davit:davit_tiny",
+        "deepseek_vit:deepseek_vit_412m",
+        "deit:deit_tiny_patch16_224",
+        "densenet:densenet121",
+        "dla:dla34",
+        "dpn:dpn68",
+        "edgenext:edgenext_xx_small",
+        "efficientformer:efficientformer_l1",
+        "efficientformer_v2:efficientformerv2_s0",
+        "efficientnet:tinynet_c",
+        "efficientvim:efficientvim_m1",
+        "efficientvit_mit:efficientvit_b0",
+        "efficientvit_msra:efficientvit_m0",
+        "eva:vit_tiny_patch16_dinov3_qkvb",
+        "fasternet:fasternet_t0",
+        "fastvit:fastvit_s12",
+        "focalnet:focalnet_tiny_srf",
+        "gcvit:gcvit_xxtiny",
+        "gemma4_vit:gemma4_vit_167m",
+        "ghostnet:ghostnet_050",
+        "hardcorenas:hardcorenas_b",
+        "hgnet:hgnetv2_b0",
+        "hiera:hiera_tiny_224",
+        "hieradet_sam2:sam2_hiera_tiny",
+        "hrnet:hrnet_w18_small",
+        "iformer:iformer_t",
+        "inception_next:inception_next_atto",
+        "inception_resnet_v2:inception_resnet_v2",
+        "inception_v3:inception_v3",
+        "inception_v4:inception_v4",
+        "lcnetv2:lcnetv2_small",
+        "levit:levit_384_s8",
+        "lowformer:lowformer_b0",
+        "mambaout:mambaout_femto",
+        "maxxvit:maxvit_pico_rw_256",
+        "metaformer:caformer_s18",
+        "mlp_mixer:gmlp_ti16_224",
+        "mobilenetv3:mobilenetv3_small_050",
+        "mobilenetv5:mobilenetv5_base",
+        "mobilevit:mobilevit_xxs",
+        "mvitv2:mvitv2_tiny",
+        "naflexvit:naflexvit_base_patch16_siglip",
+        "nasnet:nasnetalarge",
+        "nest:nest_tiny",
+        "nextvit:nextvit_small",
+        "nfnet:nf_regnet_b0",
+        "pit:pit_xs_224",
+        "pnasnet:pnasnet5large",
+        "pvt_v2:pvt_v2_b0",
+        "qwen3_vit:qwen3_vit_88m",
+        "rdnet:rdnet_tiny",
+        "regnet:regnetx_004_tv",
+        "repghost:repghostnet_050",
+        "repvit:repvit_m1",
+        "res2net:res2next50",
+        "resnest:resnest14d",
+        "resnet:gluon_seresnext50_32x4d",
+        "resnetv2:resnetv2_18",
+        "rexnet:rexnet_100",
+        "selecsls:selecsls42",
+        "senet:legacy_seresnet18",
+        "sequencer:sequencer2d_s",
+        "shvit:shvit_s1",
+        "sknet:skresnet18",
+        "starnet:starnet_s050",
+        "swiftformer:swiftformer_xs",
+        "swin_transformer:swin_tiny_patch4_window7_224",
+        "swin_transformer_v2:swinv2_tiny_window8_256",
+        "swin_transformer_v2_cr:swinv2_cr_tiny_224",
+        "tiny_vit:tiny_vit_5m_224",
+        "tnt:tnt_s_legacy_patch16_224",
+        "tresnet:tresnet_m",
+        "twins:twins_svt_small",
+        "vgg:vgg11",
+        "visformer:visformer_tiny",
+        "vision_transformer:vit_tiny_patch16_224",
+        "vision_transformer_hybrid:vit_tiny_r_s16_p8_224",
+        "vision_transformer_relpos:vit_srelpos_small_patch16_224",
+        "vision_transformer_sam:samvit_base_patch16_224",
+        "vitamin:vitamin_small_224",
+        "volo:volo_d1_224",
+        "vovnet:ese_vovnet19b_slim_dw",
+        "xception:xception",
+        "xception_aligned:xception41p",
+        "xcit:xcit_nano_12_p8_224",
+    ]
+)
+N_STEPS = 2  # a power of two: Captum rounds its weights to float32
+
+
+@pytest.fixture(scope="session")
+def rows():
+    """Lines of the table, written after each model if they are wanted."""
+    return []
+
+
+@pytest.mark.zoo
+@pytest.mark.filterwarnings("ignore")  # timm's, of itself
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attributions_are_captums(rows, family, monkeypatch):
+    timm = pytest.importorskip("timm")
+    # What one network has freed, the next cannot use piece by piece.
+    monkeypatch.setattr("igmask.engine.ready.keep_freed_memory", lambda: None)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = drawn(timm.create_model(FAMILIES[family]))
+        size = timm.data.resolve_model_data_config(model)["input_size"]
+        images = torch.rand(1, *size, dtype=torch.float64)
+    expected = captum.attr.IntegratedGradients(model).attribute(
+        images, target=3, method="riemann_right", n_steps=N_STEPS
+    )
+    found = igmask.integrated_gradients(
+        model, images, of="logit", target=3, rule="right", n_steps=N_STEPS
+    )
+    split = prepare(model, images, precision="fp32").split
+    error = float((found.values - expected).norm() / expected.norm())
+    norms = sum(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
+    ends = ", ".join(split.ends) or f"none: {split.why_not}"
+    rows.append(
+        f"| {family} | {FAMILIES[family]} | {size[-1]}² | {ends} | {', '.join(split.begins[:2])} "
+        f"| {split.n_folded} of {norms} | {split.by} | {split.seconds:.1f} | {error:.0e} |"
+    )
+    if path := os.environ.get("IGMASK_TIMM_TABLE"):
+        Path(path).write_text(table(rows))
+    del model, split
+    gc.collect()
+    assert error <= 1e-10
+
+
+def drawn(model: nn.Module) -> nn.Module:
+    """The network in float64 and evaluation mode, no parameter or statistic left constant."""
+    for parameter in model.requires_grad_(False).parameters():
+        if parameter.numel() and parameter.min() == parameter.max():
+            scales = parameter.flatten()[0] > 0
+            parameter.uniform_(0.5, 1.5) if scales else parameter.normal_(std=0.1)
+    for part in model.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is not None:
+            part.running_mean.normal_(std=0.1)
+            part.running_var.uniform_(0.5, 1.5)
+    return model.double().eval()
+
+
+def table(rows: list[str]) -> str:
+    """The page docs/timm.md."""
+    import timm
+
+    versions = f"timm {timm.__version__}, torch {torch.__version__}, captum {captum.__version__}"
+    head = f"""\
+# A network of every family of timm, against Captum
+
+{versions}; {datetime.date.today()}.
+
+    IGMASK_TIMM_TABLE=docs/timm.md pytest -m zoo -k timm
+
+Weights, statistics and images are random, and no parameter is left constant; float64, a logit,
+black baseline, rule right, m = {N_STEPS}. *Stem* says where it ends, *then* what follows (the first
+two), *folded* how many batch norms went into the layers before them, *by* what took the graph, in
+how many seconds; the error is the norm of the difference to Captum relative to its norm.
+
+| family | model | pixels | stem | then | folded | by | s | error |
+|---|---|---|---|---|---|---|---|---|
+"""
+    return head + "\n".join(rows) + "\n"
