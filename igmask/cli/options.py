@@ -175,7 +175,8 @@ def are_settings(text: str) -> bool:
 def _read_model(_context: click.Context, _option: click.Parameter, text: str) -> Model:
     if are_settings(text):
         return config.model(read_settings(text))
-    return config.model({"source": text, "weights": "IMAGENET1K_V1"})
+    weights = {} if text.startswith("timm/") else {"weights": "IMAGENET1K_V1"}
+    return config.model({"source": text, **weights})
 
 
 def output(default: str | None = None, **changes: Any) -> Callable:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from igmask import arrays
 from igmask.errors import InputError, refusing, with_kind
-from igmask.inputs import contract
+from igmask.inputs import contract, timm_
 from igmask.inputs.own import MISTAKES, imported
 from igmask.inputs.weights import (
     check_torchvision_name,
@@ -85,7 +85,9 @@ def complete(model: Model) -> Model:
             mean=model.mean or tuple(preset.mean),
             std=model.std or tuple(preset.std),
         )
-    elif ":" not in model.source:
+    elif model.library == "timm":
+        model = timm_.described(model)
+    elif model.library == "torchvision":
         check_torchvision_name(model.source)
     whole = with_plain_input(model)
     if whole.size and whole.resize and whole.resize < whole.size:
@@ -102,7 +104,7 @@ def load(model: Model, *, device: torch.device | str = "cpu") -> nn.Sequential:
     """
     model = complete(model)
     network = build(model)
-    if ":" not in model.source and model.weights_kind == "unsaid":
+    if model.library == "torchvision" and model.weights_kind == "unsaid":
         raise InputError(
             f"{model.source}: no `weights`, and without them it would be random (weights: none "
             "says that it is meant)"
@@ -111,7 +113,7 @@ def load(model: Model, *, device: torch.device | str = "cpu") -> nn.Sequential:
         load_weights(network, weights_file(model), key=model.key, prefix=model.prefix)
     broken = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
     if broken:
-        of = model.source if model.weights_kind in ("unsaid", "none") else model.weights
+        of = model.source if model.weights_kind in ("unsaid", "none", "timm") else model.weights
         raise InputError(f"{of}: NaN or infinite weights in {broken[:5]}")
     return frozen(network, model, device=device)
 
@@ -155,7 +157,8 @@ def build(model: Model, *, seed: int = 0) -> nn.Module:
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return _build_callable(model) if ":" in model.source else _build_torchvision(model)
+        makers = {"timm": timm_.build, "torchvision": _build_torchvision, "": _build_callable}
+        return makers[model.library](model)
 
 
 def digests(files: dict[str, list[Path]]) -> dict[str, str]:
@@ -165,7 +168,9 @@ def digests(files: dict[str, list[Path]]) -> dict[str, str]:
 
 def usual_size(model: Model) -> int:
     """Return the side of the input that torchvision's weights of the same network take, or 224."""
-    if ":" in model.source:
+    if model.library == "timm":
+        return timm_.described(model).geometry.size
+    if not model.library:
         return 224
     check_torchvision_name(model.source)
     known = list(torchvision_models().get_model_weights(model.source))
@@ -215,7 +220,9 @@ def device_of(network: nn.Module) -> torch.device | None:
 
 
 def class_names(model: Model) -> list[str]:
-    """Return the class names that torchvision's weights come with, else none."""
+    """Return the class names that torchvision's or timm's weights come with, else none."""
+    if model.library == "timm":
+        return timm_.class_names(model)
     if model.weights_kind != "torchvision":
         return []
     return list(torchvision_weights(model).meta.get("categories", []))

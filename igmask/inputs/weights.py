@@ -130,7 +130,7 @@ def check_torchvision_name(name: str) -> None:
         raise InputError(
             f"torchvision has no classifier {name!r}"
             + (f"; did you mean {', '.join(close)}?" if close else "")
-            + ". Networks of your own are given as module:callable"
+            + ". Those of timm are timm/NAME, networks of your own module:callable"
         )
 
 

@@ -163,7 +163,7 @@ def _inconsistencies(study: Study) -> Iterator[str]:
     except ValueError as error:
         yield f"attribution: {error}"
     for name, item in study.models.items():
-        if ":" not in item.source and not item.weights and not item.train:
+        if item.library == "torchvision" and not item.weights and not item.train:
             random = f"{item.source} would be random (weights: none says that it is meant)"
             yield f"models.{name}.weights: missing; {random}"
         if item.train and study.dataset.source != "demo":
@@ -173,8 +173,8 @@ def _inconsistencies(study: Study) -> Iterator[str]:
             yield f"models.{name}.{of_file[0]}: only a weights file or URL can have it"
         if item.train and item.weights:
             yield f"models.{name}: give either train or weights, not both"
-        if item.size is None and item.weights_kind != "torchvision":
-            yield f"models.{name}.size: missing; torchvision's weights alone know it"
+        if item.size is None and item.weights_kind != "torchvision" and item.library != "timm":
+            yield f"models.{name}.size: missing; torchvision's weights and timm alone know it"
         if item.size and item.resize and item.resize < item.size:
             yield f"models.{name}.resize: {item.resize} is less than size {item.size}"
         yield from (f"models.{name}.{problem}" for problem in of_bytes(item))

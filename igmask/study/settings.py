@@ -115,11 +115,12 @@ class Train:
 class Model:
     """A network, its weights and its input.
 
-    source:        a classifier of torchvision by name, or module:callable that returns a
-                   torch.nn.Module
+    source:        a classifier of torchvision by name, one of timm as timm/NAME, or module:callable
+                   that returns a torch.nn.Module
     arguments:     keyword arguments of the callable
     weights:       a weights name of torchvision (IMAGENET1K_V1), or a state dict: a file or URL,
-                   .pth or .safetensors; none: random weights are meant
+                   .pth or .safetensors; none: random weights are meant; timm's networks have theirs
+                   by name
     sha256:        hash of the weights file, checked before it is read
     key:           entry of the checkpoint that holds the state dict
     prefix:        start of the parameter names to strip, such as module.
@@ -134,8 +135,8 @@ class Model:
     """
 
     source: str = setting(
-        pattern="^[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_.]*)?$",
-        allowed="a name of torchvision, or module:callable",
+        pattern="^(timm/[A-Za-z0-9_.]+|[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_.]*)?)$",
+        allowed="a name of torchvision, timm/NAME, or module:callable",
     )
     arguments: dict[str, Any] = setting({})
     weights: str | None = None
@@ -158,14 +159,21 @@ class Model:
         return Geometry(self.size, self.resize, self.interpolation or "bilinear")
 
     @property
+    def library(self) -> str:
+        """`torchvision` or `timm`, of whose networks it is one; empty for a callable."""
+        if ":" in self.source:
+            return ""
+        return "timm" if self.source.startswith("timm/") else "torchvision"
+
+    @property
     def weights_kind(self) -> str:
-        """`unsaid`, `none`, `torchvision` (a name such as IMAGENET1K_V1), `url` or `file`.
+        """`unsaid`, `none`, `torchvision` (a name such as IMAGENET1K_V1), `timm`, `url` or `file`.
 
         With `none` random weights are meant; with `unsaid` a callable may load weights itself.
         """
         if self.weights in (None, "none"):
-            return self.weights or "unsaid"
-        if ":" not in self.source and re.fullmatch(r"[A-Z][A-Z0-9_]*", self.weights):
+            return self.weights or ("timm" if self.library == "timm" else "unsaid")
+        if self.library == "torchvision" and re.fullmatch(r"[A-Z][A-Z0-9_]*", self.weights):
             return "torchvision"
         return "url" if "://" in self.weights else "file"
 

@@ -205,7 +205,11 @@ def own(flow: Workflow) -> Iterator[Finding]:
 
 def weights(name: str, model: Model) -> Finding:
     """Whether the weights of a model are at hand, or can be fetched, and how large they are."""
-    none = {"none": "random, as is meant", "unsaid": "those that its callable gives it"}
+    none = {
+        "none": "random, as is meant",
+        "unsaid": "those that its callable gives it",
+        "timm": "timm's, which it fetches where they are not at hand",
+    }
     if says := "trained by the study" if model.train else none.get(model.weights_kind):
         return Finding(name, f"weights: {says}")
     path, url = weights_place(model)

@@ -53,7 +53,7 @@ def are_to_come(model: Model) -> bool:
     """Whether a model's weights are not at hand yet, but to be trained or fetched."""
     if model.train is not None:
         return True
-    of_file = model.weights_kind not in ("unsaid", "none")
+    of_file = model.weights_kind not in ("unsaid", "none", "timm")
     return of_file and not weights_place(model)[0].is_file()
 
 

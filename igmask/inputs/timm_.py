@@ -1,0 +1,73 @@
+"""Networks of timm by name, `timm/resnet50.a1_in1k`, with the input that timm describes."""
+
+import difflib
+import math
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from igmask.errors import InputError, refusing, with_kind
+from igmask.study.settings import Model
+
+NEEDED = "pip install 'igmask[timm]'"
+
+
+def described(model: Model) -> Model:
+    """Return the model with what is not said of its input filled in, as timm has it.
+
+    raises InputError if timm has no such network or is not installed
+    """
+    input_ = _timm().data.resolve_data_config(pretrained_cfg=_description(model).to_dict())
+    size = model.size or input_["input_size"][-1]
+    known = _description(model).interpolation
+    return replace(
+        model,
+        size=size,
+        resize=model.resize or math.floor(size / input_["crop_pct"]),
+        interpolation=model.interpolation or ("bicubic" if known == "random" else known),
+        mean=model.mean or tuple(input_["mean"]),
+        std=model.std or tuple(input_["std"]),
+    )
+
+
+def build(model: Model) -> nn.Module:
+    """Return the network, with timm's weights if the model says none; raise InputError."""
+    name = _name(model)
+    pretrained = model.weights_kind == "timm"
+    fetched = " (its weights are fetched once; `weights` takes a file instead)" * pretrained
+    says = f"{model.source} with {model.arguments}{fetched}"
+    # Of a hub that cannot be reached come errors of many libraries.
+    with refusing(Exception, says=lambda error: f"{says}: {with_kind(error)}"):
+        return _timm().create_model(name, pretrained=pretrained, **model.arguments)
+
+
+def class_names(model: Model) -> list[str]:
+    """Return the names of the classes that timm's weights were trained on, if it is ImageNet."""
+    if _description(model).num_classes != 1000 or "num_classes" in model.arguments:
+        return []
+    known = _timm().data.ImageNetInfo()
+    return [known.index_to_description(i) for i in range(known.num_classes())]
+
+
+def _name(model: Model) -> str:
+    return model.source.partition("/")[2]
+
+
+def _description(model: Model) -> Any:
+    timm, name = _timm(), _name(model)
+    plain, _, tag = name.partition(".")
+    tags = {known.partition(".")[2] for known in timm.list_pretrained(f"{plain}.*")}
+    if timm.is_model(plain) and (not tag or tag in tags):
+        return timm.get_pretrained_cfg(name)
+    known = [f"{plain}.{one}" for one in sorted(tags)] if tags else timm.list_models()
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.3 if tags else 0.6)
+    advice = f"; did you mean {', '.join(f'timm/{one}' for one in close)}?" if close else ""
+    raise InputError(f"timm has no network {name!r}{advice}")
+
+
+def _timm() -> Any:
+    with refusing(ImportError, says=lambda _: f"networks timm/… need timm; {NEEDED}"):
+        import timm.data
+
+    return timm
