@@ -101,8 +101,8 @@ _IN_PLACE = {f"i{name}" for name in ("add", "sub", "mul", "truediv", "pow")} | {
 
 
 def counts_images(node: fx.Node) -> bool:
-    """Whether a node is x.size(0), as a simplified graph has the number of images."""
-    return node.op == "call_method" and node.target == "size" and node.args[1:] == (0,)
+    """Whether a node is the number of images, as a simplified graph has it: x.size(0)."""
+    return bool(node.meta.get("counts_images"))
 
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
@@ -130,9 +130,12 @@ def _is_affine(node: fx.Node, layers: Mapping[str, nn.Module], affine: set[fx.No
     # what others read.
     name = operation_of(node)
     given = [*node.args, *node.kwargs.values()]
-    whole = any(isinstance(v, torch.dtype) and not v.is_floating_point for v in given)
-    if node.kwargs.get("out") or whole:
+    types = [v for v in given if isinstance(v, torch.dtype)]
+    rounded = any(not t.is_floating_point or t.itemsize < 4 for t in types)
+    if node.kwargs.get("out") or rounded:
         return False
+    if name in ("to", "type_as") and len(node.all_input_nodes) > 1:
+        return False  # whatever type the other has
     if name == "constant_pad_nd":
         return True
     if name == "pad":

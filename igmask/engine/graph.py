@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import MethodType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
@@ -56,9 +57,11 @@ def unwrapped(network: nn.Module) -> nn.Module:
     A wrapper with hooks of its own stays.
     """
     while not _hooked(network):
-        inner = getattr(network, "_orig_mod", None)
-        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner, kind = None, type(network)  # a class of the user's own may do more
+        if kind in (nn.DataParallel, nn.parallel.DistributedDataParallel):
             inner = network.module
+        elif kind.__module__.startswith("torch._dynamo"):
+            inner = getattr(network, "_orig_mod", None)
         if not isinstance(inner, nn.Module):
             return network
         network = inner
@@ -120,7 +123,10 @@ def _by_fx(network: nn.Module, _: Tensor) -> Traced:
         if node.op == "call_module":
             labels[node.name] = f"{path.removeprefix('network.')} ({type(value).__name__})"
     [image] = [node for node in graph.nodes if node.op == "placeholder"]
-    return Traced(graph, image, parts, labels, by="torch.fx")
+    weights = {id(tensor) for tensor in (*root.parameters(), *root.buffers())}
+    loose = [name for name, kept in parts.items() if isinstance(kept.value, Tensor)]
+    loose = [name for name in loose if id(parts[name].value) not in weights]
+    return Traced(graph, image, parts, labels, by="torch.fx", loose=frozenset(loose))
 
 
 def _flat(path: str, parts: Parts, value: Any) -> str:
@@ -168,7 +174,7 @@ class _Tracer(fx.Tracer):
 
 def _by_export(network: nn.Module, example: Tensor) -> Traced:
     pair = torch.cat([example[:1]] * 2).detach()  # an axis of one would be taken for constant
-    with torch.enable_grad(), _quiet():
+    with torch.enable_grad(), _quiet(), _no_own_gradients():
         shapes = ({0: torch.export.Dim.DYNAMIC},)
         program = torch.export.export(_Alone(network), (pair,), dynamic_shapes=shapes, strict=False)
     signature, graph = program.graph_signature, fx.Graph()
@@ -176,11 +182,14 @@ def _by_export(network: nn.Module, example: Tensor) -> Traced:
     by_name = signature.inputs_to_parameters | signature.inputs_to_buffers
     by_name |= signature.inputs_to_lifted_tensor_constants
     values = dict(program.state_dict) | dict(program.constants)
+    loose = set(signature.inputs_to_lifted_tensor_constants.values())
     copies: dict[fx.Node, Any] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in by_name:
             path = by_name[node.name]
-            copies[node] = graph.get_attr(_flat(path, found.parts, values[path]))
+            name = _flat(path, found.parts, values[path])
+            found.loose |= {name} if path in loose else set()
+            copies[node] = graph.get_attr(name)
         elif node.op == "placeholder":
             found.image = copies[node] = graph.placeholder(node.name)
         elif node.op == "output":
@@ -190,6 +199,17 @@ def _by_export(network: nn.Module, example: Tensor) -> Traced:
         else:
             _copy(node, program.graph_module, copies, found)
     return found
+
+
+@contextmanager
+def _no_own_gradients() -> Iterator[None]:
+    """Refuse functions with a backward of their own, of which torch.export sees the forward."""
+
+    def apply(*_: Any, **__: Any) -> None:
+        raise ValueError("part of it has a gradient of its own (torch.autograd.Function)")
+
+    with mock.patch.object(torch.autograd.Function, "apply", apply):
+        yield
 
 
 @contextmanager

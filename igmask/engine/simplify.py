@@ -25,6 +25,7 @@ class Traced:
     image:  its node
     parts:  what the nodes call and read, by name, frozen
     labels: what a person calls a node, where the network has a name for it
+    loose:  parts that are no parameters or buffers, whose changes nobody would notice
     by:     the library that took it;  seconds: how long that took
     """
 
@@ -34,6 +35,7 @@ class Traced:
     labels: dict[str, str]
     by: str
     seconds: float = 0.0
+    loose: frozenset[str] = frozenset()
 
 
 class Kept:
@@ -57,15 +59,51 @@ def simplify(found: Traced, example: Tensor) -> None:
     for name, part in parts.items():
         value = part.value
         if isinstance(value, nn.Module):
+            _refuse_patches(name, value)
             parts[name] = frozen(value)
         else:
             parts[name] = value.detach() if isinstance(value, Tensor) else value
+    _refuse_hidden_changes(graph, parts)
     _drop_idle(found)
     shapes = _shapes(found, example)
     _write_sizes(found, shapes)
     _compute_constants(found)
     _make_layers(found, shapes)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+
+
+def _refuse_patches(name: str, layer: nn.Module) -> None:
+    """Raise ValueError if a layer, or one within, has a method of its own in its class's place."""
+    for module in layer.modules():
+        if patched := [key for key in vars(module) if callable(getattr(type(module), key, None))]:
+            raise ValueError(f"{name} has another {patched[0]} than its class")
+
+
+def _refuse_hidden_changes(graph: fx.Graph, parts: Parts) -> None:
+    """Raise ValueError if what is changed in place is read again by another name than the result.
+
+    Nothing in a graph says that such a reader depends on the change.
+    """
+    place = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        layer = layer_of(node, parts)
+        if not is_in_place(node) and not getattr(layer, "inplace", False):
+            continue
+        changed = node.args[0] if node.args else None
+        while isinstance(changed, fx.Node):
+            if any(place[user] > place[node] for user in changed.users):
+                raise ValueError(f"{node.name} changes in place what is read again")
+            viewed = operation_of(changed) in _VIEWS and changed.args
+            changed = changed.args[0] if viewed else None
+
+
+# What may give a view of its first argument.
+_VIEWS = {
+    "view", "view_as", "reshape", "reshape_as", "getitem", "slice", "select", "narrow", "transpose",
+    "permute", "movedim", "swapaxes", "flatten", "unflatten", "unsqueeze", "squeeze", "chunk",
+    "split", "tensor_split", "unbind", "expand", "expand_as", "t", "alias", "detach", "contiguous",
+    "to", "diagonal", "unfold", "as_strided",
+}  # fmt: skip
 
 
 def _drop_idle(found: Traced) -> None:
@@ -88,9 +126,9 @@ def _drop_idle(found: Traced) -> None:
 _DROPOUT = nn.modules.dropout._DropoutNd
 
 
-def _shapes(found: Traced, example: Tensor) -> dict[str, torch.Size]:
-    """{node: shape of its value}, of tensors, for the example; nothing if nobody will ask."""
-    shapes: dict[str, torch.Size] = {}
+def _shapes(found: Traced, example: Tensor) -> dict[str, list[torch.Size]]:
+    """{node: shapes of its value}, of tensors, for 2 and 3 images; nothing if nobody will ask."""
+    shapes: dict[str, list[torch.Size]] = {}
     asked = {"batch_norm", "size", "sym_size"}
     if not any(operation_of(n) in asked or _is_shape(n) for n in found.graph.nodes):
         return shapes
@@ -99,12 +137,17 @@ def _shapes(found: Traced, example: Tensor) -> dict[str, torch.Size]:
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
             if isinstance(value, Tensor):
-                shapes[n.name] = value.shape
+                shapes.setdefault(n.name, []).append(value.shape)
             return value
 
     with torch.no_grad():
-        Noting(_holding(found.parts), graph=found.graph).run(example.clone())
+        for n_images in _COUNTS:
+            images = torch.cat([example[:1]] * n_images)
+            Noting(_holding(found.parts), graph=found.graph).run(images)
     return shapes
+
+
+_COUNTS = 2, 3
 
 
 def _holding(parts: Parts) -> nn.Module:
@@ -122,13 +165,12 @@ def _is_shape(node: fx.Node) -> bool:
     return node.target is getattr and str(node.args[1]) == "shape"
 
 
-def _write_sizes(found: Traced, shapes: Mapping[str, torch.Size]) -> None:
+def _write_sizes(found: Traced, shapes: Mapping[str, list[torch.Size]]) -> None:
     """Write sizes as numbers, and the number of images in one way: x.size(0).
 
     So nothing hangs on values whose sizes alone are asked for.
     """
     graph = found.graph
-    n_images = shapes.get(found.image.name, [0])[0]
     for node in list(graph.nodes):
         whole = node.args[0] if node.args else None
         place = node.args[1] if len(node.args) > 1 else None
@@ -140,13 +182,15 @@ def _write_sizes(found: Traced, shapes: Mapping[str, torch.Size]) -> None:
             continue
         if not isinstance(x, fx.Node) or not isinstance(place, int) or x.name not in shapes:
             continue
-        shape = shapes[x.name]
-        place %= len(shape)
-        if place:
-            _replace(node, shape[place])
-        elif shape[0] == n_images:
+        place %= len(shapes[x.name][0])
+        sizes = tuple(shape[place] for shape in shapes[x.name])
+        if len(set(sizes)) == 1:
+            _replace(node, sizes[0])
+        elif place == 0 and sizes == _COUNTS:
             with graph.inserting_before(node):
-                node.replace_all_uses_with(graph.call_method("size", (x, 0)))
+                count = graph.call_method("size", (x, 0))
+            count.meta["counts_images"] = True
+            node.replace_all_uses_with(count)
         else:
             continue
         graph.erase_node(node)
@@ -173,7 +217,8 @@ def _compute_constants(found: Traced) -> None:
     for node in list(graph.nodes):
         known = all(before in values for before in node.all_input_nodes)
         if node.op == "get_attr":
-            values[node] = parts[str(node.target)]
+            if str(node.target) not in found.loose:
+                values[node] = parts[str(node.target)]
         elif node.op.startswith("call") and known and node not in depends | changed:
             if _is_random(node):
                 continue
@@ -225,10 +270,10 @@ _CONVOLUTIONS: dict[str, Callable[..., nn.Module]] = {
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
-def _make_layers(found: Traced, shapes: Mapping[str, torch.Size]) -> None:
+def _make_layers(found: Traced, shapes: Mapping[str, list[torch.Size]]) -> None:
     """Make layers of convolutions and frozen norms that are functions of constant weights."""
     graph, parts = found.graph, found.parts
-    axes = {name: len(shape) for name, shape in shapes.items()}
+    axes = {name: len(shape) for name, (shape, *_) in shapes.items()}
     for node in list(graph.nodes):
         name = operation_of(node)
         if name not in _CONVOLUTIONS and name != "batch_norm":

@@ -201,3 +201,100 @@ def test_what_is_printed_of_a_graph_that_cannot_be_taken_is_kept_back(images, ca
     assert "torch.fx cannot trace it" in found.why_not
     assert "torch.export cannot trace it" in found.why_not
     assert capfd.readouterr() == ("", "")
+
+
+class Statement(Reading):
+    """It changes a value in place, and reads it by its old name."""
+
+    def forward(self, x):
+        x = self.conv(x)
+        torch.relu_(x)
+        return self.head(x.mean((2, 3)))
+
+
+class ViewStatement(Statement):
+    """The same through a view."""
+
+    def forward(self, x):
+        x = self.conv(x)
+        rows = x.view(x.shape[0], -1).relu_()
+        return self.head(x.mean((2, 3))) + rows.mean(1, keepdim=True)
+
+
+class IntegerLike(Reading):
+    """It takes the type of an integer tensor."""
+
+    def forward(self, x):
+        whole = self.conv(10 * x).to(torch.ones(1, dtype=torch.int64))
+        return self.head((self.conv(x) + whole).mean((2, 3)))
+
+
+def patched():
+    network = built(nn.Conv2d(3, 6, 3))
+    plain = network[2].forward
+    network[2].forward = lambda x: 2 * plain(x).relu()
+    return network
+
+
+class Doubling(nn.DataParallel):
+    """A wrapper of one's own does more."""
+
+    def forward(self, x):
+        return self.module(x.square())
+
+
+class Delegating(nn.Module):
+    """It has what torch.compile's wrapper has, too."""
+
+    def __init__(self):
+        super().__init__()
+        self._orig_mod = built(nn.Conv2d(3, 6, 3))
+
+    def forward(self, x):
+        return self._orig_mod(x.square())
+
+
+class Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        return x.clamp(0, 0.1)
+
+    @staticmethod
+    def backward(context, slope):
+        return slope
+
+
+class StraightThrough(Reading):
+    """It has a gradient of its own."""
+
+    def forward(self, x):
+        if x.shape[2] > 2:
+            x = Straight.apply(self.conv(x))
+        return self.head(x.tanh().mean((2, 3)))
+
+
+class Sizes(nn.Module):
+    """Sizes of parameters that are as many as the images, and images on another axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+        self.two, self.three = (nn.Parameter(torch.rand(n, 4)) for n in (2, 3))
+
+    def forward(self, x):
+        x = self.conv(x).flatten(2).permute(2, 0, 1)  # places, images, channels
+        scale = self.two.size(0) * self.three.shape[0] + x.size(1) * 0
+        x = x.reshape(x.shape[0], x.shape[1], 2, -1).relu().flatten(2)
+        return self.head(x.mean(0)) * scale
+
+
+HIDDEN = [Statement, ViewStatement, IntegerLike, StraightThrough, Sizes, patched, Delegating]
+HIDDEN.append(lambda: Doubling(built(nn.Conv2d(3, 6, 3))))
+
+
+@pytest.mark.parametrize("make", HIDDEN)
+@pytest.mark.parametrize("light", [0.0, 3.0])
+def test_what_a_graph_does_not_say_is_not_lost(make, light, images):
+    """In the light of some images nothing happens that would be seen of them."""
+    network = drawn(make())
+    assert_captums(network, torch.cat([images[:2] + light, images[2:]]))
