@@ -111,6 +111,8 @@ def _fingerprint(model: nn.Module) -> str:
             if not (isinstance(value, dict) and name.startswith("_")):  # torch's own: see below
                 values.append((name, _sign(value)))
     tensors = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        tensors += [t for name, v in vars(module).items() if name[0] != "_" for t in _tensors(v)]
     values += [(_sign(tensor), tensor.dtype, tensor.device) for tensor in tensors]
     with ExitStack() as stack:
         for kind in {tensor.device.type for tensor in tensors} - {"meta"}:
@@ -119,6 +121,16 @@ def _fingerprint(model: nn.Module) -> str:
     if sums:  # `.data` changes without a new version
         values += torch.stack([s.to(sums[0].device) for s in sums]).tolist()
     return repr(values)
+
+
+def _tensors(value: Any, depth: int = 3) -> list[Tensor]:
+    """The tensors of an attribute, contents of containers included."""
+    if isinstance(value, Tensor):
+        return [value]
+    if not depth or not isinstance(value, list | tuple | set | dict):
+        return []
+    items = value.values() if isinstance(value, dict) else value
+    return [tensor for item in items for tensor in _tensors(item, depth - 1)]
 
 
 def _sum(tensor: Tensor) -> Tensor:

@@ -298,3 +298,24 @@ def test_what_a_graph_does_not_say_is_not_lost(make, light, images):
     """In the light of some images nothing happens that would be seen of them."""
     network = drawn(make())
     assert_captums(network, torch.cat([images[:2] + light, images[2:]]))
+
+
+@pytest.mark.parametrize("kind", [list, tuple, "tensor"])
+def test_tensors_that_are_no_parameters_may_change_between_two_calls(kind, images):
+    class Listing(Reading):
+        def __init__(self):
+            super().__init__()
+            scale = torch.rand(4, dtype=torch.float64)
+            self.scales = scale if kind == "tensor" else kind([scale])
+
+        def forward(self, x):
+            scale = self.scales if kind == "tensor" else self.scales[0]
+            return self.head((self.conv(x) * scale.view(1, -1, 1, 1)).relu().mean((2, 3)))
+
+    network = drawn(Listing())
+    for factor in (1, 3):
+        scale = network.scales if kind == "tensor" else network.scales[0]
+        scale.data.mul_(factor)
+        assert_captums(network, images)
+        scale.data = scale.data + factor
+        assert_captums(network, images)
