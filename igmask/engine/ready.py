@@ -124,9 +124,11 @@ def _fingerprint(model: nn.Module) -> str:
 
 
 def _tensors(value: Any, depth: int = 3) -> list[Tensor]:
-    """The tensors of an attribute, contents of containers included."""
+    """The tensors of an attribute, contents of containers and layers in them included."""
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, nn.Module):
+        return [*value.parameters(), *value.buffers()]
     if not depth or not isinstance(value, list | tuple | set | dict):
         return []
     items = value.values() if isinstance(value, dict) else value

@@ -319,3 +319,20 @@ def test_tensors_that_are_no_parameters_may_change_between_two_calls(kind, image
         assert_captums(network, images)
         scale.data = scale.data + factor
         assert_captums(network, images)
+
+
+def test_layers_in_a_plain_list_may_change_between_two_calls(images):
+    class Listing(Reading):
+        def __init__(self):
+            super().__init__()
+            self.layers = [nn.Conv2d(3, 3, 1).double(), nn.BatchNorm2d(3).double().eval()]
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return super().forward(x)
+
+    network = drawn(Listing())
+    assert_captums(network, images)
+    network.layers[0].weight.data.mul_(-2)
+    assert_captums(network, images)
