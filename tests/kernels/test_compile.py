@@ -39,6 +39,8 @@ TARGETS = {
     "sm_100": triton.backends.compiler.GPUTarget("cuda", 100, 32),  # B200
     "gfx942": triton.backends.compiler.GPUTarget("hip", "gfx942", 64),  # MI300
 }
+if only := os.environ.get("IGMASK_TARGETS"):  # for a second run, with another Triton
+    TARGETS = {name: TARGETS[name] for name in only.split()}
 
 # -- what is launched --------------------------------------------------------------------------
 
