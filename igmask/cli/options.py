@@ -1,10 +1,10 @@
 """Options of the commands: defaults, choices and help are those of the settings of their names."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from functools import wraps
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ class Number(click.FloatRange):
     A percentage, up to 100, has at most two decimals, as selections accept it.
     """
 
-    def __init__(self, above: float | None, most: float | None) -> None:
+    def __init__(self, above: float, most: float | None) -> None:
         super().__init__(above, most, min_open=True)
+        self.above = above
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         """Return the number, or fail as click does."""
@@ -36,11 +37,11 @@ class Number(click.FloatRange):
         except (TypeError, ValueError):
             hint = "; 50 is 50 %" if is_percentage else ""
             self.fail(f"{value!r} is not a number{hint}.", param, ctx)
-        if not isfinite(number):
+        if not math.isfinite(number):
             self.fail(f"{value} is not finite.", param, ctx)
-        if number <= (self.min or 0) or (self.max is not None and number > self.max):
+        if number <= self.above or (self.max is not None and number > self.max):
             to = "" if self.max is None else f" and at most {self.max:g}"
-            self.fail(f"{value} is not above {self.min or 0:g}{to}.", param, ctx)
+            self.fail(f"{value} is not above {self.above:g}{to}.", param, ctx)
         if is_percentage and number != round(number, 2):
             self.fail(f"{value} has more than two decimals.", param, ctx)
         if is_percentage and (doubt := settings.hardly_meant(number)):
@@ -104,7 +105,7 @@ def _kind(rules: dict[str, Any]) -> Any:
         kind = kind[0]  # or null
     return {
         "integer": click.IntRange(rules.get("minimum")),
-        "number": Number(rules.get("exclusiveMinimum"), rules.get("maximum")),
+        "number": Number(rules.get("exclusiveMinimum", -math.inf), rules.get("maximum")),
         "string": click.STRING,
     }[kind]
 
@@ -175,8 +176,8 @@ def are_settings(text: str) -> bool:
 def _read_model(_context: click.Context, _option: click.Parameter, text: str) -> Model:
     if are_settings(text):
         return config.model(read_settings(text))
-    weights = {} if text.startswith("timm/") else {"weights": "IMAGENET1K_V1"}
-    return config.model({"source": text, **weights})
+    model = config.model({"source": text})
+    return model if model.library == "timm" else replace(model, weights="IMAGENET1K_V1")
 
 
 def output(default: str | None = None, **changes: Any) -> Callable:

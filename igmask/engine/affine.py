@@ -12,16 +12,13 @@ from torch.nn import functional as F
 # Layers that are affine in their only input; of the others only some settings are.
 _AFFINE_LAYERS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-    nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+    nn.Linear, nn.Flatten, nn.Unflatten, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.ZeroPad2d,
     nn.ConstantPad1d, nn.ConstantPad2d, nn.ReflectionPad1d, nn.ReflectionPad2d,
     nn.ReplicationPad1d, nn.ReplicationPad2d, nn.PixelShuffle, nn.PixelUnshuffle,
     nn.ChannelShuffle, nn.Unfold, nn.Upsample,
 )  # fmt: skip
-_AFFINE_IN_EVALUATION = (
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
-    nn.Dropout3d, nn.AlphaDropout,
-)  # fmt: skip
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # in evaluation mode
 
 # Linear in all of their tensors together: affine if each is affine or constant.
 _LINEAR = {
@@ -54,7 +51,7 @@ _HOMES = {
 def affine_in(
     image: fx.Node, graph: fx.Graph, layers: Mapping[str, Any], without: frozenset[fx.Node]
 ) -> set[fx.Node]:
-    """Return the nodes of a graph that are affine in the image, itself among them.
+    """Return the nodes of a simplified graph that are affine in the image, itself among them.
 
     layers:  what the nodes call, by name
     without: nodes that are not to count as affine
@@ -122,8 +119,8 @@ def named_arguments(node: fx.Node) -> dict[str, Any]:
 def _is_affine(node: fx.Node, layers: Mapping[str, nn.Module], affine: set[fx.Node]) -> bool:
     """Whether a node that depends on the input is affine in it, given the nodes that are."""
     layer = layer_of(node, layers)
-    if isinstance(layer, _AFFINE_IN_EVALUATION):
-        return not layer.training and getattr(layer, "running_mean", layer) is not None
+    if isinstance(layer, _NORMS):
+        return not layer.training and layer.running_mean is not None
     if layer is not None:
         return type(layer) in _AFFINE_LAYERS
     # In-place operators have names of their own (iadd) and are not affine here: they would change
@@ -140,9 +137,6 @@ def _is_affine(node: fx.Node, layers: Mapping[str, nn.Module], affine: set[fx.No
         return True
     if name == "pad":
         return _argument(node, 2, "mode", "constant") == "constant"
-    if name == "dropout":
-        options = named_arguments(node)
-        return options.get("training", options.get("train", True)) is False
     if name == "squeeze" and len(given) == 1:
         return False  # for a single image it drops the axis of the images
     if name in _LINEAR:

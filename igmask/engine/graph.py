@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from igmask.engine.fusion import Parts
-from igmask.engine.simplify import Kept, Traced, label_of, simplify
+from igmask.engine.simplify import Traced, label_of, simplify
 from igmask.errors import with_kind
 
 
@@ -56,7 +56,7 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
     A wrapper with hooks of its own stays.
     """
-    while not _hooked(network):
+    while not is_hooked(network):
         inner, kind = None, type(network)  # a class of the user's own may do more
         if kind in (nn.DataParallel, nn.parallel.DistributedDataParallel):
             inner = network.module
@@ -68,8 +68,15 @@ def unwrapped(network: nn.Module) -> nn.Module:
     return network
 
 
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether calling the module does more than its forward says."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks) or hasattr(module, "parametrizations")
 
 
 def twin_of(network: nn.Module) -> nn.Module:
@@ -124,9 +131,10 @@ def _by_fx(network: nn.Module, _: Tensor) -> Traced:
             labels[node.name] = f"{path.removeprefix('network.')} ({type(value).__name__})"
     [image] = [node for node in graph.nodes if node.op == "placeholder"]
     weights = {id(tensor) for tensor in (*root.parameters(), *root.buffers())}
-    loose = [name for name, kept in parts.items() if isinstance(kept.value, Tensor)]
-    loose = [name for name in loose if id(parts[name].value) not in weights]
-    return Traced(graph, image, parts, labels, by="torch.fx", loose=frozenset(loose))
+    loose = frozenset(
+        name for name, x in parts.items() if isinstance(x, Tensor) and id(x) not in weights
+    )
+    return Traced(graph, image, parts, labels, by="torch.fx", loose=loose)
 
 
 def _flat(path: str, parts: Parts, value: Any) -> str:
@@ -135,15 +143,9 @@ def _flat(path: str, parts: Parts, value: Any) -> str:
     A layer that is called and whose weight is read as well are two of them.
     """
     name = path.replace(".", "_")
-    while name in parts and not _is_same(parts[name], value):
+    while parts.setdefault(name, value) is not value:
         name += "_"
-    if name not in parts:
-        parts[name] = Kept(value)
     return name
-
-
-def _is_same(part: Any, value: Any) -> bool:
-    return isinstance(part, Kept) and part.value is value
 
 
 class _Tracer(fx.Tracer):

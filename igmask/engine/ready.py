@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from igmask.engine import stem
+from igmask.engine.graph import is_hooked
 from igmask.engine.network import ENGINES, PRECISIONS, Network, multiplying_in
 from igmask.errors import InputError
 from igmask.inputs import contract
@@ -105,14 +106,14 @@ _ready: WeakKeyDictionary[nn.Module, dict[Any, _Made]] = WeakKeyDictionary()
 def _fingerprint(model: nn.Module) -> str:
     """What the model is: a changed one is made ready anew."""
     values: list[Any] = [torch.is_autocast_enabled(), torch.get_default_dtype()]
+    tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
-        values += [type(module), stem.is_hooked(module)]
+        values += [type(module), is_hooked(module)]
         for name, value in vars(module).items():
             if not (isinstance(value, dict) and name.startswith("_")):  # torch's own: see below
                 values.append((name, _sign(value)))
-    tensors = [*model.parameters(), *model.buffers()]
-    for module in model.modules():
-        tensors += [t for name, v in vars(module).items() if name[0] != "_" for t in _tensors(v)]
+            if not name.startswith("_"):
+                tensors += _tensors(value)
     values += [(_sign(tensor), tensor.dtype, tensor.device) for tensor in tensors]
     with ExitStack() as stack:
         for kind in {tensor.device.type for tensor in tensors} - {"meta"}:

@@ -23,7 +23,7 @@ class Traced:
 
     graph:  of one input, the images, and one output
     image:  its node
-    parts:  what the nodes call and read, by name, frozen
+    parts:  what the nodes call and read, by name; frozen once it is simplified
     labels: what a person calls a node, where the network has a name for it
     loose:  parts that are no parameters or buffers, whose changes nobody would notice
     by:     the library that took it;  seconds: how long that took
@@ -38,13 +38,6 @@ class Traced:
     loose: frozenset[str] = frozenset()
 
 
-class Kept:
-    """A part as the network has it, until it is frozen."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
 def label_of(node: fx.Node) -> str:
     """Return what a person calls a node: the layer that it is in, or else its own name."""
     path, kind = list(node.meta.get("nn_module_stack", {"": ("", "")}).values())[-1]
@@ -57,18 +50,23 @@ def simplify(found: Traced, example: Tensor) -> None:
     """Bring a graph into the form in which it is analysed: see the top of this file."""
     graph, parts = found.graph, found.parts
     for name, part in parts.items():
-        value = part.value
-        if isinstance(value, nn.Module):
-            _refuse_patches(name, value)
-            parts[name] = frozen(value)
-        else:
-            parts[name] = value.detach() if isinstance(value, Tensor) else value
+        if isinstance(part, nn.Module):
+            _refuse_patches(name, part)
+            parts[name] = frozen(part)
+        elif isinstance(part, Tensor):
+            parts[name] = part.detach()
     _refuse_hidden_changes(graph, parts)
     _drop_idle(found)
     shapes = _shapes(found, example)
     _write_sizes(found, shapes)
     _compute_constants(found)
+    _sweep(graph)
     _make_layers(found, shapes)
+    _sweep(graph)
+
+
+def _sweep(graph: fx.Graph) -> None:
+    """Leave out what nothing reads; changes in place that are read are seen to before."""
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
 
 
@@ -194,7 +192,6 @@ def _write_sizes(found: Traced, shapes: Mapping[str, list[torch.Size]]) -> None:
         else:
             continue
         graph.erase_node(node)
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
 
 
 def _replace(node: fx.Node, value: int) -> None:
@@ -233,7 +230,6 @@ def _compute_constants(found: Traced) -> None:
         with graph.inserting_before(node):
             read = graph.get_attr(name)
         node.replace_all_uses_with(read)
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
 
 
 def _value(

@@ -26,7 +26,7 @@ from igmask.engine.fusion import (
     lay_out,
     write_out_norms,
 )
-from igmask.engine.graph import LIBRARIES, Untraceable, traced, unwrapped
+from igmask.engine.graph import LIBRARIES, Untraceable, is_hooked, traced, unwrapped
 from igmask.engine.simplify import Traced
 from igmask.errors import with_kind
 from igmask.kernels import Pool, activate
@@ -134,8 +134,7 @@ def _split_as(how: "_How", network: nn.Module, graph: Traced, example: Tensor) -
     if how.layout == torch.channels_last and found.why_not.startswith(_DIFFERS):
         # Some kernels are right in one layout only: see `contract.averages_rightly`.
         log.debug("%s, channels last: %s", type(network).__name__, found.why_not)
-        first = replace(how, layout=torch.contiguous_format)
-        found = _split(network, graph, example, first)
+        found = _split(network, graph, example, replace(how, layout=torch.contiguous_format))
     if how.fused and found.why_not.startswith((_DIFFERS, _UNCUT)):
         log.debug("%s, fused: %s", type(network).__name__, found.why_not)
         return _split_as(replace(how, fused=False), network, graph, example)
@@ -170,17 +169,6 @@ def laid_out(x: Tensor, layout: torch.memory_format | None) -> Tensor:
     if not x.is_cuda or x.ndim != 4:
         return x
     return x.contiguous(memory_format=layout or torch.contiguous_format)
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether calling the module does more than its forward says."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return any(hooks) or hasattr(module, "parametrizations")
 
 
 def _split(network: nn.Module, graph: Traced, example: Tensor, how: _How) -> Split:
@@ -321,12 +309,13 @@ def _between(
     part, needed = fx.Graph(), _needed(ends, set(starts))
     copies = {node: part.placeholder(f"u{i}") for i, node in enumerate(starts)}
     for node in graph.nodes:
-        if node in needed and node not in copies:
-            counted = starts[0] if counts_images(node) and node.args[0] not in copies else None
-            if counted is None:
-                copies[node] = part.node_copy(node, copies.__getitem__)
-            else:  # of any value: all that is cut at has a row an image
-                copies[node] = part.call_method("size", (copies[counted], 0))
+        if node not in needed or node in copies:
+            continue
+        if counts_images(node) and node.args[0] not in copies:
+            # Of any value: all that is cut at has a row an image.
+            copies[node] = part.call_method("size", (copies[starts[0]], 0))
+        else:
+            copies[node] = part.node_copy(node, copies.__getitem__)
     return part, copies
 
 

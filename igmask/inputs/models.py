@@ -25,7 +25,7 @@ from igmask.inputs.weights import (
     weights_place,
 )
 from igmask.study.config import of_bytes, with_plain_input
-from igmask.study.settings import Model
+from igmask.study.settings import WITHOUT_FILE, Model
 
 
 class Normalize(nn.Module):
@@ -113,7 +113,7 @@ def load(model: Model, *, device: torch.device | str = "cpu") -> nn.Sequential:
         load_weights(network, weights_file(model), key=model.key, prefix=model.prefix)
     broken = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
     if broken:
-        of = model.source if model.weights_kind in ("unsaid", "none", "timm") else model.weights
+        of = model.source if model.weights_kind in WITHOUT_FILE else model.weights
         raise InputError(f"{of}: NaN or infinite weights in {broken[:5]}")
     return frozen(network, model, device=device)
 

@@ -18,9 +18,10 @@ def described(model: Model) -> Model:
 
     raises InputError if timm has no such network or is not installed
     """
-    input_ = _timm().data.resolve_data_config(pretrained_cfg=_description(model).to_dict())
+    description = _description(model)
+    input_ = _timm().data.resolve_data_config(pretrained_cfg=description.to_dict())
     size = model.size or input_["input_size"][-1]
-    known = _description(model).interpolation
+    known = description.interpolation
     return replace(
         model,
         size=size,

@@ -111,6 +111,9 @@ class Train:
     learning_rate: float = setting(0.01, exclusiveMinimum=0)
 
 
+WITHOUT_FILE = ("unsaid", "none", "timm")  # kinds of weights of which igmask looks for no file
+
+
 @dataclass(frozen=True)
 class Model:
     """A network, its weights and its input.

@@ -18,7 +18,7 @@ from igmask.plain import select
 from igmask.steps.attribute import GROUP, arguments
 from igmask.steps.methods import method_of
 from igmask.study.recipes import Attribute
-from igmask.study.settings import Compute, Model, Selection
+from igmask.study.settings import WITHOUT_FILE, Compute, Model, Selection
 
 _BUDGET_S = 5.0  # for the attributions of a network
 AUTO_STEPS = 100  # what n_steps auto is taken for
@@ -53,7 +53,7 @@ def are_to_come(model: Model) -> bool:
     """Whether a model's weights are not at hand yet, but to be trained or fetched."""
     if model.train is not None:
         return True
-    of_file = model.weights_kind not in ("unsaid", "none", "timm")
+    of_file = model.weights_kind not in WITHOUT_FILE
     return of_file and not weights_place(model)[0].is_file()
 
 
