@@ -141,6 +141,7 @@ def preflight(index: Path, output: Path, recipe: recipes.Preflight) -> None:
     default="bilinear",
     help="Of the resizing.",
 )
+@click.option("--squash", type=bool, default=False, help="Both sides get the length --resize.")
 @click.option("--shard", default="1-of-1", help="Which part of the images.")
 @setting("dataset", "on_bad_image")
 @count("--workers", "Threads that decode; all cores by default.")
@@ -322,11 +323,12 @@ def inspect(model: str, size: int | None, device: str) -> None:
 
     from igmask.devices import pick_device
     from igmask.inputs import models
+    from igmask.inputs.networks import library_of
     from igmask.tools.inspect import inspect as inspected
     from igmask.tools.inspect import report
 
     described = config.model(read_settings(model) if are_settings(model) else {"source": model})
-    side = size or described.size or models.usual_size(described)
+    side = size or described.size or library_of(described).usual_size(described)
     where = pick_device(device)
     network = models.with_output(models.evaluating(models.build(described)), described).to(where)
     images = torch.rand(2, 3, side, side, device=where)

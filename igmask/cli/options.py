@@ -13,7 +13,7 @@ import click
 from igmask.errors import InputError
 from igmask.progress import say
 from igmask.study import config, settings
-from igmask.study.settings import Attribution, Model
+from igmask.study.settings import LIBRARIES, Attribution, Model
 
 File = click.Path(path_type=Path)
 FOLDER = "The folder to write to."
@@ -177,7 +177,7 @@ def _read_model(_context: click.Context, _option: click.Parameter, text: str) ->
     if are_settings(text):
         return config.model(read_settings(text))
     model = config.model({"source": text})
-    return model if model.library == "timm" else replace(model, weights="IMAGENET1K_V1")
+    return model if model.library in LIBRARIES else replace(model, weights="IMAGENET1K_V1")
 
 
 def output(default: str | None = None, **changes: Any) -> Callable:

@@ -119,13 +119,15 @@ def naming(image: object) -> Iterator[None]:
 
 
 def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:
-    """Return (size, size, 3) uint8: the shorter side resized, the centre cropped.
+    """Return (size, size, 3) uint8, resized as the geometry says, the centre cropped.
 
     raises InputError if the image is smaller than the crop
     """
     shorter = min(image.size)
-    if geometry.resize and geometry.resize != shorter:
-        size = [int(geometry.resize * side / shorter) for side in image.size]
+    if geometry.resize:
+        width, height = (shorter, shorter) if geometry.squash else image.size
+        size = int(geometry.resize * width / shorter), int(geometry.resize * height / shorter)
+    if geometry.resize and size != image.size:
         image = image.resize(size, INTERPOLATIONS[geometry.interpolation])
     width, height = image.size
     if width < geometry.size or height < geometry.size:

@@ -1,7 +1,5 @@
 """A name or module:callable, and weights → an evaluation-mode network on pixels in [0, 1]."""
 
-import dataclasses
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,19 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from igmask import arrays
-from igmask.errors import InputError, refusing, with_kind
-from igmask.inputs import contract, timm_
-from igmask.inputs.own import MISTAKES, imported
-from igmask.inputs.weights import (
-    check_torchvision_name,
-    downloading,
-    first_few,
-    load_weights,
-    torchvision_models,
-    torchvision_weights,
-    weights_file,
-    weights_place,
-)
+from igmask.errors import InputError, refusing
+from igmask.inputs import contract
+from igmask.inputs.networks import library_of
+from igmask.inputs.weights import first_few, load_weights, weights_file
 from igmask.study.config import of_bytes, with_plain_input
 from igmask.study.settings import WITHOUT_FILE, Model
 
@@ -69,26 +58,11 @@ class Entry(nn.Module):
 
 
 def complete(model: Model) -> Model:
-    """Return the model with its input described: as given, else by torchvision's weights.
+    """Return the model with its input described: as given, else by its library.
 
-    raises InputError for a name torchvision does not have, or an input that cannot be meant
+    raises InputError for a name that its library does not have, or an input that cannot be meant
     """
-    if model.weights_kind == "torchvision":
-        preset = torchvision_weights(model).transforms()
-        size = model.size or preset.crop_size[0]
-        model = dataclasses.replace(
-            model,
-            size=size,
-            # A smaller or larger input shows as much of the image.
-            resize=model.resize or preset.resize_size[0] * size // preset.crop_size[0],
-            interpolation=model.interpolation or preset.interpolation.value,
-            mean=model.mean or tuple(preset.mean),
-            std=model.std or tuple(preset.std),
-        )
-    elif model.library == "timm":
-        model = timm_.described(model)
-    elif model.library == "torchvision":
-        check_torchvision_name(model.source)
+    model = library_of(model).described(model)
     whole = with_plain_input(model)
     if whole.size and whole.resize and whole.resize < whole.size:
         raise InputError(f"{model.source}: resize {whole.resize} is less than size {whole.size}")
@@ -150,31 +124,19 @@ def with_output(network: nn.Module, model: Model) -> nn.Module:
 
 
 def build(model: Model, *, seed: int = 0) -> nn.Module:
-    """Return the network itself, torchvision's weights loaded if the model names them.
+    """Return the network itself, weights of its library loaded if the model names them.
 
     seed: of weights that are not loaded; it leaves the global random numbers alone, and makes a
           network without weights the same one in every job
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        makers = {"timm": timm_.build, "torchvision": _build_torchvision, "": _build_callable}
-        return makers[model.library](model)
+        return library_of(model).build(model)
 
 
 def digests(files: dict[str, list[Path]]) -> dict[str, str]:
     """Return what stands for the content of each kind of files, such as those of `Model.files`."""
     return {kind: arrays.digest_of_files(paths) for kind, paths in files.items()}
-
-
-def usual_size(model: Model) -> int:
-    """Return the side of the input that torchvision's weights of the same network take, or 224."""
-    if model.library == "timm":
-        return timm_.described(model).geometry.size
-    if not model.library:
-        return 224
-    check_torchvision_name(model.source)
-    known = list(torchvision_models().get_model_weights(model.source))
-    return known[0].transforms().crop_size[0] if known else 224
 
 
 def n_classes(network: nn.Module, model: Model, images: np.ndarray | None = None) -> int:
@@ -219,38 +181,8 @@ def device_of(network: nn.Module) -> torch.device | None:
     return next((tensor.device for tensor in (*network.parameters(), *network.buffers())), None)
 
 
-def class_names(model: Model) -> list[str]:
-    """Return the class names that torchvision's or timm's weights come with, else none."""
-    if model.library == "timm":
-        return timm_.class_names(model)
-    if model.weights_kind != "torchvision":
-        return []
-    return list(torchvision_weights(model).meta.get("categories", []))
-
-
 def pixels(images: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Return images (N, H, W, 3) uint8 as (N, 3, H, W) float32 in [0, 1], channels last."""
     if not isinstance(images, Tensor):
         images = torch.from_numpy(np.ascontiguousarray(images))
     return images.to(device).permute(0, 3, 1, 2) / 255
-
-
-def _build_callable(model: Model) -> nn.Module:
-    function = imported(model.source)
-    what = f"{model.source} with arguments {model.arguments}"
-    with refusing(*MISTAKES, says=lambda error: f"{what}: {with_kind(error)}"):
-        network = function(**model.arguments)
-    if not isinstance(network, nn.Module):
-        raise InputError(f"{model.source} returned {type(network).__name__}, not a torch.nn.Module")
-    return network
-
-
-def _build_torchvision(model: Model) -> nn.Module:
-    check_torchvision_name(model.source)
-    weights = torchvision_weights(model) if model.weights_kind == "torchvision" else None
-    path, url = weights_place(model)
-    what = f"{model.source} with {model.arguments}"
-    wrong = refusing(TypeError, ValueError, says=lambda error: f"{what}: {error}")
-    with downloading(str(url), path), warnings.catch_warnings(), wrong:
-        warnings.simplefilter("ignore", FutureWarning)  # of how torchvision draws weights
-        return torchvision_models().get_model(model.source, weights=weights, **model.arguments)

@@ -24,6 +24,7 @@ from igmask.inputs.classes import (
 )
 from igmask.inputs.data import check_classes
 from igmask.inputs.decode import fit, read_rgb
+from igmask.inputs.networks import library_of
 from igmask.inputs.own import named
 from igmask.kernels import occlude, select
 from igmask.plain import area, score_parts
@@ -74,7 +75,7 @@ def explain(
     if classes and not classes.is_file():
         raise InputError(f"{classes}: there is no such file")
     numbers = class_numbers(classes) if classes else {}
-    names = class_names(numbers) if classes else models.class_names(model)
+    names = class_names(numbers) if classes else library_of(model).class_names(model)
     target = attribution.target
     number = None if target == "predicted" else _class_number(target, names, numbers)
     read = _read(image_path, model)

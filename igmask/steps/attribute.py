@@ -19,6 +19,7 @@ from igmask.errors import refuse
 from igmask.inputs import baselines, models
 from igmask.inputs.data import check_labels
 from igmask.inputs.files import with_located
+from igmask.inputs.networks import library_of
 from igmask.kernels import grid
 from igmask.progress import progress
 from igmask.steps.methods import method_of
@@ -89,7 +90,7 @@ def attribute(
     made_by |= stamp("attribute", made_by) | recipes.made_by(recipe)
     made_by |= {
         "read": read,
-        "class_names": models.class_names(model) or made_by["classes"],
+        "class_names": library_of(model).class_names(model) or made_by["classes"],
         "attribution": _said(recipe.attribution),
     }
     records = records.assign(**columns)

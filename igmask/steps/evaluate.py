@@ -25,6 +25,7 @@ from igmask.errors import InputError, refuse
 from igmask.inputs import models
 from igmask.inputs.data import check_classes, check_labels
 from igmask.inputs.files import located, with_located
+from igmask.inputs.networks import library_of
 from igmask.inputs.own import named
 from igmask.kernels import occluded_input
 from igmask.plain import FILLS, area, common_fill, fill_values, pack, unpack
@@ -138,7 +139,7 @@ def _conditions(
     common = images.settings | {
         "n_classes": n_classes,
         "outputs": _sample(network, images),
-        "class_names": models.class_names(model) or images.settings["classes"],
+        "class_names": library_of(model).class_names(model) or images.settings["classes"],
         "read": read,
     }
     original = Condition("original")

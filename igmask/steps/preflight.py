@@ -13,6 +13,7 @@ from igmask.inputs import baselines, models, sample
 from igmask.inputs.chance import by_luck
 from igmask.inputs.data import check_classes, check_labels, opener, unnamed_classes
 from igmask.inputs.files import with_located
+from igmask.inputs.networks import library_of
 from igmask.inputs.own import imported
 from igmask.progress import say
 from igmask.study import config
@@ -52,7 +53,7 @@ def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
         say(f"warning: the network {luck[1]}")
     found = stamp("preflight", made_by) | {
         "n_classes": n_classes,
-        "class_names": models.class_names(model) or made_by["classes"],
+        "class_names": library_of(model).class_names(model) or made_by["classes"],
         "n_parameters": sum(p.numel() for p in network.parameters()),
         "first_images": {
             "n": len(labels),

@@ -21,6 +21,7 @@ from igmask.study.fields import of_plain
 from igmask.study.recipes import Condition
 from igmask.study.settings import (
     BASELINES,
+    LIBRARIES,
     Dataset,
     Model,
     Study,
@@ -173,8 +174,10 @@ def _inconsistencies(study: Study) -> Iterator[str]:
             yield f"models.{name}.{of_file[0]}: only a weights file or URL can have it"
         if item.train and item.weights:
             yield f"models.{name}: give either train or weights, not both"
-        if item.size is None and item.weights_kind != "torchvision" and item.library != "timm":
-            yield f"models.{name}.size: missing; torchvision's weights and timm alone know it"
+        describes = item.weights_kind == "torchvision" or item.library in LIBRARIES
+        if item.size is None and not describes:
+            known = "torchvision's weights, timm/… and hf/…"
+            yield f"models.{name}.size: missing; {known} alone know it"
         if item.size and item.resize and item.resize < item.size:
             yield f"models.{name}.resize: {item.resize} is less than size {item.size}"
         yield from (f"models.{name}.{problem}" for problem in of_bytes(item))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from igmask.study.fields import counting, counting_fields, given, plain
+from igmask.study.fields import counting, counting_fields, given
 from igmask.study.settings import (
     Attribution,
     Geometry,
@@ -159,7 +159,7 @@ class Evaluate:
 
     def of_condition(self, condition: Condition) -> dict[str, Any]:
         """Return what the records of a condition say of their making."""
-        own = {"name": self.name or self.model.source, "model": plain(self.model)}
+        own = {"name": self.name or self.model.source, "model": counting(self.model)}
         if condition.p is None:
             return own | {"mode": condition.mode}
         seed = {"control_seed": self.seed} if self.controls else {}
@@ -216,7 +216,7 @@ def made_by(recipe: Any) -> dict[str, Any]:
     for one in counting_fields(recipe):
         value = getattr(recipe, one.name)
         if isinstance(value, Attribution | Geometry | Model):
-            value = plain(value) if isinstance(value, Model) else counting(value)
+            value = counting(value)
         if value is not None:
             found[one.metadata.get("made_by", one.name)] = value
     return found

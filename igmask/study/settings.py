@@ -84,16 +84,21 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How an image becomes a square of `size` pixels: resize the shorter side, crop the centre."""
+    """How an image becomes a square of `size` pixels: resize the shorter side, crop the centre.
+
+    With `squash` both sides are resized to `resize`, whatever the image's shape.
+    """
 
     size: int
     resize: int | None
     interpolation: str
+    squash: bool = setting(False, counts=lambda geometry: geometry.squash)
 
     @property
     def name(self) -> str:
         """A name for folders: 224-resize256-bilinear, or 32 where nothing is resized."""
-        resized = f"-resize{self.resize}-{self.interpolation}" if self.resize else ""
+        how = "squash" if self.squash else "resize"
+        resized = f"-{how}{self.resize}-{self.interpolation}" if self.resize else ""
         return f"{self.size}{resized}"
 
 
@@ -111,26 +116,29 @@ class Train:
     learning_rate: float = setting(0.01, exclusiveMinimum=0)
 
 
-WITHOUT_FILE = ("unsaid", "none", "timm")  # kinds of weights of which igmask looks for no file
+LIBRARIES = ("timm", "hf")  # whose networks, named timm/…, hf/…, have weights of their own
+WITHOUT_FILE = ("unsaid", "none", "library")  # kinds of weights of which igmask looks for no file
 
 
 @dataclass(frozen=True)
 class Model:
     """A network, its weights and its input.
 
-    source:        a classifier of torchvision by name, one of timm as timm/NAME, or module:callable
-                   that returns a torch.nn.Module
+    source:        a classifier of torchvision by name, one of timm as timm/NAME, one of the Hugging
+                   Face hub that transformers makes as hf/OWNER/NAME, or module:callable that
+                   returns a torch.nn.Module
     arguments:     keyword arguments of the callable
     weights:       a weights name of torchvision (IMAGENET1K_V1), or a state dict: a file or URL,
-                   .pth or .safetensors; none: random weights are meant; timm's networks have theirs
-                   by name
+                   .pth or .safetensors; none: random weights are meant; those of timm and the hub
+                   have theirs by name
     sha256:        hash of the weights file, checked before it is read
     key:           entry of the checkpoint that holds the state dict
     prefix:        start of the parameter names to strip, such as module.
     output:        entry that holds the logits, by its name or index, of a network whose output is a
                    tuple, list, dict or dataclass
-    size:          side of the square input, in pixels; torchvision's weights know theirs
+    size:          side of the square input, in pixels; torchvision's weights, timm and the hub know
     resize:        length of the shorter side before the centre crop to size; none: crop only
+    squash:        both sides get the length `resize`, whatever the image's shape
     interpolation: of the resizing (bilinear)
     mean:          of the normalisation, a colour (0 0 0)
     std:           of the normalisation, a colour (1 1 1)
@@ -138,8 +146,9 @@ class Model:
     """
 
     source: str = setting(
-        pattern="^(timm/[A-Za-z0-9_.]+|[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_.]*)?)$",
-        allowed="a name of torchvision, timm/NAME, or module:callable",
+        pattern="^(timm/[A-Za-z0-9_.]+|hf(/[A-Za-z0-9_][A-Za-z0-9_.-]*){1,2}"
+        "|[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_.]*)?)$",
+        allowed="a name of torchvision, timm/NAME, hf/OWNER/NAME, or module:callable",
     )
     arguments: dict[str, Any] = setting({})
     weights: str | None = None
@@ -149,6 +158,7 @@ class Model:
     output: str | int | None = setting(None, minimum=0)
     size: int | None = setting(None, minimum=1)
     resize: int | None = setting(None, minimum=1)
+    squash: bool = setting(False, counts=lambda group: group.squash)
     interpolation: str | None = setting(None, choices=("nearest", "bilinear", "bicubic", "lanczos"))
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = setting(None, items=_POSITIVE)
@@ -159,23 +169,24 @@ class Model:
         """How images are cut for it; raises InputError if that is not known."""
         if self.size is None:
             raise InputError(f"{self.source}: the size of its input is not known; set `size`")
-        return Geometry(self.size, self.resize, self.interpolation or "bilinear")
+        return Geometry(self.size, self.resize, self.interpolation or "bilinear", self.squash)
 
     @property
     def library(self) -> str:
-        """`torchvision` or `timm`, of whose networks it is one; empty for a callable."""
+        """One of LIBRARIES, or `torchvision`; empty for a callable."""
         if ":" in self.source:
             return ""
-        return "timm" if self.source.startswith("timm/") else "torchvision"
+        name, named, _ = self.source.partition("/")
+        return name if named else "torchvision"
 
     @property
     def weights_kind(self) -> str:
-        """`unsaid`, `none`, `torchvision` (a name such as IMAGENET1K_V1), `timm`, `url` or `file`.
+        """`unsaid`, `none`, `torchvision` (a name such as DEFAULT), `library`, `url` or `file`.
 
         With `none` random weights are meant; with `unsaid` a callable may load weights itself.
         """
         if self.weights in (None, "none"):
-            return self.weights or ("timm" if self.library == "timm" else "unsaid")
+            return self.weights or ("library" if self.library in LIBRARIES else "unsaid")
         if self.library == "torchvision" and re.fullmatch(r"[A-Z][A-Z0-9_]*", self.weights):
             return "torchvision"
         return "url" if "://" in self.weights else "file"

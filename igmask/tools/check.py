@@ -208,7 +208,7 @@ def weights(name: str, model: Model) -> Finding:
     none = {
         "none": "random, as is meant",
         "unsaid": "those that its callable gives it",
-        "timm": "timm's, which it fetches where they are not at hand",
+        "library": f"those of {model.library}, which fetches them where they are not at hand",
     }
     if says := "trained by the study" if model.train else none.get(model.weights_kind):
         return Finding(name, f"weights: {says}")

@@ -13,6 +13,7 @@ from igmask import cli
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.inputs.decode import fit
+from igmask.inputs.networks import timm_
 from igmask.study import config
 
 timm = pytest.importorskip("timm")
@@ -26,7 +27,16 @@ def photograph():
     return Image.fromarray(rng.integers(0, 256, (300, 400, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("name", [NAME, "efficientvit_b0.r224_in1k", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        NAME,
+        "efficientvit_b0.r224_in1k",
+        "vit_tiny_patch16_224",
+        "vit_base_patch16_siglip_224.webli",
+        "convnext_tiny.in12k_ft_in1k_384",
+    ],
+)
 def test_images_come_as_timm_itself_transforms_them(name, photograph):
     model = models.complete(config.model({"source": f"timm/{name}", "weights": "none"}))
     wanted = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
@@ -56,11 +66,11 @@ def test_size_and_arguments_may_be_others():
     whole = models.complete(model)
     assert (whole.size, whole.resize) == (128, 146)  # timm's crop, 0.875
     assert models.n_classes(models.load(model), model) == 7
-    assert models.class_names(model) == []
+    assert timm_.class_names(model) == []
 
 
 def test_classes_have_names():
-    names = models.class_names(config.model({"source": f"timm/{NAME}"}))
+    names = timm_.class_names(config.model({"source": f"timm/{NAME}"}))
     assert len(names) == 1000
     assert names[0].startswith("tench")
 

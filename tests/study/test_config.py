@@ -172,7 +172,7 @@ NAN, INFINITE = float("nan"), float("inf")
         (
             "models/a/source",
             "a b",
-            "'a b' does not fit; .* of torchvision, timm/NAME, or module:callable",
+            "'a b' does not fit; .* of torchvision, timm/NAME, hf/OWNER/NAME, or module:callable",
         ),
         ("models/a/interpolation", "cubic", "is not one of nearest, .*; did you mean 'bicubic'"),
         ("models/a/arguments", [1], r"a.arguments: \[1\] is a list; it must be keys and values"),

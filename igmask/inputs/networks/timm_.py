@@ -16,16 +16,23 @@ NEEDED = "pip install 'igmask[timm]'"
 def described(model: Model) -> Model:
     """Return the model with what is not said of its input filled in, as timm has it.
 
-    raises InputError if timm has no such network or is not installed
+    raises InputError if timm has no such network, its input is no square of three colours, or timm
+           is not installed
     """
     description = _description(model)
     input_ = _timm().data.resolve_data_config(pretrained_cfg=description.to_dict())
-    size = model.size or input_["input_size"][-1]
+    shape, crop = input_["input_size"], input_["crop_mode"]
+    if shape[0] != 3 or shape[1] != shape[2]:
+        raise InputError(f"{model.source}: its input is {shape}, no square of three colours")
+    if crop not in ("center", "squash"):
+        raise InputError(f"{model.source}: timm cuts its images in mode {crop}, igmask cannot")
+    size = model.size or shape[-1]
     known = description.interpolation
     return replace(
         model,
         size=size,
         resize=model.resize or math.floor(size / input_["crop_pct"]),
+        squash=model.squash or crop == "squash",
         interpolation=model.interpolation or ("bicubic" if known == "random" else known),
         mean=model.mean or tuple(input_["mean"]),
         std=model.std or tuple(input_["std"]),
@@ -35,7 +42,7 @@ def described(model: Model) -> Model:
 def build(model: Model) -> nn.Module:
     """Return the network, with timm's weights if the model says none; raise InputError."""
     name = _name(model)
-    pretrained = model.weights_kind == "timm"
+    pretrained = model.weights_kind == "library"
     fetched = " (its weights are fetched once; `weights` takes a file instead)" * pretrained
     says = f"{model.source} with {model.arguments}{fetched}"
     # Of a hub that cannot be reached come errors of many libraries.
@@ -49,6 +56,11 @@ def class_names(model: Model) -> list[str]:
         return []
     known = _timm().data.ImageNetInfo()
     return [known.index_to_description(i) for i in range(known.num_classes())]
+
+
+def usual_size(model: Model) -> int:
+    """Return the side of the input that timm describes, in pixels."""
+    return described(model).geometry.size
 
 
 def _name(model: Model) -> str:
