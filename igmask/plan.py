@@ -124,7 +124,7 @@ class Workflow:
     def dataset_contents(self, wildcards: SimpleNamespace) -> str:
         """Of `labels`, `classes`, a function's code, and the names of images and class folders."""
         dataset = self.study.dataset
-        files = [Path(path) for path in (dataset.labels, dataset.classes) if path]
+        files = [Path(path) for path in dataset.tables.values()]
         digests = [_digest(path) for path in files + code_of(dataset.source)]
         if dataset.root and dataset.source in Dataset.FOLDERS:
             names = sorted(images_below(dataset.root)) + class_folders(dataset.root)

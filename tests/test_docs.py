@@ -178,7 +178,7 @@ def own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "mine", raising=False)
-    [short], [whole, _] = blocks("README.md", "python")[:1], blocks("docs/extending.md", "python")
+    [short], [whole, *_] = blocks("README.md", "python")[:1], blocks("docs/extending.md", "python")
     Path("mine.py").write_text(short + whole)
     draw, rows = np.random.default_rng(0), []
     for i in range(4):

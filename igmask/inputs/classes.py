@@ -11,12 +11,17 @@ import numpy as np
 
 from igmask.errors import InputError, refusing
 from igmask.inputs.files import read_text
+from igmask.study.settings import CLASSES
 
+# Of ILSVRC 2012, in the order that PyTorch's networks have: wnids as WordNet 3.0 has them, names as
+# torchvision's weights have them.
+_IMAGENET = Path(__file__).with_name("imagenet.txt")
+_WNID = re.compile(r"^n\d{8} (?=\S)")
 _MOST = 100_000  # a number beyond is no class: a date, say
 
 
-def class_numbers(path: Path) -> dict[str, int]:
-    """Return {name: index} of the classes that a file lists.
+def class_numbers(path: Path | str) -> dict[str, int]:
+    """Return {name: index} of the classes that a file lists, or `imagenet`, which is here.
 
     A text file has a class a line, in the order of the indices; a class goes by its whole line or
     by its first word, where that is one of the `identifiers`. JSON has a list of names, or
@@ -24,6 +29,7 @@ def class_numbers(path: Path) -> dict[str, int]:
 
     raises InputError naming the file if it is none of these
     """
+    path = _IMAGENET if str(path) in CLASSES else Path(path)
     text, says = read_text(path), f"{path}: expected names, {{name: index}} or {{index: name}}"
     if path.suffix != ".json":
         return _numbered([line.strip() for line in text.splitlines() if line.strip()], path)
@@ -72,8 +78,8 @@ def class_of(name: str, numbers: Mapping[str, int], known: Mapping[str, int]) ->
 
 
 def class_name(classes: list[str], label: int) -> str:
-    """Return the name of a class, or its number where it has none."""
-    return classes[label] if label < len(classes) else f"class {label}"
+    """Return the name of a class, without the wnid before it, or its number where it has none."""
+    return _WNID.sub("", classes[label]) if label < len(classes) else f"class {label}"
 
 
 def class_names(numbers: Mapping[str, int]) -> list[str]:
@@ -98,7 +104,7 @@ def class_labels(
     if not listed:
         labels = _by_themselves(names, of)
         return labels, class_names(labels)
-    numbers = class_numbers(Path(listed))
+    numbers = class_numbers(listed)
     known = identifiers(numbers)
     labels = {x: n for x in names if (n := class_of(x, numbers, known)) is not None}
     if unknown := [name for name in names if name not in labels]:

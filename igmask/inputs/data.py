@@ -82,9 +82,8 @@ def unnamed_classes(made_by: Mapping[str, Any], n_classes: int) -> str | None:
     )
     if n_classes == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in names):
         return says + (
-            "They are wnids of ImageNet: set dataset.classes to a file of all its 1000 wnids, one "
-            "a line in alphabetical order, such as LOC_synset_mapping.txt, which comes with ILSVRC "
-            "on Kaggle, or Keras' imagenet_class_index.json"
+            "They are wnids of ImageNet: set dataset.classes to imagenet, if the network's outputs "
+            "are the 1000 classes of ILSVRC 2012 in alphabetical order of their wnids"
         )
     return says + (
         f"Write the names of all {n_classes} to a file, one a line in the order of the network's "

@@ -92,7 +92,8 @@ def refuse_doubled_keys(file: Path) -> None:
 def missing_files(study: Study) -> dict[str, str]:
     """Return {key: problem} of the files and folders that a study names and that are not there."""
     dataset, baseline = study.dataset, study.attribution.baseline
-    files = {"dataset.labels": dataset.labels, "dataset.classes": dataset.classes}
+    files: dict[str, str | None]
+    files = {f"dataset.{key}": path for key, path in dataset.tables.items()}
     if is_baseline_file(baseline):
         files["attribution.baseline"] = baseline
     for name, item in study.models.items():

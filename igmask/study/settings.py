@@ -18,6 +18,7 @@ from igmask.study.fields import OWN, json_schema, setting
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 BASELINES = ("black", "white", "mean", "blur", "uniform")
 SOURCES = ("demo", "folder", "csv", "torchvision")
+CLASSES = ("imagenet",)  # lists of classes that come with igmask
 
 _NAME: dict[str, Any] = {
     "pattern": "^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
@@ -40,8 +41,9 @@ class Dataset:
     labels:       csv: the table, with a header
     columns:      csv: its columns of file names and labels
     classes:      file that gives each class name (folder name, wnid) its index: one name a line in
-                  the order of the indices, or JSON; by default folders that are numbers count as
-                  these, others in alphabetical order
+                  the order of the indices, or JSON; imagenet: the 1,000 wnids and names of ILSVRC
+                  2012; by default folders that are numbers count as these, others in alphabetical
+                  order
     scale:        the value of white in grey images of more than 8 bits (16-bit PNG, float TIFF),
                   such as 65535; without it they are bad images
     class:        torchvision: the name of the dataset class
@@ -78,6 +80,13 @@ class Dataset:
         "csv": ("root", "labels"),
         "torchvision": ("root", "class"),
     }
+
+    @property
+    def tables(self) -> dict[str, str]:
+        """{key: file} of the tables that it names, of labels and of classes."""
+        named = {"labels": self.labels, "classes": self.classes}
+        return {key: path for key, path in named.items() if path and path not in CLASSES}
+
     # Whose images are files below `root`, which has to be there, and whose names can be watched.
     FOLDERS: ClassVar[tuple[str, ...]] = ("folder", "csv")
 

@@ -13,7 +13,7 @@ import torchvision.datasets
 from PIL import Image
 
 from igmask.errors import InputError
-from igmask.inputs.classes import class_numbers
+from igmask.inputs.classes import class_name, class_numbers
 from igmask.inputs.data import index, numbered_classes, opener, unnamed_classes
 from igmask.inputs.sources import demo
 from igmask.plan import Workflow
@@ -187,7 +187,7 @@ def test_fewer_folders_than_classes_need_a_class_list(tmp_path, source):
     _, classes = index(config.dataset(dataset))
     said = unnamed_classes({"dataset": dataset, "classes": classes}, 1000)
     assert said.startswith("has 1000 classes, and the dataset 2 class")
-    assert "set dataset.classes to a file of all its 1000 wnids" in said
+    assert "set dataset.classes to imagenet" in said
     said = unnamed_classes({"dataset": dataset, "classes": classes}, 5)
     assert "Write the names of all 5 to a file" in said
     assert unnamed_classes({"dataset": dataset, "classes": classes}, 2) is None
@@ -202,6 +202,29 @@ def test_fewer_folders_than_classes_need_a_class_list(tmp_path, source):
 
 
 HIDDEN = [".ipynb_checkpoints", "__MACOSX", "._b"]
+
+
+def test_the_classes_of_imagenet_come_with_igmask(tmp_path):
+    torchvision = pytest.importorskip("torchvision.models")
+    numbers = class_numbers("imagenet")
+    assert list(numbers.values()) == [*range(1000)]
+    wnids, names = zip(*(name.split(" ", 1) for name in numbers), strict=True)
+    assert list(wnids) == sorted({*wnids})
+    assert list(names) == torchvision.ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    for wnid in ("n02123045", "n01443537"):  # tabby, goldfish
+        paint(tmp_path / wnid / "x.png")
+    settings = {"source": "folder", "root": str(tmp_path), "classes": "imagenet"}
+    records, classes = index(config.dataset(settings))
+    assert records["label"].tolist() == [1, 281]
+    assert class_name(classes, 281) == "tabby"
+    assert config.dataset(settings).tables == {}
+
+
+def test_the_wnids_of_imagenet_are_timms():
+    info = pytest.importorskip("timm.data").ImageNetInfo()
+    assert [name.split()[0] for name in class_numbers("imagenet")] == [
+        info.index_to_label_name(i) for i in range(1000)
+    ]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: s["source"])

@@ -17,7 +17,7 @@ from igmask.study.settings import Dataset
 def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
     """Return the columns name, path and label of the table's lines, and the class names."""
     root, table = existing(dataset.root), Path(dataset.labels or "")
-    numbers = class_numbers(Path(dataset.classes)) if dataset.classes else {}
+    numbers = class_numbers(dataset.classes) if dataset.classes else {}
     known = identifiers(numbers)
     files = indexed_images(root)
     by_stem: dict[str, list[str]] = {}
