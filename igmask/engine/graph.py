@@ -12,8 +12,9 @@ import threading
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from types import MethodType
 from typing import Any
 from unittest import mock
@@ -118,8 +119,11 @@ class _Alone(nn.Module):
 
 def _by_fx(network: nn.Module, _: Tensor) -> Traced:
     root = _Alone(network)
+    tracer = _Tracer()
     with torch.enable_grad():
-        graph = _Tracer().trace(root)
+        graph = tracer.trace(root)
+    if tracer.refusal is not None:  # which the network has caught, and gone another way
+        raise tracer.refusal
     parts: Parts = {}
     labels = {}
     for node in graph.nodes:
@@ -148,17 +152,48 @@ def _flat(path: str, parts: Parts, value: Any) -> str:
     return name
 
 
+class _Proxy(fx.Proxy):
+    def __len__(self) -> int:
+        with self.tracer.refusing():  # type: ignore[attr-defined]
+            return super().__len__()
+
+
 class _Tracer(fx.Tracer):
-    """Refuses what a graph would lose, and leaves the modules of other threads alone."""
+    """Refuses what a graph would lose, and leaves the modules of other threads alone.
+
+    refusal: what it has raised, which a network may catch
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.refusal: Exception | None = None
         self._thread = threading.get_ident()
 
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Remember what is raised in this block."""
+        try:
+            yield
+        except Exception as error:
+            self.refusal = error
+            raise
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
     def create_proxy(self, *arguments: Any, **options: Any) -> fx.Proxy:
-        if not torch.is_grad_enabled():
-            raise ValueError("part of it runs under no_grad()")
-        return super().create_proxy(*arguments, **options)
+        with self.refusing():
+            if not torch.is_grad_enabled():
+                raise ValueError("part of it runs under no_grad()")
+            return super().create_proxy(*arguments, **options)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        with self.refusing():
+            return super().to_bool(obj)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        with self.refusing():
+            return super().iter(obj)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self._thread:
@@ -174,13 +209,16 @@ class _Tracer(fx.Tracer):
 # -- torch.export ------------------------------------------------------------------------------
 
 
-def _by_export(network: nn.Module, example: Tensor) -> Traced:
+def _by_export(network: nn.Module, example: Tensor, *, strict: bool) -> Traced:
     pair = torch.cat([example[:1]] * 2).detach()  # an axis of one would be taken for constant
-    with torch.enable_grad(), _quiet(), _no_own_gradients():
-        shapes = ({0: torch.export.Dim.DYNAMIC},)
-        program = torch.export.export(_Alone(network), (pair,), dynamic_shapes=shapes, strict=False)
+    shapes, root = ({0: torch.export.Dim.DYNAMIC},), _Alone(network)
+    with torch.enable_grad(), _quiet(), _no_own_gradients(), _no_marks(root):
+        program = torch.export.export(root, (pair,), dynamic_shapes=shapes, strict=strict)
+    for sizes in program.range_constraints.values():
+        if sizes.lower > 2 or sizes.upper < 2**31:
+            raise ValueError(f"it takes another way for batches that are not of {sizes}")
     signature, graph = program.graph_signature, fx.Graph()
-    found = Traced(graph, None, {}, {}, by="torch.export")  # type: ignore[arg-type]
+    found = Traced(graph, None, {}, {}, by="torch.export, strict" if strict else "torch.export")  # type: ignore[arg-type]
     by_name = signature.inputs_to_parameters | signature.inputs_to_buffers
     by_name |= signature.inputs_to_lifted_tensor_constants
     values = dict(program.state_dict) | dict(program.constants)
@@ -190,7 +228,9 @@ def _by_export(network: nn.Module, example: Tensor) -> Traced:
         if node.op == "placeholder" and node.name in by_name:
             path = by_name[node.name]
             name = _flat(path, found.parts, values[path])
-            found.loose |= {name} if path in loose else set()
+            # A number of the network's own code is copied first, and is nobody else's to change.
+            literal = all(user.target is _LITERAL for user in node.users)
+            found.loose |= {name} if path in loose and not literal else set()
             copies[node] = graph.get_attr(name)
         elif node.op == "placeholder":
             found.image = copies[node] = graph.placeholder(node.name)
@@ -203,6 +243,9 @@ def _by_export(network: nn.Module, example: Tensor) -> Traced:
     return found
 
 
+_LITERAL = torch.ops.aten.lift_fresh_copy.default
+
+
 @contextmanager
 def _no_own_gradients() -> Iterator[None]:
     """Refuse functions with a backward of their own, of which torch.export sees the forward."""
@@ -212,6 +255,18 @@ def _no_own_gradients() -> Iterator[None]:
 
     with mock.patch.object(torch.autograd.Function, "apply", apply):
         yield
+
+
+@contextmanager
+def _no_marks(network: nn.Module) -> Iterator[None]:
+    """Take back what is noted on the network's tensors meanwhile, which are the user's own."""
+    before = [(x, dict(vars(x))) for x in (*network.parameters(), *network.buffers())]
+    try:
+        yield
+    finally:
+        for x, own in before:
+            vars(x).clear()
+            vars(x).update(own)
 
 
 @contextmanager
@@ -251,4 +306,9 @@ def _copy(node: Any, owner: Any, copies: dict[Any, Any], found: Traced) -> None:
         found.labels[copy.name] = label_of(node)
 
 
-LIBRARIES = {"torch.fx": _by_fx, "torch.export": _by_export}
+LIBRARIES: dict[str, Callable[[nn.Module, Tensor], Traced]] = {
+    "torch.fx": _by_fx,
+    "torch.export": partial(_by_export, strict=False),
+    # Reads the network's own bytecode, and so knows the number of images as len(x) and int(…), too.
+    "torch.export, strict": partial(_by_export, strict=True),
+}

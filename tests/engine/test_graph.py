@@ -336,3 +336,255 @@ def test_layers_in_a_plain_list_may_change_between_two_calls(images):
     assert_captums(network, images)
     network.layers[0].weight.data.mul_(-2)
     assert_captums(network, images)
+
+
+def of_what_it_is(x):
+    """A proxy of torch.fx is no tensor."""
+    return x.clamp(max=2.0) if isinstance(x, torch.Tensor) else x
+
+
+def of_whether_it_is_compiled(x):
+    return x if torch.compiler.is_compiling() else of_what_it_is(x)
+
+
+def of_numbers_if_it_can(x):
+    try:
+        return x * 2 - 1 if x.max() > 2 else x
+    except torch.fx.proxy.TraceError:
+        return x
+
+
+def of_length_if_it_can(x):
+    try:
+        return x * len(x) / x.shape[0]
+    except RuntimeError:
+        return x.relu()
+
+
+class Choosing(Reading):
+    """It goes one of two ways, of which a trace is not told."""
+
+    def __init__(self, choose):
+        super().__init__()
+        self.choose = choose
+
+    def forward(self, x):
+        return super().forward(self.choose(x))
+
+
+CHOICES = [of_what_it_is, of_whether_it_is_compiled, of_numbers_if_it_can, of_length_if_it_can]
+
+
+@pytest.mark.parametrize("choose", CHOICES)
+@pytest.mark.parametrize("dark", [0, 1, 2])
+def test_a_way_that_a_trace_does_not_see_is_not_lost(choose, dark, images):
+    """The first images say nothing of it, as far as there are others."""
+    images[dark:] = images[dark:] * 40
+    images[:dark] = images[:dark] / 10
+    assert_captums(drawn(Choosing(choose)), images)
+
+
+class Numbering(Reading):
+    """It asks in Python how many the images are."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def forward(self, x):
+        n = len(x) if self.number == "length" else int(x.shape[0])
+        return self.head(self.conv(x).relu().reshape(n, 4, -1).mean(2))
+
+
+class Pairing(Reading):
+    """It goes one of two ways, by how many the images are."""
+
+    def forward(self, x):
+        n = x.shape[0]
+        x = self.conv(x).relu()
+        x = x.view(n // 2, 2, 4, -1) if n % 2 == 0 else x
+        return self.head(x.reshape(n, 4, -1).mean(2))
+
+
+class Few(Reading):
+    def forward(self, x):
+        return super().forward(x * 2 if x.shape[0] < 50 else x)
+
+
+MANY = {
+    "length": (lambda: Numbering("length"), True),
+    "int": (lambda: Numbering("int"), True),
+    "pairs": (Pairing, False),
+    "few": (Few, False),
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_the_number_of_images_is_not_taken_for_constant(name, n, images):
+    make, cut = MANY[name]
+    network = drawn(make())
+    assert (split(network, images[:n]).why_not == "") == cut
+    how = {"target": 1, "n_steps": 4}
+    ours = igmask.integrated_gradients(network, images[:n], rule="right", of="logit", **how)
+    plain = captum.attr.IntegratedGradients(network)
+    theirs = plain.attribute(images[:n], method="riemann_right", **how)
+    assert (ours.values - theirs).norm() <= 1e-10 * theirs.norm()
+
+
+class Turned(Reading):
+    """It changes the order of the images, and changes it back behind the affine part."""
+
+    def __init__(self, there, back):
+        super().__init__()
+        self.there, self.back = there, back
+
+    def forward(self, x):
+        return super().forward(self.back(self.there(self.conv(x)).relu())[:, :3])
+
+
+TURNS = [
+    (lambda x: x.flip(0), lambda x: x.flip(0)),
+    (lambda x: x.roll(1, 0), lambda x: x.roll(-1, 0)),
+    (lambda x: torch.cat([x[1:], x[:1]]), lambda x: torch.cat([x[-1:], x[:-1]])),
+]
+
+
+@pytest.mark.parametrize(("there", "back"), TURNS)
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_stem_keeps_the_images_in_their_order(there, back, alike, images):
+    images = images[:1].repeat(3, 1, 1, 1) if alike else images
+    network = drawn(Turned(there, back))
+    assert split(network, images).ends == ("conv (Conv2d)",)
+    assert_captums(network, images)
+
+
+class Narrow(Reading):
+    def __init__(self, narrow):
+        super().__init__()
+        self.narrow = narrow
+
+    def forward(self, x):
+        return super().forward(x - self.narrow(x))
+
+
+NARROW = [
+    lambda x: x.mean((1, 2, 3), keepdim=True, dtype=torch.float32),
+    lambda x: x.float().double(),
+    lambda x: x.to(torch.ones(1, dtype=torch.float32)),
+    lambda x: x.type(torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize("narrow", NARROW)
+def test_a_stem_has_no_type_coarser_than_the_images(narrow, images):
+    network = drawn(Narrow(narrow))
+    assert split(network, images).ends in [("x",), ("x", "x"), ()]
+    assert_captums(network, images)
+
+
+class Written(Reading):
+    """Constants that are changed in place and read by other names."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change, self.scale = change, nn.Parameter(torch.rand(4, 10, 10), requires_grad=False)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.head((x * self.change(self.scale * 1)).relu().mean((2, 3)))
+
+
+def filled(c):
+    c[..., 0, :] = 3
+    return c
+
+
+def through_views(c):
+    c.flatten(-2)[..., 1].mul_(2)
+    c.view(-1).add_(1)
+    return c
+
+
+def by_a_layer(c):
+    nn.Threshold(0.5, 0.1, inplace=True)(c)
+    return c
+
+
+def by_its_transpose(c):
+    c.mT.mul_(torch.arange(10))
+    return c
+
+
+@pytest.mark.parametrize("change", [filled, through_views, by_a_layer, by_its_transpose])
+def test_constants_may_change_in_place_before_they_are_read(change, images):
+    network = drawn(Written(change))
+    assert split(network, images).ends[0].startswith("mul")
+    assert_captums(network, images)
+
+
+class Rewritten(Written):
+    """A constant is read, changed, and read again."""
+
+    def forward(self, x):
+        x, scale = self.conv(x), self.scale * 1
+        first = x + scale
+        self.change(scale)
+        return self.head((first.relu() - 2 * (x + scale)).relu().mean((2, 3)))
+
+
+class Overwritten(Written):
+    """What depends on the images is changed in place, and read by its old name."""
+
+    def forward(self, x):
+        x = self.conv(x)
+        self.change(x)
+        return self.head(x.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Rewritten, Overwritten])
+@pytest.mark.parametrize("change", [filled, through_views, by_a_layer, by_its_transpose])
+def test_what_is_read_before_or_behind_a_change_in_place_is_not_mixed_up(kind, change, images):
+    assert_captums(drawn(kind(change)), images)
+
+
+class Own(Reading):
+    """What it computes first is a function of the images and a weight."""
+
+    def __init__(self, function, *shape):
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.rand(shape), requires_grad=False)
+
+    def forward(self, x):
+        return self.head(self.function(x, self.weight).relu().mean((2, 3)))
+
+
+AFFINE = {
+    "einsum": ((3, 4), lambda x, w: torch.einsum("nchw,cd->ndhw", x, w)),
+    "conv_transpose2d": ((3, 4, 3, 3), lambda x, w: F.conv_transpose2d(x, w, padding=1)),
+    "conv2d": ((4, 3, 3, 3), lambda x, w: F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), w)),
+    "norm": ((4,), lambda x, w: F.batch_norm(x.repeat(1, 2, 1, 1)[:, :4], w, w + 1)),
+}
+
+
+@pytest.mark.parametrize("name", AFFINE)
+@pytest.mark.parametrize("by", LIBRARIES)
+def test_functions_that_are_affine_belong_to_the_stem(name, by, images, monkeypatch):
+    monkeypatch.setattr("igmask.engine.stem.LIBRARIES", {by: LIBRARIES[by]})
+    shape, function = AFFINE[name]
+    network = drawn(Own(function, *shape))
+    found = split(network, images)
+    assert (found.why_not, found.by) == ("", by)
+    assert found.begins[0].startswith(("relu", "the output")), found.ends
+    assert_captums(network, images)
+
+
+def test_norms_of_any_number_of_axes(images):
+    def normed(x, w):
+        x = F.batch_norm(x.repeat(1, 2, 1, 1)[:, :4].view(-1, 4, 1, 12, 12, 1), w, w + 1)
+        return x.view(-1, 4, 12, 12)
+
+    network = drawn(Own(normed, 4))
+    assert split(network, images).why_not == ""
+    assert_captums(network, images)
