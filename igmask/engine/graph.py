@@ -11,11 +11,11 @@ import operator
 import threading
 import time
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
-from types import MethodType
+from types import CellType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -81,26 +81,103 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def twin_of(network: nn.Module) -> nn.Module:
-    """Return a copy of a network that shares its tensors, and nothing else that it may write to."""
+    """Return a copy of a network that shares its tensors, and nothing else that it may write to.
+
+    Its attributes are copied as deep as Python reaches: containers, objects of plain classes, what
+    methods and functions are bound to. What may be more than its attributes, such as a lock or a
+    file, is shared, and so is what is not the network's own: globals, and its classes.
+    """
     network = unwrapped(network)
     if any(isinstance(part, torch.jit.ScriptModule) for part in network.modules()):
         raise Untraceable("it is TorchScript")
-    twins: dict[int, nn.Module] = {}
+    return _Copying().copied(network)
 
-    def copied(value: Any) -> Any:
-        if isinstance(value, nn.Module):
-            value = unwrapped(value)
-            if id(value) not in twins:
-                twins[id(value)] = twin = object.__new__(type(value))
-                vars(twin).update(copied(vars(value)))
-            return twins[id(value)]
-        if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
-            return MethodType(value.__func__, copied(value.__self__))
-        if type(value) in (dict, OrderedDict):
-            return type(value)((key, copied(item)) for key, item in value.items())
-        return type(value)(map(copied, value)) if type(value) in (list, tuple, set) else value
 
-    return copied(network)
+class _Copying:
+    """Copies values; one that is found in several places, once."""
+
+    def __init__(self) -> None:
+        self._twins: dict[int, tuple[Any, Any]] = {}  # beside the value, which keeps its number
+
+    def copied(self, value: Any) -> Any:
+        value = unwrapped(value) if isinstance(value, nn.Module) else value
+        if id(value) not in self._twins:
+            twin = _emptied(value)
+            self._twins[id(value)] = value, twin  # before its contents, which may hold it
+            if twin is not value:
+                self._fill(twin, value)
+            else:
+                self._twins[id(value)] = value, self._bound(value)
+        return self._twins[id(value)][1]
+
+    def _fill(self, twin: Any, value: Any) -> None:
+        """Give an empty copy of a value its contents."""
+        state: Any = object.__getstate__(value)
+        state, slots = state if isinstance(state, tuple) else (state, None)
+        for key, item in (state or {}).items():
+            vars(twin)[key] = self.copied(item)
+        for key, item in (slots or {}).items():
+            object.__setattr__(twin, key, self.copied(item))
+        if isinstance(value, dict):
+            for key, item in dict.items(value):
+                _base(value).__setitem__(twin, key, self.copied(item))
+        elif isinstance(value, list | deque):
+            _base(value).extend(twin, map(self.copied, value))
+        elif isinstance(value, set):
+            set.update(twin, map(self.copied, value))
+
+    def _bound(self, value: Any) -> Any:
+        """What cannot change but holds what can, over again; anything else as it is."""
+        if type(value) is tuple or (isinstance(value, tuple) and hasattr(value, "_fields")):
+            return tuple.__new__(type(value), map(self.copied, value))
+        if isinstance(value, MethodType):
+            return MethodType(value.__func__, self.copied(value.__self__))
+        if type(value) is partial:
+            named = {key: self.copied(item) for key, item in value.keywords.items()}
+            return partial(self.copied(value.func), *map(self.copied, value.args), **named)
+        if isinstance(value, FunctionType) and value.__closure__:
+            if _is_torchs(value.__globals__["__name__"]):
+                return value
+            cells = tuple(CellType(self.copied(cell.cell_contents)) for cell in value.__closure__)
+            known = value.__globals__, value.__name__, value.__defaults__
+            twin = FunctionType(value.__code__, *known, cells)
+            twin.__kwdefaults__ = value.__kwdefaults__
+            return twin
+        return value
+
+
+# What is copied by its contents, of the classes that are not Python's own.
+_BASES = OrderedDict, defaultdict, dict, list, set, deque, SimpleNamespace, object
+
+
+def _base(value: Any) -> Any:
+    return next(kind for kind in _BASES if isinstance(value, kind))
+
+
+def _emptied(value: Any) -> Any:
+    """Return an object of a value's class without contents; the value if it may be more than them.
+
+    What has no attributes, or a way of its own to be copied, may be more.
+    """
+    kind, base = type(value), _base(value)
+    plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+    plain = plain and not hasattr(kind, "__del__") and not _is_torchs(kind.__module__)
+    plain = plain and object.__getstate__(value) is not None
+    if base is object and not plain and not isinstance(value, nn.Module):
+        return value
+    try:
+        twin = base.__new__(kind)
+    except TypeError:  # it has a base that is not Python's own
+        return value
+    if base is defaultdict:
+        twin.default_factory = value.default_factory
+    elif base is deque:
+        deque.__init__(twin, maxlen=value.maxlen)
+    return twin
+
+
+def _is_torchs(module: str) -> bool:
+    return module.partition(".")[0] == "torch"
 
 
 # -- torch.fx ----------------------------------------------------------------------------------

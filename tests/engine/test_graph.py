@@ -1,8 +1,14 @@
 """What networks compute, whichever way they are written and whoever takes their graph."""
 
 import copy
+import os
 import pickle
-from collections import OrderedDict
+import threading
+from collections import OrderedDict, defaultdict, deque
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
 
 import captum.attr
 import pytest
@@ -11,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import igmask
-from igmask.engine.graph import LIBRARIES, traced
+from igmask.engine.graph import LIBRARIES, Untraceable, traced
 from igmask.engine.stem import split
 
 
@@ -160,6 +166,73 @@ def test_tracing_leaves_nothing_in_the_model(images):
         assert_captums(network, images)
     assert isinstance(copy.deepcopy(network.state_dict()), OrderedDict)
     assert isinstance(network.last, torch.Tensor)
+
+
+class Plain:
+    def __init__(self):
+        self.values, self.last = [], None
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    values: list = field(default_factory=list)
+
+
+class Listed(list):
+    pass
+
+
+KEEPERS = {
+    "list": (list, lambda kept, x: kept.append(x), list),
+    "list of one's own": (Listed, lambda kept, x: kept.append(x), list),
+    "deque": (lambda: deque(maxlen=3), lambda kept, x: kept.append(x), list),
+    "defaultdict": (lambda: defaultdict(list), lambda kept, x: kept[1].append(x), lambda k: k[1]),
+    "set": (set, lambda kept, x: kept.add(x), list),
+    "namespace": (SimpleNamespace, lambda kept, x: setattr(kept, "x", x), lambda k: [k.x]),
+    "object": (Plain, lambda kept, x: setattr(kept, "last", x), lambda k: [k.last]),
+    "object's list": (Plain, lambda kept, x: kept.values.append(x), lambda k: k.values),
+    "slots": (Slotted, lambda kept, x: kept.values.append(x), lambda k: k.values),
+    "tuple": (lambda: (Plain(),), lambda kept, x: kept[0].values.append(x), lambda k: k[0].values),
+    "method": (
+        lambda: Plain().__init__,
+        lambda f, x: setattr(f.__self__, "last", x),
+        lambda f: [f.__self__.last],
+    ),
+}
+
+
+class Noting(Reading):
+    """It keeps a value somewhere, and cannot do without a lock and a file."""
+
+    def __init__(self, keeper, note):
+        super().__init__()
+        self.keeper, self.note = keeper, note
+        self.lock, self.file = threading.Lock(), open(os.devnull)  # noqa: SIM115
+        self.itself, self.call = [self], lambda x: self.note(self.keeper, x)
+        self.later = partial(self.note, self.keeper)
+
+    def forward(self, x):
+        with self.lock:
+            for keep in (self.call, self.later, partial(self.itself[0].note, self.keeper)):
+                keep(self.conv(x))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+@pytest.mark.parametrize("by", LIBRARIES)
+def test_tracing_leaves_nothing_in_what_a_network_keeps(name, by, images):
+    make, note, kept = KEEPERS[name]
+    keeper = make()
+    network = drawn(Noting(keeper, note))
+    before = repr(keeper)
+    # Strict torch.export cannot take a lock.
+    with suppress(Untraceable) if by == "torch.export, strict" else nullcontext():
+        traced(network, images, by)
+    assert repr(keeper) == before
+    network(images)
+    values = kept(keeper)
+    assert {type(value) for value in values} <= {torch.Tensor}
+    network.file.close()
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch.compile
