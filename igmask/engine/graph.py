@@ -9,7 +9,6 @@ import io
 import logging
 import operator
 import threading
-import time
 import warnings
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -37,13 +36,11 @@ def traced(network: nn.Module, example: Tensor, by: str) -> Traced:
     example: (n, ...) images; their shape but for n is that of all others
     by:      a name of LIBRARIES
     """
-    begin = time.perf_counter()
     try:
         found = LIBRARIES[by](twin_of(network), example)
         simplify(found, example)
     except Exception as error:  # whatever a model's own code may raise at a symbolic input
         raise Untraceable(f"{by} cannot trace it ({_line(with_kind(error))})") from error
-    found.seconds = time.perf_counter() - begin
     return found
 
 
@@ -215,7 +212,7 @@ def _by_fx(network: nn.Module, _: Tensor) -> Traced:
     loose = frozenset(
         name for name, x in parts.items() if isinstance(x, Tensor) and id(x) not in weights
     )
-    return Traced(graph, image, parts, labels, by="torch.fx", loose=loose)
+    return Traced(graph, image, parts, labels, loose)
 
 
 def _flat(path: str, parts: Parts, value: Any) -> str:
@@ -295,7 +292,7 @@ def _by_export(network: nn.Module, example: Tensor, *, strict: bool) -> Traced:
         if sizes.lower > 2 or sizes.upper < 2**31:
             raise ValueError(f"it takes another way for batches that are not of {sizes}")
     signature, graph = program.graph_signature, fx.Graph()
-    found = Traced(graph, None, {}, {}, by="torch.export, strict" if strict else "torch.export")  # type: ignore[arg-type]
+    found = Traced(graph, None, {}, {})  # type: ignore[arg-type]
     by_name = signature.inputs_to_parameters | signature.inputs_to_buffers
     by_name |= signature.inputs_to_lifted_tensor_constants
     values = dict(program.state_dict) | dict(program.constants)

@@ -26,15 +26,12 @@ class Traced:
     parts:  what the nodes call and read, by name; frozen once it is simplified
     labels: what a person calls a node, where the network has a name for it
     loose:  parts that are no parameters or buffers, whose changes nobody would notice
-    by:     the library that took it;  seconds: how long that took
     """
 
     graph: fx.Graph
     image: fx.Node
     parts: Parts
     labels: dict[str, str]
-    by: str
-    seconds: float = 0.0
     loose: frozenset[str] = frozenset()
 
 

@@ -8,6 +8,7 @@ whole, with the identity as stem.
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -61,7 +62,8 @@ class Split:
     begins:   names of what follows them
     n_folded: batch norms folded into the layer before
     why_not:  why there is no stem, empty if there is one
-    by:       the library that took its graph;  seconds: how long that took
+    by:       the library that took its graph, empty if none could
+    seconds:  how long it took to have the network in parts, or to find that it stays whole
     """
 
     stem: Stem
@@ -74,6 +76,11 @@ class Split:
     layout: torch.memory_format | None = None
     by: str = ""
     seconds: float = 0.0
+
+    @property
+    def account(self) -> str:
+        """How its graph was had, and how long that took."""
+        return f"{self.by or 'none'}, {self.seconds:.2g} s"
 
     def __call__(self, x: Tensor) -> Tensor:
         """The whole network."""
@@ -113,7 +120,8 @@ def split(
     hooks = everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks
     if any(map(is_hooked, network.modules())) or hooks:
         return _logged(whole(network, "it has hooks or parametrizations"))
-    how, reasons = _How(with_head, layout, fused), []
+    begin = time.perf_counter()
+    how, by, reasons = _How(with_head, layout, fused), "", []
     for library in LIBRARIES:
         try:
             with tracing():
@@ -123,9 +131,12 @@ def split(
             continue
         found = _split_as(how, network, graph, example)
         if not found.why_not or not found.why_not.startswith((_DIFFERS, _UNCUT)):
-            return _logged(found)
+            by = library
+            break
         reasons.append(found.why_not)
-    return _logged(whole(network, "; ".join(reasons)))
+    else:
+        found = whole(network, "; ".join(reasons))
+    return _logged(replace(found, by=by, seconds=time.perf_counter() - begin))
 
 
 def _split_as(how: "_How", network: nn.Module, graph: Traced, example: Tensor) -> Split:
@@ -142,6 +153,7 @@ def _split_as(how: "_How", network: nn.Module, graph: Traced, example: Tensor) -
 
 
 def _logged(found: Split) -> Split:
+    log.debug("graph of %s: %s", type(found.trunk).__name__, found.account)
     if found.why_not:
         log.debug("%s has no affine stem: %s", type(found.trunk).__name__, found.why_not)
     return found
@@ -307,8 +319,6 @@ def _cut(
         n_folded,
         head=head,
         layout=how.layout,
-        by=found.by,
-        seconds=found.seconds,
     )
     # The engine's stem takes single images. Being affine, it can be tried at any that differ.
     rows = torch.arange(3.0 * example[0].numel()).cos().view(3, *example.shape[1:]).to(example)
