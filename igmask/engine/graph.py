@@ -5,9 +5,11 @@ torch.export takes the ATen graph, in seconds; simplify.py brings both into one 
 itself is not touched: a copy that shares its weights is traced.
 """
 
+import inspect
 import io
 import logging
 import operator
+import sys
 import threading
 import warnings
 from collections import OrderedDict, defaultdict, deque
@@ -27,11 +29,15 @@ from igmask.errors import with_kind
 
 
 class Untraceable(Exception):
-    """No library takes the graph; the message says why."""
+    """A library cannot take the graph; the message says why."""
+
+
+class Opaque(Untraceable):
+    """No graph says what the network does."""
 
 
 def traced(network: nn.Module, example: Tensor, by: str) -> Traced:
-    """Return the graph of a network in evaluation mode, simplified; raise Untraceable.
+    """Return the graph of a network in evaluation mode, simplified; raise Untraceable, or Opaque.
 
     example: (n, ...) images; their shape but for n is that of all others
     by:      a name of LIBRARIES
@@ -39,6 +45,8 @@ def traced(network: nn.Module, example: Tensor, by: str) -> Traced:
     try:
         found = LIBRARIES[by](twin_of(network), example)
         simplify(found, example)
+    except Opaque:
+        raise
     except Exception as error:  # whatever a model's own code may raise at a symbolic input
         raise Untraceable(f"{by} cannot trace it ({_line(with_kind(error))})") from error
     return found
@@ -81,8 +89,8 @@ def twin_of(network: nn.Module) -> nn.Module:
     """Return a copy of a network that shares its tensors, and nothing else that it may write to.
 
     Its attributes are copied as deep as Python reaches: containers, objects of plain classes, what
-    methods and functions are bound to. What may be more than its attributes, such as a lock or a
-    file, is shared, and so is what is not the network's own: globals, and its classes.
+    methods and functions are bound to. What may be more than its attributes is shared, such as a
+    file or a pool of threads, and so is what is not the network's own: globals, and its classes.
     """
     network = unwrapped(network)
     if any(isinstance(part, torch.jit.ScriptModule) for part in network.modules()):
@@ -133,7 +141,7 @@ class _Copying:
             named = {key: self.copied(item) for key, item in value.keywords.items()}
             return partial(self.copied(value.func), *map(self.copied, value.args), **named)
         if isinstance(value, FunctionType) and value.__closure__:
-            if _is_torchs(value.__globals__["__name__"]):
+            if _is_librarys(value.__globals__["__name__"]):
                 return value
             cells = tuple(CellType(self.copied(cell.cell_contents)) for cell in value.__closure__)
             known = value.__globals__, value.__name__, value.__defaults__
@@ -158,7 +166,7 @@ def _emptied(value: Any) -> Any:
     """
     kind, base = type(value), _base(value)
     plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
-    plain = plain and not hasattr(kind, "__del__") and not _is_torchs(kind.__module__)
+    plain = plain and not hasattr(kind, "__del__") and not _is_librarys(kind.__module__)
     plain = plain and object.__getstate__(value) is not None
     if base is object and not plain and not isinstance(value, nn.Module):
         return value
@@ -173,8 +181,9 @@ def _emptied(value: Any) -> Any:
     return twin
 
 
-def _is_torchs(module: str) -> bool:
-    return module.partition(".")[0] == "torch"
+def _is_librarys(module: str) -> bool:
+    """Whether a module is PyTorch's or Python's, whose objects may have threads behind them."""
+    return module.partition(".")[0] in {"torch", *sys.stdlib_module_names}
 
 
 # -- torch.fx ----------------------------------------------------------------------------------
@@ -322,12 +331,30 @@ _LITERAL = torch.ops.aten.lift_fresh_copy.default
 
 @contextmanager
 def _no_own_gradients() -> Iterator[None]:
-    """Refuse functions with a backward of their own, of which torch.export sees the forward."""
+    """Refuse, in this thread, gradients that functions or hooks of the network's own make.
 
-    def apply(*_: Any, **__: Any) -> None:
-        raise ValueError("part of it has a gradient of its own (torch.autograd.Function)")
+    torch.export sees the forward pass alone.
+    """
+    me = threading.get_ident()
 
-    with mock.patch.object(torch.autograd.Function, "apply", apply):
+    def refusing(plain: Callable[..., Any], what: str) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            if threading.get_ident() == me:
+                raise Opaque(f"part of it has a gradient of its own ({what})")
+            return plain(*args, **options)
+
+        return call
+
+    function = torch.autograd.Function
+    plain = inspect.getattr_static(function, "apply")  # a class method, in Python or not
+    apply = classmethod(
+        refusing(lambda kind, *given: plain.__get__(None, kind)(*given), "torch.autograd.Function")
+    )
+    hook = refusing(Tensor.register_hook, "Tensor.register_hook")
+    with (
+        mock.patch.object(function, "apply", apply),
+        mock.patch.object(Tensor, "register_hook", hook),
+    ):
         yield
 
 

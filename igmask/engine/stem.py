@@ -27,7 +27,7 @@ from igmask.engine.fusion import (
     lay_out,
     write_out_norms,
 )
-from igmask.engine.graph import LIBRARIES, Untraceable, is_hooked, traced, unwrapped
+from igmask.engine.graph import LIBRARIES, Opaque, Untraceable, is_hooked, traced, unwrapped
 from igmask.engine.simplify import Traced
 from igmask.errors import with_kind
 from igmask.kernels import Pool, activate
@@ -122,20 +122,22 @@ def split(
         return _logged(whole(network, "it has hooks or parametrizations"))
     begin = time.perf_counter()
     how, by, reasons = _How(with_head, layout, fused), "", []
+    found = None
     for library in LIBRARIES:
         try:
             with tracing():
                 graph = traced(network, example, library)
         except Untraceable as error:
             reasons.append(str(error))
+            if isinstance(error, Opaque):
+                break
             continue
-        found = _split_as(how, network, graph, example)
-        if not found.why_not or not found.why_not.startswith((_DIFFERS, _UNCUT)):
-            by = library
+        tried = _split_as(how, network, graph, example)
+        if not tried.why_not.startswith((_DIFFERS, _UNCUT)):
+            found, by = tried, library
             break
-        reasons.append(found.why_not)
-    else:
-        found = whole(network, "; ".join(reasons))
+        reasons.append(tried.why_not)
+    found = found or whole(network, "; ".join(reasons))
     return _logged(replace(found, by=by, seconds=time.perf_counter() - begin))
 
 

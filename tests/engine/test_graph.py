@@ -5,6 +5,7 @@ import os
 import pickle
 import threading
 from collections import OrderedDict, defaultdict, deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -166,6 +167,25 @@ def test_tracing_leaves_nothing_in_the_model(images):
         assert_captums(network, images)
     assert isinstance(copy.deepcopy(network.state_dict()), OrderedDict)
     assert isinstance(network.last, torch.Tensor)
+
+
+class Pooling(Reading):
+    """It has a thread do a part of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = ThreadPoolExecutor(1)
+        self.pool.submit(int).result()
+
+    def forward(self, x):
+        return super().forward(x * self.pool.submit(float, 2).result(timeout=60))
+
+
+def test_a_pool_of_threads_is_not_copied(images):
+    network = drawn(Pooling())
+    assert split(network, images).why_not == ""
+    assert_captums(network, images)
+    network.pool.shutdown()
 
 
 class Plain:
@@ -346,6 +366,15 @@ class StraightThrough(Reading):
         return self.head(x.tanh().mean((2, 3)))
 
 
+class Clipping(Reading):
+    """It clips a gradient, that of some images."""
+
+    def forward(self, x):
+        x = self.conv(x)
+        x.register_hook(lambda slope: slope.clamp(max=3.0))
+        return self.head((x.relu() ** 2).mean((2, 3)))
+
+
 class Sizes(nn.Module):
     """Sizes of parameters that are as many as the images, and images on another axis."""
 
@@ -361,7 +390,8 @@ class Sizes(nn.Module):
         return self.head(x.mean(0)) * scale
 
 
-HIDDEN = [Statement, ViewStatement, IntegerLike, StraightThrough, Sizes, patched, Delegating]
+HIDDEN = [Statement, ViewStatement, IntegerLike, StraightThrough, Clipping, Sizes, patched]
+HIDDEN.append(Delegating)
 HIDDEN.append(lambda: Doubling(built(nn.Conv2d(3, 6, 3))))
 
 
