@@ -155,7 +155,6 @@ def _split_as(how: "_How", network: nn.Module, graph: Traced, example: Tensor) -
 
 
 def _logged(found: Split) -> Split:
-    log.debug("graph of %s: %s", type(found.trunk).__name__, found.account)
     if found.why_not:
         log.debug("%s has no affine stem: %s", type(found.trunk).__name__, found.why_not)
     return found
