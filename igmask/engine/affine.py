@@ -27,15 +27,18 @@ _LINEAR = {
     "roll", "add", "sub", "subtract", "neg", "negative", "pos", "sum", "mean", "cat", "concat",
     "concatenate", "stack", "chunk", "split", "tensor_split", "unbind", "narrow", "select",
     "float", "double", "avg_pool2d", "adaptive_avg_pool2d", "pixel_shuffle",
-    "pixel_unshuffle", "unfold", "t", "slice", "alias", "lift_fresh_copy", "_to_copy",
+    "pixel_unshuffle", "unfold", "t", "slice", "alias", "lift_fresh_copy", "_to_copy", "pad",
+    "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d",
+    "replication_pad2d",
 }  # fmt: skip
-# Linear in the first if the others are constant; `mul` and `matmul` in either.
+# Linear in the first if the others are constant; `mul`, `matmul` and `einsum` in any one.
 _LINEAR_IN_FIRST = {
     "div", "truediv", "true_divide", "conv1d", "conv2d", "conv3d", "linear", "getitem",
+    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "index_select", "interpolate", "index", "reshape_as", "view_as", "expand_as",
     "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
 }  # fmt: skip
-_LINEAR_IN_ONE = {"mul", "multiply", "matmul", "bmm"}
+_LINEAR_IN_ONE = {"mul", "multiply", "matmul", "bmm", "einsum"}
 TUPLES = {"chunk", "split", "tensor_split", "unbind"}
 _SHAPES = {
     "size", "dim", "numel", "shape", "ndim", "dtype", "device", "ndimension", "sym_size",
@@ -63,6 +66,7 @@ def affine_in(
             continue
         depends.add(node)
         of_affine = node.op != "output" and all(n in affine for n in of_input)
+        of_affine = of_affine and _is_as_fine(node, image)
         if of_affine and node not in without and _is_affine(node, layers, affine):
             affine.add(node)
     return affine
@@ -87,16 +91,6 @@ def operation_of(node: fx.Node) -> str:
     return str(node.target) if node.op == "call_method" else ""
 
 
-def is_in_place(node: fx.Node) -> bool:
-    """Whether a node changes its first argument, or may: by name, or as it is asked to."""
-    name = operation_of(node)
-    by_name = name.endswith("_") and not name.endswith("__")
-    return by_name or name in _IN_PLACE or any(node.kwargs.get(k) for k in ("inplace", "out"))
-
-
-_IN_PLACE = {f"i{name}" for name in ("add", "sub", "mul", "truediv", "pow")} | {"setitem"}
-
-
 def counts_images(node: fx.Node) -> bool:
     """Whether a node is the number of images, as a simplified graph has it: x.size(0)."""
     return bool(node.meta.get("counts_images"))
@@ -116,6 +110,14 @@ def named_arguments(node: fx.Node) -> dict[str, Any]:
     return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
 
 
+def _is_as_fine(node: fx.Node, image: fx.Node) -> bool:
+    """Whether a node's value, as far as it is known, is in no type coarser than the images'."""
+    types = [n.meta["dtype"] for n in (node, image) if "dtype" in n.meta]
+    if len(types) < 2:
+        return True
+    return types[0].is_floating_point and torch.promote_types(*types) == types[0]
+
+
 def _is_affine(node: fx.Node, layers: Mapping[str, nn.Module], affine: set[fx.Node]) -> bool:
     """Whether a node that depends on the input is affine in it, given the nodes that are."""
     layer = layer_of(node, layers)
@@ -127,16 +129,8 @@ def _is_affine(node: fx.Node, layers: Mapping[str, nn.Module], affine: set[fx.No
     # what others read.
     name = operation_of(node)
     given = [*node.args, *node.kwargs.values()]
-    types = [v for v in given if isinstance(v, torch.dtype)]
-    rounded = any(not t.is_floating_point or t.itemsize < 4 for t in types)
-    if node.kwargs.get("out") or rounded:
+    if node.kwargs.get("out"):
         return False
-    if name in ("to", "type_as") and len(node.all_input_nodes) > 1:
-        return False  # whatever type the other has
-    if name == "constant_pad_nd":
-        return True
-    if name == "pad":
-        return _argument(node, 2, "mode", "constant") == "constant"
     if name == "squeeze" and len(given) == 1:
         return False  # for a single image it drops the axis of the images
     if name in _LINEAR:
@@ -145,7 +139,8 @@ def _is_affine(node: fx.Node, layers: Mapping[str, nn.Module], affine: set[fx.No
     if name in _LINEAR_IN_FIRST:
         exact = node.kwargs.get("rounding_mode") is None
         return exact and operands == [_argument(node, 0, "input", None)]
-    return name in _LINEAR_IN_ONE and len([v for v in given if v in operands]) == 1
+    factors = [v for item in given for v in (item if isinstance(item, list | tuple) else [item])]
+    return name in _LINEAR_IN_ONE and len([v for v in factors if v in operands]) == 1
 
 
 def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:

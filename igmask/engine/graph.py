@@ -5,16 +5,18 @@ torch.export takes the ATen graph, in seconds; simplify.py brings both into one 
 itself is not touched: a copy that shares its weights is traced.
 """
 
+import inspect
 import io
 import logging
 import operator
+import sys
 import threading
-import time
 import warnings
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from types import MethodType
+from functools import partial
+from types import CellType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -27,22 +29,26 @@ from igmask.errors import with_kind
 
 
 class Untraceable(Exception):
-    """No library takes the graph; the message says why."""
+    """A library cannot take the graph; the message says why."""
+
+
+class Opaque(Untraceable):
+    """No graph says what the network does."""
 
 
 def traced(network: nn.Module, example: Tensor, by: str) -> Traced:
-    """Return the graph of a network in evaluation mode, simplified; raise Untraceable.
+    """Return the graph of a network in evaluation mode, simplified; raise Untraceable, or Opaque.
 
     example: (n, ...) images; their shape but for n is that of all others
     by:      a name of LIBRARIES
     """
-    begin = time.perf_counter()
     try:
         found = LIBRARIES[by](twin_of(network), example)
         simplify(found, example)
+    except Opaque:
+        raise
     except Exception as error:  # whatever a model's own code may raise at a symbolic input
         raise Untraceable(f"{by} cannot trace it ({_line(with_kind(error))})") from error
-    found.seconds = time.perf_counter() - begin
     return found
 
 
@@ -80,26 +86,104 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def twin_of(network: nn.Module) -> nn.Module:
-    """Return a copy of a network that shares its tensors, and nothing else that it may write to."""
+    """Return a copy of a network that shares its tensors, and nothing else that it may write to.
+
+    Its attributes are copied as deep as Python reaches: containers, objects of plain classes, what
+    methods and functions are bound to. What may be more than its attributes is shared, such as a
+    file or a pool of threads, and so is what is not the network's own: globals, and its classes.
+    """
     network = unwrapped(network)
     if any(isinstance(part, torch.jit.ScriptModule) for part in network.modules()):
         raise Untraceable("it is TorchScript")
-    twins: dict[int, nn.Module] = {}
+    return _Copying().copied(network)
 
-    def copied(value: Any) -> Any:
-        if isinstance(value, nn.Module):
-            value = unwrapped(value)
-            if id(value) not in twins:
-                twins[id(value)] = twin = object.__new__(type(value))
-                vars(twin).update(copied(vars(value)))
-            return twins[id(value)]
-        if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
-            return MethodType(value.__func__, copied(value.__self__))
-        if type(value) in (dict, OrderedDict):
-            return type(value)((key, copied(item)) for key, item in value.items())
-        return type(value)(map(copied, value)) if type(value) in (list, tuple, set) else value
 
-    return copied(network)
+class _Copying:
+    """Copies values; one that is found in several places, once."""
+
+    def __init__(self) -> None:
+        self._twins: dict[int, tuple[Any, Any]] = {}  # beside the value, which keeps its number
+
+    def copied(self, value: Any) -> Any:
+        value = unwrapped(value) if isinstance(value, nn.Module) else value
+        if id(value) not in self._twins:
+            twin = _emptied(value)
+            self._twins[id(value)] = value, twin  # before its contents, which may hold it
+            if twin is not value:
+                self._fill(twin, value)
+            else:
+                self._twins[id(value)] = value, self._bound(value)
+        return self._twins[id(value)][1]
+
+    def _fill(self, twin: Any, value: Any) -> None:
+        """Give an empty copy of a value its contents."""
+        state: Any = object.__getstate__(value)
+        state, slots = state if isinstance(state, tuple) else (state, None)
+        for key, item in (state or {}).items():
+            vars(twin)[key] = self.copied(item)
+        for key, item in (slots or {}).items():
+            object.__setattr__(twin, key, self.copied(item))
+        if isinstance(value, dict):
+            for key, item in dict.items(value):
+                _base(value).__setitem__(twin, key, self.copied(item))
+        elif isinstance(value, list | deque):
+            _base(value).extend(twin, map(self.copied, value))
+        elif isinstance(value, set):
+            set.update(twin, map(self.copied, value))
+
+    def _bound(self, value: Any) -> Any:
+        """What cannot change but holds what can, over again; anything else as it is."""
+        if type(value) is tuple or (isinstance(value, tuple) and hasattr(value, "_fields")):
+            return tuple.__new__(type(value), map(self.copied, value))
+        if isinstance(value, MethodType):
+            return MethodType(value.__func__, self.copied(value.__self__))
+        if type(value) is partial:
+            named = {key: self.copied(item) for key, item in value.keywords.items()}
+            return partial(self.copied(value.func), *map(self.copied, value.args), **named)
+        if isinstance(value, FunctionType) and value.__closure__:
+            if _is_librarys(value.__globals__["__name__"]):
+                return value
+            cells = tuple(CellType(self.copied(cell.cell_contents)) for cell in value.__closure__)
+            known = value.__globals__, value.__name__, value.__defaults__
+            twin = FunctionType(value.__code__, *known, cells)
+            twin.__kwdefaults__ = value.__kwdefaults__
+            return twin
+        return value
+
+
+# What is copied by its contents, of the classes that are not Python's own.
+_BASES = OrderedDict, defaultdict, dict, list, set, deque, SimpleNamespace, object
+
+
+def _base(value: Any) -> Any:
+    return next(kind for kind in _BASES if isinstance(value, kind))
+
+
+def _emptied(value: Any) -> Any:
+    """Return an object of a value's class without contents; the value if it may be more than them.
+
+    What has no attributes, or a way of its own to be copied, may be more.
+    """
+    kind, base = type(value), _base(value)
+    plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+    plain = plain and not hasattr(kind, "__del__") and not _is_librarys(kind.__module__)
+    plain = plain and object.__getstate__(value) is not None
+    if base is object and not plain and not isinstance(value, nn.Module):
+        return value
+    try:
+        twin = base.__new__(kind)
+    except TypeError:  # it has a base that is not Python's own
+        return value
+    if base is defaultdict:
+        twin.default_factory = value.default_factory
+    elif base is deque:
+        deque.__init__(twin, maxlen=value.maxlen)
+    return twin
+
+
+def _is_librarys(module: str) -> bool:
+    """Whether a module is PyTorch's or Python's, whose objects may have threads behind them."""
+    return module.partition(".")[0] in {"torch", *sys.stdlib_module_names}
 
 
 # -- torch.fx ----------------------------------------------------------------------------------
@@ -118,8 +202,11 @@ class _Alone(nn.Module):
 
 def _by_fx(network: nn.Module, _: Tensor) -> Traced:
     root = _Alone(network)
+    tracer = _Tracer()
     with torch.enable_grad():
-        graph = _Tracer().trace(root)
+        graph = tracer.trace(root)
+    if tracer.refusal is not None:  # which the network has caught, and gone another way
+        raise tracer.refusal
     parts: Parts = {}
     labels = {}
     for node in graph.nodes:
@@ -134,7 +221,7 @@ def _by_fx(network: nn.Module, _: Tensor) -> Traced:
     loose = frozenset(
         name for name, x in parts.items() if isinstance(x, Tensor) and id(x) not in weights
     )
-    return Traced(graph, image, parts, labels, by="torch.fx", loose=loose)
+    return Traced(graph, image, parts, labels, loose)
 
 
 def _flat(path: str, parts: Parts, value: Any) -> str:
@@ -148,17 +235,48 @@ def _flat(path: str, parts: Parts, value: Any) -> str:
     return name
 
 
+class _Proxy(fx.Proxy):
+    def __len__(self) -> int:
+        with self.tracer.refusing():  # type: ignore[attr-defined]
+            return super().__len__()
+
+
 class _Tracer(fx.Tracer):
-    """Refuses what a graph would lose, and leaves the modules of other threads alone."""
+    """Refuses what a graph would lose, and leaves the modules of other threads alone.
+
+    refusal: what it has raised, which a network may catch
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.refusal: Exception | None = None
         self._thread = threading.get_ident()
 
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Remember what is raised in this block."""
+        try:
+            yield
+        except Exception as error:
+            self.refusal = error
+            raise
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
     def create_proxy(self, *arguments: Any, **options: Any) -> fx.Proxy:
-        if not torch.is_grad_enabled():
-            raise ValueError("part of it runs under no_grad()")
-        return super().create_proxy(*arguments, **options)
+        with self.refusing():
+            if not torch.is_grad_enabled():
+                raise ValueError("part of it runs under no_grad()")
+            return super().create_proxy(*arguments, **options)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        with self.refusing():
+            return super().to_bool(obj)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        with self.refusing():
+            return super().iter(obj)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self._thread:
@@ -174,13 +292,16 @@ class _Tracer(fx.Tracer):
 # -- torch.export ------------------------------------------------------------------------------
 
 
-def _by_export(network: nn.Module, example: Tensor) -> Traced:
+def _by_export(network: nn.Module, example: Tensor, *, strict: bool) -> Traced:
     pair = torch.cat([example[:1]] * 2).detach()  # an axis of one would be taken for constant
-    with torch.enable_grad(), _quiet(), _no_own_gradients():
-        shapes = ({0: torch.export.Dim.DYNAMIC},)
-        program = torch.export.export(_Alone(network), (pair,), dynamic_shapes=shapes, strict=False)
+    shapes, root = ({0: torch.export.Dim.DYNAMIC},), _Alone(network)
+    with torch.enable_grad(), _quiet(), _no_own_gradients(), _no_marks(root):
+        program = torch.export.export(root, (pair,), dynamic_shapes=shapes, strict=strict)
+    for sizes in program.range_constraints.values():
+        if sizes.lower > 2 or sizes.upper < 2**31:
+            raise ValueError(f"it takes another way for batches that are not of {sizes}")
     signature, graph = program.graph_signature, fx.Graph()
-    found = Traced(graph, None, {}, {}, by="torch.export")  # type: ignore[arg-type]
+    found = Traced(graph, None, {}, {})  # type: ignore[arg-type]
     by_name = signature.inputs_to_parameters | signature.inputs_to_buffers
     by_name |= signature.inputs_to_lifted_tensor_constants
     values = dict(program.state_dict) | dict(program.constants)
@@ -190,7 +311,9 @@ def _by_export(network: nn.Module, example: Tensor) -> Traced:
         if node.op == "placeholder" and node.name in by_name:
             path = by_name[node.name]
             name = _flat(path, found.parts, values[path])
-            found.loose |= {name} if path in loose else set()
+            # A number of the network's own code is copied first, and is nobody else's to change.
+            literal = all(user.target is _LITERAL for user in node.users)
+            found.loose |= {name} if path in loose and not literal else set()
             copies[node] = graph.get_attr(name)
         elif node.op == "placeholder":
             found.image = copies[node] = graph.placeholder(node.name)
@@ -203,15 +326,48 @@ def _by_export(network: nn.Module, example: Tensor) -> Traced:
     return found
 
 
+_LITERAL = torch.ops.aten.lift_fresh_copy.default
+
+
 @contextmanager
 def _no_own_gradients() -> Iterator[None]:
-    """Refuse functions with a backward of their own, of which torch.export sees the forward."""
+    """Refuse, in this thread, gradients that functions or hooks of the network's own make.
 
-    def apply(*_: Any, **__: Any) -> None:
-        raise ValueError("part of it has a gradient of its own (torch.autograd.Function)")
+    torch.export sees the forward pass alone.
+    """
+    me = threading.get_ident()
 
-    with mock.patch.object(torch.autograd.Function, "apply", apply):
+    def refusing(plain: Callable[..., Any], what: str) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            if threading.get_ident() == me:
+                raise Opaque(f"part of it has a gradient of its own ({what})")
+            return plain(*args, **options)
+
+        return call
+
+    function = torch.autograd.Function
+    plain = inspect.getattr_static(function, "apply")  # a class method, in Python or not
+    apply = classmethod(
+        refusing(lambda kind, *given: plain.__get__(None, kind)(*given), "torch.autograd.Function")
+    )
+    hook = refusing(Tensor.register_hook, "Tensor.register_hook")
+    with (
+        mock.patch.object(function, "apply", apply),
+        mock.patch.object(Tensor, "register_hook", hook),
+    ):
         yield
+
+
+@contextmanager
+def _no_marks(network: nn.Module) -> Iterator[None]:
+    """Take back what is noted on the network's tensors meanwhile, which are the user's own."""
+    before = [(x, dict(vars(x))) for x in (*network.parameters(), *network.buffers())]
+    try:
+        yield
+    finally:
+        for x, own in before:
+            vars(x).clear()
+            vars(x).update(own)
 
 
 @contextmanager
@@ -251,4 +407,9 @@ def _copy(node: Any, owner: Any, copies: dict[Any, Any], found: Traced) -> None:
         found.labels[copy.name] = label_of(node)
 
 
-LIBRARIES = {"torch.fx": _by_fx, "torch.export": _by_export}
+LIBRARIES: dict[str, Callable[[nn.Module, Tensor], Traced]] = {
+    "torch.fx": _by_fx,
+    "torch.export": partial(_by_export, strict=False),
+    # Reads the network's own bytecode, and so knows the number of images as len(x) and int(…), too.
+    "torch.export, strict": partial(_by_export, strict=True),
+}

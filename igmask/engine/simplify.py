@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from igmask.engine.affine import is_in_place, layer_of, named_arguments, operation_of
+from igmask.engine.affine import layer_of, named_arguments, operation_of
 from igmask.engine.fusion import Parts, free_name, frozen
 
 
@@ -26,15 +26,12 @@ class Traced:
     parts:  what the nodes call and read, by name; frozen once it is simplified
     labels: what a person calls a node, where the network has a name for it
     loose:  parts that are no parameters or buffers, whose changes nobody would notice
-    by:     the library that took it;  seconds: how long that took
     """
 
     graph: fx.Graph
     image: fx.Node
     parts: Parts
     labels: dict[str, str]
-    by: str
-    seconds: float = 0.0
     loose: frozenset[str] = frozenset()
 
 
@@ -55,13 +52,14 @@ def simplify(found: Traced, example: Tensor) -> None:
             parts[name] = frozen(part)
         elif isinstance(part, Tensor):
             parts[name] = part.detach()
-    _refuse_hidden_changes(graph, parts)
     _drop_idle(found)
-    shapes = _shapes(found, example)
-    _write_sizes(found, shapes)
-    _compute_constants(found)
+    changes = _observe(found, example)
+    _write_sizes(found)
+    varying = _varying(found)
+    anew = _changed_anew(found, changes, varying)
+    _compute_constants(found, varying | anew)
     _sweep(graph)
-    _make_layers(found, shapes)
+    _make_layers(found)
     _sweep(graph)
 
 
@@ -75,33 +73,6 @@ def _refuse_patches(name: str, layer: nn.Module) -> None:
     for module in layer.modules():
         if patched := [key for key in vars(module) if callable(getattr(type(module), key, None))]:
             raise ValueError(f"{name} has another {patched[0]} than its class")
-
-
-def _refuse_hidden_changes(graph: fx.Graph, parts: Parts) -> None:
-    """Raise ValueError if what is changed in place is read again by another name than the result.
-
-    Nothing in a graph says that such a reader depends on the change.
-    """
-    place = {node: i for i, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        layer = layer_of(node, parts)
-        if not is_in_place(node) and not getattr(layer, "inplace", False):
-            continue
-        changed = node.args[0] if node.args else None
-        while isinstance(changed, fx.Node):
-            if any(place[user] > place[node] for user in changed.users):
-                raise ValueError(f"{node.name} changes in place what is read again")
-            viewed = operation_of(changed) in _VIEWS and changed.args
-            changed = changed.args[0] if viewed else None
-
-
-# What may give a view of its first argument.
-_VIEWS = {
-    "view", "view_as", "reshape", "reshape_as", "getitem", "slice", "select", "narrow", "transpose",
-    "permute", "movedim", "swapaxes", "flatten", "unflatten", "unsqueeze", "squeeze", "chunk",
-    "split", "tensor_split", "unbind", "expand", "expand_as", "t", "alias", "detach", "contiguous",
-    "to", "diagonal", "unfold", "as_strided",
-}  # fmt: skip
 
 
 def _drop_idle(found: Traced) -> None:
@@ -124,28 +95,66 @@ def _drop_idle(found: Traced) -> None:
 _DROPOUT = nn.modules.dropout._DropoutNd
 
 
-def _shapes(found: Traced, example: Tensor) -> dict[str, list[torch.Size]]:
-    """{node: shapes of its value}, of tensors, for 2 and 3 images; nothing if nobody will ask."""
-    shapes: dict[str, list[torch.Size]] = {}
-    asked = {"batch_norm", "size", "sym_size"}
-    if not any(operation_of(n) in asked or _is_shape(n) for n in found.graph.nodes):
-        return shapes
-
-    class Noting(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if isinstance(value, Tensor):
-                shapes.setdefault(n.name, []).append(value.shape)
-            return value
-
-    with torch.no_grad():
-        for n_images in _COUNTS:
-            images = torch.cat([example[:1]] * n_images)
-            Noting(_holding(found.parts), graph=found.graph).run(images)
-    return shapes
-
-
 _COUNTS = 2, 3
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A node that changes memory in place, and the nodes before it whose values lie there."""
+
+    node: fx.Node
+    owners: tuple[fx.Node, ...]
+
+
+class _Observing(fx.Interpreter):
+    """Runs a graph and notes of each node's value its shape and type, and what changes in place."""
+
+    def __init__(self, found: Traced) -> None:
+        super().__init__(_holding(found.parts), graph=found.graph)
+        self.changes: list[_Change] = []
+        # By storage, which is held so that no other has its place.
+        self._owners: dict[int, tuple[Any, list[fx.Node]]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        read = [x for before in n.all_input_nodes for x in _tensors(self.env[before])]
+        versions = [x._version for x in read]
+        value = super().run_node(n)
+        changed = {_memory(x) for x, v in zip(read, versions, strict=True) if x._version != v}
+        owners = [owner for memory in changed for owner in self._owners[memory][1]]
+        if owners:
+            self.changes.append(_Change(n, tuple(owners)))
+        for x in _tensors(value):
+            self._owners.setdefault(_memory(x), (x.untyped_storage(), []))[1].append(n)
+        if isinstance(value, Tensor):
+            n.meta["dtype"] = value.dtype
+            n.meta.setdefault("shapes", []).append(value.shape)
+        return value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors of a value, or of a list, whose memory and changes can be told."""
+    if isinstance(value, list | tuple):
+        return [x for item in value for x in _tensors(item)]
+    plain = isinstance(value, Tensor) and value.layout is torch.strided
+    return [value] if plain and not value.is_inference() else []
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+def _observe(found: Traced, example: Tensor) -> list[_Change]:
+    """Note at each node its value's type and shape; return what is changed in place.
+
+    Where sizes are asked for there are two shapes, for 2 and for 3 images.
+    """
+    asked = any(_is_shape(n) or operation_of(n) in _SIZES for n in found.graph.nodes)
+    first = _Observing(found)
+    with torch.no_grad():
+        first.run(torch.cat([example[:1]] * _COUNTS[0]))
+        if asked:
+            _Observing(found).run(torch.cat([example[:1]] * _COUNTS[1]))
+    return first.changes
 
 
 def _holding(parts: Parts) -> nn.Module:
@@ -159,11 +168,14 @@ def _holding(parts: Parts) -> nn.Module:
     return holder
 
 
+_SIZES = "size", "sym_size"
+
+
 def _is_shape(node: fx.Node) -> bool:
     return node.target is getattr and str(node.args[1]) == "shape"
 
 
-def _write_sizes(found: Traced, shapes: Mapping[str, list[torch.Size]]) -> None:
+def _write_sizes(found: Traced) -> None:
     """Write sizes as numbers, and the number of images in one way: x.size(0).
 
     So nothing hangs on values whose sizes alone are asked for.
@@ -176,12 +188,12 @@ def _write_sizes(found: Traced, shapes: Mapping[str, list[torch.Size]]) -> None:
         if node.target is operator.getitem and isinstance(whole, fx.Node):
             all_sizes = _is_shape(whole) or (operation_of(whole) == "size" and len(whole.args) == 1)
             x = whole.args[0] if all_sizes else None
-        elif operation_of(node) not in ("size", "sym_size"):
+        elif operation_of(node) not in _SIZES:
             continue
-        if not isinstance(x, fx.Node) or not isinstance(place, int) or x.name not in shapes:
+        if not isinstance(x, fx.Node) or not isinstance(place, int) or "shapes" not in x.meta:
             continue
-        place %= len(shapes[x.name][0])
-        sizes = tuple(shape[place] for shape in shapes[x.name])
+        place %= len(x.meta["shapes"][0])
+        sizes = tuple(shape[place] for shape in x.meta["shapes"])
         if len(set(sizes)) == 1:
             _replace(node, sizes[0])
         elif place == 0 and sizes == _COUNTS:
@@ -201,24 +213,50 @@ def _replace(node: fx.Node, value: int) -> None:
         user.args, user.kwargs = changed
 
 
-def _compute_constants(found: Traced) -> None:
-    """Compute once what does not depend on the images, as far as nothing changes it in place."""
+def _varying(found: Traced) -> set[fx.Node]:
+    """What depends on the images, on chance, or on tensors that may change unnoticed."""
+    varying = {found.image}
+    for node in found.graph.nodes:
+        loose = node.op == "get_attr" and str(node.target) in found.loose
+        if loose or _is_random(node) or varying.intersection(node.all_input_nodes):
+            varying.add(node)
+    return varying
+
+
+def _changed_anew(found: Traced, changes: list[_Change], varying: set[fx.Node]) -> set[fx.Node]:
+    """Return what is changed in place at each call, which therefore is made at each call.
+
+    Nothing in a graph says that what reads the changed memory by another name than the change's
+    result depends on the change. Among constants, which are computed once and in order, that does
+    no harm. Else, and of what the network keeps, it raises ValueError.
+    """
+    anew: set[fx.Node] = set()
+    for change in reversed(changes):  # a later one has the owners of those before
+        if change.node in varying or anew.intersection(change.owners):
+            anew.update((change.node, *change.owners))
+    place = {node: i for i, node in enumerate(found.graph.nodes)}
+    for change in changes:
+        if any(owner.op == "get_attr" for owner in change.owners):
+            raise ValueError(f"{change.node.name} changes in place what the network keeps")
+        at, by_call = place[change.node], change.node in anew
+        for user in (user for owner in change.owners for user in owner.users):
+            if place[user] > at if by_call else place[user] < at and user in varying:
+                raise ValueError(f"{change.node.name} changes in place what is read again")
+    return anew
+
+
+def _compute_constants(found: Traced, without: set[fx.Node]) -> None:
+    """Compute once, in order, what neither varies nor is changed at each call."""
     graph, parts = found.graph, found.parts
-    depends = {found.image}
-    for node in graph.nodes:
-        if depends.intersection(node.all_input_nodes):
-            depends.add(node)
-    changed = _changed_in_place(graph)
     values: dict[fx.Node, Any] = {}
     interpreter = fx.Interpreter(_holding(parts), graph=graph)
     for node in list(graph.nodes):
         known = all(before in values for before in node.all_input_nodes)
+        if node in without:
+            continue
         if node.op == "get_attr":
-            if str(node.target) not in found.loose:
-                values[node] = parts[str(node.target)]
-        elif node.op.startswith("call") and known and node not in depends | changed:
-            if _is_random(node):
-                continue
+            values[node] = parts[str(node.target)]
+        elif node.op.startswith("call") and known:
             with torch.no_grad():
                 values[node] = _value(node, values, parts, interpreter)
     for node, value in values.items():
@@ -241,18 +279,6 @@ def _value(
     return getattr(interpreter, node.op)(node.target, args, kwargs)
 
 
-def _changed_in_place(graph: fx.Graph) -> set[fx.Node]:
-    """What an operation changes in place, and all that it may be a view of."""
-    todo = [node.args[0] for node in graph.nodes if is_in_place(node) and node.args]
-    found: set[fx.Node] = set()
-    while todo:
-        node = todo.pop()
-        if isinstance(node, fx.Node) and node not in found:
-            found.add(node)
-            todo += node.all_input_nodes
-    return found
-
-
 def _is_random(node: fx.Node) -> bool:
     name = operation_of(node)
     return any(word in name for word in ("rand", "normal", "bernoulli", "dropout", "multinomial"))
@@ -266,10 +292,9 @@ _CONVOLUTIONS: dict[str, Callable[..., nn.Module]] = {
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
-def _make_layers(found: Traced, shapes: Mapping[str, list[torch.Size]]) -> None:
+def _make_layers(found: Traced) -> None:
     """Make layers of convolutions and frozen norms that are functions of constant weights."""
     graph, parts = found.graph, found.parts
-    axes = {name: len(shape) for name, (shape, *_) in shapes.items()}
     for node in list(graph.nodes):
         name = operation_of(node)
         if name not in _CONVOLUTIONS and name != "batch_norm":
@@ -283,18 +308,19 @@ def _make_layers(found: Traced, shapes: Mapping[str, list[torch.Size]]) -> None:
         x = given.pop("input", None)
         if not isinstance(x, fx.Node) or any(isinstance(v, fx.Node) for v in given.values()):
             continue
+        kind = _NORMS.get(len(x.meta["shapes"][0])) if "shapes" in x.meta else None
         if name in _CONVOLUTIONS:
             layer = _convolution(_CONVOLUTIONS[name], **given)
-        elif given.get("training") or given.get("running_mean") is None:
+        elif given.get("training") or given.get("running_mean") is None or kind is None:
             continue
         else:
-            layer = _norm(_NORMS[axes[x.name]], **given)
+            layer = _norm(kind, **given)
         part = free_name(f"layer_{node.name}", parts)
         parts[part] = layer
         with graph.inserting_before(node):
             call = graph.call_module(part, (x,))
         found.labels[call.name] = found.labels.get(node.name) or label_of(node)
-        axes[call.name] = axes.get(node.name, 0)
+        call.meta = dict(node.meta)
         node.replace_all_uses_with(call)
         graph.erase_node(node)
 

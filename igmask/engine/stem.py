@@ -8,6 +8,7 @@ whole, with the identity as stem.
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +27,7 @@ from igmask.engine.fusion import (
     lay_out,
     write_out_norms,
 )
-from igmask.engine.graph import LIBRARIES, Untraceable, is_hooked, traced, unwrapped
+from igmask.engine.graph import LIBRARIES, Opaque, Untraceable, is_hooked, traced, unwrapped
 from igmask.engine.simplify import Traced
 from igmask.errors import with_kind
 from igmask.kernels import Pool, activate
@@ -61,7 +62,8 @@ class Split:
     begins:   names of what follows them
     n_folded: batch norms folded into the layer before
     why_not:  why there is no stem, empty if there is one
-    by:       the library that took its graph;  seconds: how long that took
+    by:       the library that took its graph, empty if none could
+    seconds:  how long it took to have the network in parts, or to find that it stays whole
     """
 
     stem: Stem
@@ -74,6 +76,11 @@ class Split:
     layout: torch.memory_format | None = None
     by: str = ""
     seconds: float = 0.0
+
+    @property
+    def account(self) -> str:
+        """How its graph was had, and how long that took."""
+        return f"{self.by or 'none'}, {self.seconds:.2g} s"
 
     def __call__(self, x: Tensor) -> Tensor:
         """The whole network."""
@@ -95,10 +102,10 @@ def split(
     """Return the network's longest affine stem and the trunk behind it.
 
     Both share the network's weights, or copies of them in another memory format; its flags, hooks
-    and gradients are not touched. They are used only if, on the example, they say what the network
-    says, output and input gradient; a network with hooks, and what is no module, stays whole.
+    and gradients are not touched. They are used only if they say what the network says of the
+    example: see `_difference`. A network with hooks, and what is no module, stays whole.
 
-    network: (N, ...) → outputs;  example: (n, ...) images, one or two are enough
+    network: (N, ...) → outputs;  example: (n, ...) images, one is enough
     with_head: whether an activation, and ReLU and max pooling, behind the stem get a part of their
                own
     layout:    how the parts' weights are to lie in memory, and with them what they return
@@ -107,25 +114,31 @@ def split(
     if not isinstance(network, nn.Module):
         return whole(network, "it is a function, not a torch.nn.Module")
     network = unwrapped(network)
-    # In two colours: of a batch of one PyTorch may have the gradients wrong.
-    example = torch.cat([example[:1], example[:1] / 2 + 0.25]) if len(example) == 1 else example[:2]
+    if len(example) == 1:  # in two colours: of a batch of one PyTorch may have the gradients wrong
+        example = torch.cat([example, example / 2 + 0.25])
     everywhere = torch.nn.modules.module
     hooks = everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks
     if any(map(is_hooked, network.modules())) or hooks:
         return _logged(whole(network, "it has hooks or parametrizations"))
-    how, reasons = _How(with_head, layout, fused), []
+    begin = time.perf_counter()
+    how, by, reasons = _How(with_head, layout, fused), "", []
+    found = None
     for library in LIBRARIES:
         try:
             with tracing():
                 graph = traced(network, example, library)
         except Untraceable as error:
             reasons.append(str(error))
+            if isinstance(error, Opaque):
+                break
             continue
-        found = _split_as(how, network, graph, example)
-        if not found.why_not or not found.why_not.startswith((_DIFFERS, _UNCUT)):
-            return _logged(found)
-        reasons.append(found.why_not)
-    return _logged(whole(network, "; ".join(reasons)))
+        tried = _split_as(how, network, graph, example)
+        if not tried.why_not.startswith((_DIFFERS, _UNCUT)):
+            found, by = tried, library
+            break
+        reasons.append(tried.why_not)
+    found = found or whole(network, "; ".join(reasons))
+    return _logged(replace(found, by=by, seconds=time.perf_counter() - begin))
 
 
 def _split_as(how: "_How", network: nn.Module, graph: Traced, example: Tensor) -> Split:
@@ -191,41 +204,76 @@ _LIMITS = {
 }
 
 
-def _difference(network: nn.Module, found: Split, example: Tensor) -> str:
-    """What of the outputs and input gradients differs by more than rounding, or nothing."""
-    results = []
-    for f in (network, found):
-        x = laid_out(example.detach(), f.layout if isinstance(f, Split) else None)
-        x = x.clone().requires_grad_()
-        with torch.enable_grad(), running():
-            try:
-                outputs = f(x * 1)
-            except Exception as error:  # of the parts; what the network raises is for its user
-                if f is network:
-                    raise
-                return f"{type(error).__name__}: {error}"
-            real = isinstance(outputs, Tensor) and not outputs.is_complex()
-            if not real or not outputs.requires_grad:
-                return "no gradient"  # if it is the network's own output, it will be refused
-            weights = torch.linspace(1, 2, outputs.numel(), device=x.device).view(outputs.shape)
-            (slope,) = torch.autograd.grad(
-                (outputs * weights).sum(), x, allow_unused=True, materialize_grads=True
-            )
-        results.append((outputs.detach(), slope))
-    for kind, ours, theirs in zip(("outputs", "gradients"), *results[::-1], strict=True):
-        if not bool(theirs.isfinite().all()):
-            continue  # which will be refused with the place
-        n = len(theirs) if theirs.ndim else 1
-        sizes = theirs.double().reshape(n, -1).norm(dim=1).clamp(min=1e-300)
-        errors = (ours.double() - theirs.double()).reshape(n, -1).norm(dim=1) / sizes
-        # Outputs are continuous. A gradient jumps where rounding takes a ReLU over its kink: by
-        # hundredths in float32, in deep networks for every image.
-        limit = _LIMITS[kind].get(theirs.dtype, 0.5)
-        steady = kind == "outputs" or theirs.dtype == torch.float64
-        worst = float(errors.max() if steady else errors.min())
-        if worst > limit:
-            return f"{kind} differ by {worst:.1g}"
+def _difference(network: nn.Module, found: Split, images: Tensor) -> str:
+    """What the two say differently, by more than rounding, or nothing.
+
+    Of two images it is outputs and input gradients. Since a trace takes one of the branches that
+    hang on the images, or on how many they are, it is also outputs of one alone, of three as no
+    camera takes them, and of some of the others.
+
+    images: (n, ...), two or more
+    """
+    first, others = images[:1], images[2:]
+    strange = torch.cat([torch.zeros_like(first), -first, 32 * first])
+    batches = images[:2], first, strange, others[:: max(1, -(-len(others) // 4))]
+    for i, batch in enumerate(batch for batch in batches if len(batch)):
+        answer = _slopes if i == 0 else _outputs
+        try:
+            theirs = answer(network, batch)
+        except Exception:
+            if i == 0:
+                raise  # for its user
+            continue  # it need not take them
+        try:
+            ours = answer(found, laid_out(batch, found.layout))
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        if not (ours and theirs):
+            return "no gradient"  # if it is the network's own output, it will be refused
+        for kind in ours:
+            if difference := _beyond_rounding(kind, ours[kind], theirs[kind]):
+                return difference
     return ""
+
+
+def _outputs(f: Callable[[Tensor], Tensor], images: Tensor) -> dict[str, Tensor]:
+    with torch.no_grad(), running():
+        return {"outputs": f(images.clone())}
+
+
+def _slopes(f: Callable[[Tensor], Tensor], images: Tensor) -> dict[str, Tensor]:
+    """Outputs and the gradients of a sum of them, or nothing if there are none."""
+    x = images.detach().clone().requires_grad_()
+    with torch.enable_grad(), running():
+        outputs = f(x * 1)
+        real = isinstance(outputs, Tensor) and not outputs.is_complex()
+        if not real or not outputs.requires_grad:
+            return {}
+        weights = torch.linspace(1, 2, outputs.numel(), device=x.device).view(outputs.shape)
+        (slope,) = torch.autograd.grad(
+            (outputs * weights).sum(), x, allow_unused=True, materialize_grads=True
+        )
+    return {"outputs": outputs.detach(), "gradients": slope}
+
+
+def _beyond_rounding(kind: str, ours: Tensor, theirs: Tensor) -> str:
+    """What to say of outputs or gradients that differ by more than rounding, or nothing."""
+    if ours.shape != theirs.shape:
+        return f"{kind} are {tuple(ours.shape)}, not {tuple(theirs.shape)}"
+    n, dtype = len(theirs) if theirs.ndim else 1, theirs.dtype
+    ours, theirs = (v.double().reshape(n, -1) for v in (ours, theirs))
+    sizes = theirs.norm(dim=1)
+    # An image's outputs may cancel to nothing, black's of a network without biases, say.
+    sizes = sizes.clamp(min=max(1e-3 * float(sizes.nan_to_num(0, 0, 0).max()), 1e-300))
+    # What is not finite will be refused with the place.
+    errors = ((ours - theirs).norm(dim=1) / sizes)[theirs.isfinite().all(dim=1)]
+    if not len(errors):
+        return ""
+    # Outputs are continuous. A gradient jumps where rounding takes a ReLU over its kink: by
+    # hundredths in float32, in deep networks for every image.
+    steady = kind == "outputs" or dtype == torch.float64
+    worst = float(errors.max() if steady else errors.min())
+    return "" if worst <= _LIMITS[kind].get(dtype, 0.5) else f"{kind} differ by {worst:.1g}"
 
 
 def _cut(
@@ -272,23 +320,32 @@ def _cut(
         n_folded,
         head=head,
         layout=how.layout,
-        by=found.by,
-        seconds=found.seconds,
     )
+    # The engine's stem takes single images. Being affine, it can be tried at any that differ.
+    rows = torch.arange(3.0 * example[0].numel()).cos().view(3, *example.shape[1:]).to(example)
     with running(), torch.no_grad():
-        ends, alone = made.stem(example), made.stem(example[:1])
+        ends, singles = made.stem(rows), [made.stem(row) for row in rows.split(1)]
     if head.pool is not None and ends[0].ndim != 4:  # pooled as if the images were channels
         return again(replace(how, with_head=False), without)
-    # The engine's stem takes single images.
     wrong = [
         node
-        for node, u, one in zip(frontier, ends, alone, strict=True)
-        if u.shape != (len(example), *one.shape[1:]) or not u.is_floating_point()
+        for node, u, *alone in zip(frontier, ends, *singles, strict=True)
+        if not u.is_floating_point() or not _are_rows(u, alone)
     ]
     return again(how, without.union(wrong)) if wrong else made
 
 
 _NOT_AFFINE = "its first operation is not affine"
+
+
+def _are_rows(together: Tensor, alone: list[Tensor]) -> bool:
+    """Whether what comes of images together is, row by row, what comes of each alone."""
+    if together.shape != (len(alone), *alone[0].shape[1:]):
+        return False
+    apart = torch.cat(alone)
+    error, size = (together - apart).norm(), (apart - apart.roll(1, 0)).norm()
+    limit = {torch.float64: 1e-6, torch.float32: 1e-3}.get(apart.dtype, 0.1)
+    return not bool(error > limit * size)
 
 
 def _needed(ends: list[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:

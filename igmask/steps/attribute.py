@@ -21,7 +21,7 @@ from igmask.inputs.data import check_labels
 from igmask.inputs.files import with_located
 from igmask.inputs.networks import library_of
 from igmask.kernels import grid
-from igmask.progress import progress
+from igmask.progress import progress, say
 from igmask.steps.methods import method_of
 from igmask.study import recipes, settings
 from igmask.study.fields import counting, plain
@@ -113,7 +113,9 @@ def _asking(
 
     def ask(pixels: Tensor, batch: pd.DataFrame) -> Attribution:
         try:
-            ready[:] = ready or [prepare(network, pixels, precision=precision, engine=engine)]
+            if not ready:
+                ready.append(prepare(network, pixels, precision=precision, engine=engine))
+                say(f"the network's graph: {ready[0].split.account}")
             asked = arguments(recipe, pixels, batch["label"], batch["position"])
             asked |= {"side": recipe.side, "batch_size": batch_size, "engine": engine}
             return method.squares(ready[0], network, pixels, **asked)

@@ -15,6 +15,7 @@ class Inspection:
     stem:          where the affine stem ends, a branch; empty if there is none, and `why_not` says
                    why
     trunk:         what follows it
+    graph:         the library that took the network's graph, and how long that and the cut took
     stem_share:    of the floating-point operations of a forward pass
     n_folded:      batch norms folded into the layer before
     image_bytes:   kept for an image while it is in the queue: two end points and a sum
@@ -25,6 +26,7 @@ class Inspection:
     stem: tuple[str, ...]
     why_not: str
     trunk: tuple[str, ...]
+    graph: str
     stem_flops: int
     trunk_flops: int
     n_folded: int
@@ -54,6 +56,7 @@ def inspect(model: nn.Module, images: Tensor) -> Inspection:
         stem=network.split.ends,
         why_not=network.split.why_not,
         trunk=network.split.begins,
+        graph=network.split.account,
         stem_flops=counts[0],
         trunk_flops=counts[1],
         n_folded=network.split.n_folded,
@@ -69,6 +72,7 @@ def report(name: str, found: Inspection, shape: tuple[int, ...]) -> str:
     total = found.stem_flops + found.trunk_flops
     lines = {
         "network": f"{name}, input {' × '.join(map(str, shape))}",
+        "graph": found.graph,
         "stem ends at": stem,
         "then comes": ", ".join(found.trunk),
         "work": f"{total / 1e9:.3g} GFLOP a forward pass, {found.stem_share:.1%} of it in the stem",

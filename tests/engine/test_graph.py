@@ -1,8 +1,15 @@
 """What networks compute, whichever way they are written and whoever takes their graph."""
 
 import copy
+import os
 import pickle
-from collections import OrderedDict
+import threading
+from collections import OrderedDict, defaultdict, deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
 
 import captum.attr
 import pytest
@@ -11,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import igmask
-from igmask.engine.graph import LIBRARIES, traced
+from igmask.engine.graph import LIBRARIES, Untraceable, traced
 from igmask.engine.stem import split
 
 
@@ -162,6 +169,92 @@ def test_tracing_leaves_nothing_in_the_model(images):
     assert isinstance(network.last, torch.Tensor)
 
 
+class Pooling(Reading):
+    """It has a thread do a part of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = ThreadPoolExecutor(1)
+        self.pool.submit(int).result()
+
+    def forward(self, x):
+        return super().forward(x * self.pool.submit(float, 2).result(timeout=60))
+
+
+def test_a_pool_of_threads_is_not_copied(images):
+    network = drawn(Pooling())
+    assert split(network, images).why_not == ""
+    assert_captums(network, images)
+    network.pool.shutdown()
+
+
+class Plain:
+    def __init__(self):
+        self.values, self.last = [], None
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    values: list = field(default_factory=list)
+
+
+class Listed(list):
+    pass
+
+
+KEEPERS = {
+    "list": (list, lambda kept, x: kept.append(x), list),
+    "list of one's own": (Listed, lambda kept, x: kept.append(x), list),
+    "deque": (lambda: deque(maxlen=3), lambda kept, x: kept.append(x), list),
+    "defaultdict": (lambda: defaultdict(list), lambda kept, x: kept[1].append(x), lambda k: k[1]),
+    "set": (set, lambda kept, x: kept.add(x), list),
+    "namespace": (SimpleNamespace, lambda kept, x: setattr(kept, "x", x), lambda k: [k.x]),
+    "object": (Plain, lambda kept, x: setattr(kept, "last", x), lambda k: [k.last]),
+    "object's list": (Plain, lambda kept, x: kept.values.append(x), lambda k: k.values),
+    "slots": (Slotted, lambda kept, x: kept.values.append(x), lambda k: k.values),
+    "tuple": (lambda: (Plain(),), lambda kept, x: kept[0].values.append(x), lambda k: k[0].values),
+    "method": (
+        lambda: Plain().__init__,
+        lambda f, x: setattr(f.__self__, "last", x),
+        lambda f: [f.__self__.last],
+    ),
+}
+
+
+class Noting(Reading):
+    """It keeps a value somewhere, and cannot do without a lock and a file."""
+
+    def __init__(self, keeper, note):
+        super().__init__()
+        self.keeper, self.note = keeper, note
+        self.lock, self.file = threading.Lock(), open(os.devnull)  # noqa: SIM115
+        self.itself, self.call = [self], lambda x: self.note(self.keeper, x)
+        self.later = partial(self.note, self.keeper)
+
+    def forward(self, x):
+        with self.lock:
+            for keep in (self.call, self.later, partial(self.itself[0].note, self.keeper)):
+                keep(self.conv(x))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+@pytest.mark.parametrize("by", LIBRARIES)
+def test_tracing_leaves_nothing_in_what_a_network_keeps(name, by, images):
+    make, note, kept = KEEPERS[name]
+    keeper = make()
+    network = drawn(Noting(keeper, note))
+    before = repr(keeper)
+    # Strict torch.export cannot take a lock.
+    with suppress(Untraceable) if by == "torch.export, strict" else nullcontext():
+        traced(network, images, by)
+    assert repr(keeper) == before
+    network(images)
+    values = kept(keeper)
+    assert {type(value) for value in values} <= {torch.Tensor}
+    network.file.close()
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch.compile
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
 @pytest.mark.parametrize("within", [False, True])
@@ -273,6 +366,15 @@ class StraightThrough(Reading):
         return self.head(x.tanh().mean((2, 3)))
 
 
+class Clipping(Reading):
+    """It clips a gradient, that of some images."""
+
+    def forward(self, x):
+        x = self.conv(x)
+        x.register_hook(lambda slope: slope.clamp(max=3.0))
+        return self.head((x.relu() ** 2).mean((2, 3)))
+
+
 class Sizes(nn.Module):
     """Sizes of parameters that are as many as the images, and images on another axis."""
 
@@ -288,7 +390,8 @@ class Sizes(nn.Module):
         return self.head(x.mean(0)) * scale
 
 
-HIDDEN = [Statement, ViewStatement, IntegerLike, StraightThrough, Sizes, patched, Delegating]
+HIDDEN = [Statement, ViewStatement, IntegerLike, StraightThrough, Clipping, Sizes, patched]
+HIDDEN.append(Delegating)
 HIDDEN.append(lambda: Doubling(built(nn.Conv2d(3, 6, 3))))
 
 
@@ -335,4 +438,256 @@ def test_layers_in_a_plain_list_may_change_between_two_calls(images):
     network = drawn(Listing())
     assert_captums(network, images)
     network.layers[0].weight.data.mul_(-2)
+    assert_captums(network, images)
+
+
+def of_what_it_is(x):
+    """A proxy of torch.fx is no tensor."""
+    return x.clamp(max=2.0) if isinstance(x, torch.Tensor) else x
+
+
+def of_whether_it_is_compiled(x):
+    return x if torch.compiler.is_compiling() else of_what_it_is(x)
+
+
+def of_numbers_if_it_can(x):
+    try:
+        return x * 2 - 1 if x.max() > 2 else x
+    except torch.fx.proxy.TraceError:
+        return x
+
+
+def of_length_if_it_can(x):
+    try:
+        return x * len(x) / x.shape[0]
+    except RuntimeError:
+        return x.relu()
+
+
+class Choosing(Reading):
+    """It goes one of two ways, of which a trace is not told."""
+
+    def __init__(self, choose):
+        super().__init__()
+        self.choose = choose
+
+    def forward(self, x):
+        return super().forward(self.choose(x))
+
+
+CHOICES = [of_what_it_is, of_whether_it_is_compiled, of_numbers_if_it_can, of_length_if_it_can]
+
+
+@pytest.mark.parametrize("choose", CHOICES)
+@pytest.mark.parametrize("dark", [0, 1, 2])
+def test_a_way_that_a_trace_does_not_see_is_not_lost(choose, dark, images):
+    """The first images say nothing of it, as far as there are others."""
+    images[dark:] = images[dark:] * 40
+    images[:dark] = images[:dark] / 10
+    assert_captums(drawn(Choosing(choose)), images)
+
+
+class Numbering(Reading):
+    """It asks in Python how many the images are."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def forward(self, x):
+        n = len(x) if self.number == "length" else int(x.shape[0])
+        return self.head(self.conv(x).relu().reshape(n, 4, -1).mean(2))
+
+
+class Pairing(Reading):
+    """It goes one of two ways, by how many the images are."""
+
+    def forward(self, x):
+        n = x.shape[0]
+        x = self.conv(x).relu()
+        x = x.view(n // 2, 2, 4, -1) if n % 2 == 0 else x
+        return self.head(x.reshape(n, 4, -1).mean(2))
+
+
+class Few(Reading):
+    def forward(self, x):
+        return super().forward(x * 2 if x.shape[0] < 50 else x)
+
+
+MANY = {
+    "length": (lambda: Numbering("length"), True),
+    "int": (lambda: Numbering("int"), True),
+    "pairs": (Pairing, False),
+    "few": (Few, False),
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_the_number_of_images_is_not_taken_for_constant(name, n, images):
+    make, cut = MANY[name]
+    network = drawn(make())
+    assert (split(network, images[:n]).why_not == "") == cut
+    how = {"target": 1, "n_steps": 4}
+    ours = igmask.integrated_gradients(network, images[:n], rule="right", of="logit", **how)
+    plain = captum.attr.IntegratedGradients(network)
+    theirs = plain.attribute(images[:n], method="riemann_right", **how)
+    assert (ours.values - theirs).norm() <= 1e-10 * theirs.norm()
+
+
+class Turned(Reading):
+    """It changes the order of the images, and changes it back behind the affine part."""
+
+    def __init__(self, there, back):
+        super().__init__()
+        self.there, self.back = there, back
+
+    def forward(self, x):
+        return super().forward(self.back(self.there(self.conv(x)).relu())[:, :3])
+
+
+TURNS = [
+    (lambda x: x.flip(0), lambda x: x.flip(0)),
+    (lambda x: x.roll(1, 0), lambda x: x.roll(-1, 0)),
+    (lambda x: torch.cat([x[1:], x[:1]]), lambda x: torch.cat([x[-1:], x[:-1]])),
+]
+
+
+@pytest.mark.parametrize(("there", "back"), TURNS)
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_stem_keeps_the_images_in_their_order(there, back, alike, images):
+    images = images[:1].repeat(3, 1, 1, 1) if alike else images
+    network = drawn(Turned(there, back))
+    assert split(network, images).ends == ("conv (Conv2d)",)
+    assert_captums(network, images)
+
+
+class Narrow(Reading):
+    def __init__(self, narrow):
+        super().__init__()
+        self.narrow = narrow
+
+    def forward(self, x):
+        return super().forward(x - self.narrow(x))
+
+
+NARROW = [
+    lambda x: x.mean((1, 2, 3), keepdim=True, dtype=torch.float32),
+    lambda x: x.float().double(),
+    lambda x: x.to(torch.ones(1, dtype=torch.float32)),
+    lambda x: x.type(torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize("narrow", NARROW)
+def test_a_stem_has_no_type_coarser_than_the_images(narrow, images):
+    network = drawn(Narrow(narrow))
+    assert split(network, images).ends in [("x",), ("x", "x"), ()]
+    assert_captums(network, images)
+
+
+class Written(Reading):
+    """Constants that are changed in place and read by other names."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change, self.scale = change, nn.Parameter(torch.rand(4, 10, 10), requires_grad=False)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.head((x * self.change(self.scale * 1)).relu().mean((2, 3)))
+
+
+def filled(c):
+    c[..., 0, :] = 3
+    return c
+
+
+def through_views(c):
+    c.flatten(-2)[..., 1].mul_(2)
+    c.view(-1).add_(1)
+    return c
+
+
+def by_a_layer(c):
+    nn.Threshold(0.5, 0.1, inplace=True)(c)
+    return c
+
+
+def by_its_transpose(c):
+    c.mT.mul_(torch.arange(10))
+    return c
+
+
+@pytest.mark.parametrize("change", [filled, through_views, by_a_layer, by_its_transpose])
+def test_constants_may_change_in_place_before_they_are_read(change, images):
+    network = drawn(Written(change))
+    assert split(network, images).ends[0].startswith("mul")
+    assert_captums(network, images)
+
+
+class Rewritten(Written):
+    """A constant is read, changed, and read again."""
+
+    def forward(self, x):
+        x, scale = self.conv(x), self.scale * 1
+        first = x + scale
+        self.change(scale)
+        return self.head((first.relu() - 2 * (x + scale)).relu().mean((2, 3)))
+
+
+class Overwritten(Written):
+    """What depends on the images is changed in place, and read by its old name."""
+
+    def forward(self, x):
+        x = self.conv(x)
+        self.change(x)
+        return self.head(x.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Rewritten, Overwritten])
+@pytest.mark.parametrize("change", [filled, through_views, by_a_layer, by_its_transpose])
+def test_what_is_read_before_or_behind_a_change_in_place_is_not_mixed_up(kind, change, images):
+    assert_captums(drawn(kind(change)), images)
+
+
+class Own(Reading):
+    """What it computes first is a function of the images and a weight."""
+
+    def __init__(self, function, *shape):
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.rand(shape), requires_grad=False)
+
+    def forward(self, x):
+        return self.head(self.function(x, self.weight).relu().mean((2, 3)))
+
+
+AFFINE = {
+    "einsum": ((3, 4), lambda x, w: torch.einsum("nchw,cd->ndhw", x, w)),
+    "conv_transpose2d": ((3, 4, 3, 3), lambda x, w: F.conv_transpose2d(x, w, padding=1)),
+    "conv2d": ((4, 3, 3, 3), lambda x, w: F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), w)),
+    "norm": ((4,), lambda x, w: F.batch_norm(x.repeat(1, 2, 1, 1)[:, :4], w, w + 1)),
+}
+
+
+@pytest.mark.parametrize("name", AFFINE)
+@pytest.mark.parametrize("by", LIBRARIES)
+def test_functions_that_are_affine_belong_to_the_stem(name, by, images, monkeypatch):
+    monkeypatch.setattr("igmask.engine.stem.LIBRARIES", {by: LIBRARIES[by]})
+    shape, function = AFFINE[name]
+    network = drawn(Own(function, *shape))
+    found = split(network, images)
+    assert (found.why_not, found.by) == ("", by)
+    assert found.begins[0].startswith(("relu", "the output")), found.ends
+    assert_captums(network, images)
+
+
+def test_norms_of_any_number_of_axes(images):
+    def normed(x, w):
+        x = F.batch_norm(x.repeat(1, 2, 1, 1)[:, :4].view(-1, 4, 1, 12, 12, 1), w, w + 1)
+        return x.view(-1, 4, 12, 12)
+
+    network = drawn(Own(normed, 4))
+    assert split(network, images).why_not == ""
     assert_captums(network, images)

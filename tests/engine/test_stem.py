@@ -187,7 +187,7 @@ SPLITS = {
     "branches": (Branches, ["narrow (Conv2d)", "wide (Conv2d)"], ["relu", "sigmoid"]),
     "pre-activation": (PreActivation, ["first (Conv2d)"], ["relu", "add"]),
     "functional": (Functional, ["dropout"], ["relu"]),
-    "functional, reflected": (lambda: Functional("reflect"), ["add"], ["pad"]),
+    "functional, reflected": (lambda: Functional("reflect"), ["dropout"], ["relu"]),
     "deep and linear": (
         lambda: convolutional(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3), nn.Identity()),
         ["2 (Identity)"],

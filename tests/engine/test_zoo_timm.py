@@ -192,8 +192,9 @@ def table(rows: list[str]) -> str:
 
 Weights, statistics and images are random, and no parameter is left constant; float64, a logit,
 black baseline, rule right, m = {N_STEPS}. *Stem* says where it ends, *then* what follows (the first
-two), *folded* how many batch norms went into the layers before them, *by* what took the graph, in
-how many seconds; the error is the norm of the difference to Captum relative to its norm.
+two), *folded* how many batch norms went into the layers before them, *by* what took the graph, *s*
+the seconds of taking, cutting and comparing it; the error is the norm of the difference to Captum
+relative to its norm.
 
 | family | model | pixels | stem | then | folded | by | s | error |
 |---|---|---|---|---|---|---|---|---|

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -118,6 +119,12 @@ def records_in(folder, condition="keep-50-black"):
 
 def pixels_of(paths):
     return models.pixels(np.concatenate([arrays.read_array(path) for path in paths]))
+
+
+def test_how_the_network_s_graph_was_had_is_said_once_a_shard(study, capsys):
+    run(study / "out")
+    said = re.findall(r"the network's graph: torch\.fx, \d\S* s", capsys.readouterr().err)
+    assert len(said) == 1
 
 
 def test_prepared_images_are_the_files_pixels(study):

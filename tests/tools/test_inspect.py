@@ -1,5 +1,7 @@
 """What the engine says of a network."""
 
+import re
+
 import torch
 from click.testing import CliRunner
 from torch import nn
@@ -21,6 +23,7 @@ def test_shares_and_memory_of_a_network_counted_by_hand():
     assert found.batch_size == 64
     text = report("mine", found, (3, 9, 9))
     assert "84.4% of it in the stem" in text
+    assert re.search(r"graph +torch.fx, \d\S* s$", text, re.MULTILINE)
 
 
 def test_a_network_without_a_stem_says_why():
