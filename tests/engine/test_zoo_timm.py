@@ -1,4 +1,7 @@
-"""A model of every family of timm against Captum, in float64, with weights drawn at random.
+"""A model of every family of timm against Captum, with weights drawn at random.
+
+In float64 the two agree. In float32 both are off from that, ours by little more in the median of
+some images: near the kink of a ReLU either may take another side.
 
 Many minutes of work, so not run unless asked for:
 `pip install timm==1.0.31 && pytest -m zoo -k timm`.
@@ -123,6 +126,7 @@ FAMILIES = dict(
         "xcit:xcit_nano_12_p8_224",
     ]
 )
+N_IMAGES = 5
 N_STEPS = 2  # a power of two: Captum rounds its weights to float32
 
 
@@ -143,26 +147,44 @@ def test_attributions_are_captums(rows, family, monkeypatch):
         torch.manual_seed(0)
         model = drawn(timm.create_model(FAMILIES[family]))
         size = timm.data.resolve_model_data_config(model)["input_size"]
-        images = torch.rand(1, *size, dtype=torch.float64)
-    expected = captum.attr.IntegratedGradients(model).attribute(
-        images, target=3, method="riemann_right", n_steps=N_STEPS
+        images = torch.rand(N_IMAGES, *size)
+    expected, found = by_captum(model, images.double()), by_igmask(model, images.double())
+    split = prepare(model, images.double(), precision="fp32").split
+    error = float((found - expected).norm() / expected.norm())
+    model.float()
+    ours, theirs = (
+        (by(model, images).double() - expected).flatten(1).norm(dim=1).median()
+        for by in (by_igmask, by_captum)
     )
-    found = igmask.integrated_gradients(
-        model, images, of="logit", target=3, rule="right", n_steps=N_STEPS
-    )
-    split = prepare(model, images, precision="fp32").split
-    error = float((found.values - expected).norm() / expected.norm())
+    more = float(ours / theirs)
     norms = sum(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
     ends = ", ".join(split.ends) or f"none: {split.why_not}"
     rows.append(
         f"| {family} | {FAMILIES[family]} | {size[-1]}² | {ends} | {', '.join(split.begins[:2])} "
-        f"| {split.n_folded} of {norms} | {split.by} | {split.seconds:.1f} | {error:.0e} |"
+        f"| {split.n_folded} of {norms} | {split.by} | {split.seconds:.1f} | {error:.0e} "
+        f"| {more:.2f} |"
     )
     if path := os.environ.get("IGMASK_TIMM_TABLE"):
         Path(path).write_text(table(rows))
     del model, split
     gc.collect()
     assert error <= 1e-10
+    assert more <= 2.5
+
+
+def by_captum(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    of_model = captum.attr.IntegratedGradients(model)
+    parts = [
+        of_model.attribute(image[None], target=3, method="riemann_right", n_steps=N_STEPS)
+        for image in images
+    ]
+    return torch.cat(parts)
+
+
+def by_igmask(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return igmask.integrated_gradients(
+        model, images, of="logit", target=3, rule="right", n_steps=N_STEPS
+    ).values
 
 
 def drawn(model: nn.Module) -> nn.Module:
@@ -194,9 +216,10 @@ Weights, statistics and images are random, and no parameter is left constant; fl
 black baseline, rule right, m = {N_STEPS}. *Stem* says where it ends, *then* what follows (the first
 two), *folded* how many batch norms went into the layers before them, *by* what took the graph, *s*
 the seconds of taking, cutting and comparing it; the error is the norm of the difference to Captum
-relative to its norm.
+relative to its norm, in float64; *float32* is our error there over Captum's, medians of {N_IMAGES}
+images.
 
-| family | model | pixels | stem | then | folded | by | s | error |
-|---|---|---|---|---|---|---|---|---|
+| family | model | pixels | stem | then | folded | by | s | error | float32 |
+|---|---|---|---|---|---|---|---|---|---|
 """
     return head + "\n".join(rows) + "\n"
