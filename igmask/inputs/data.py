@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from igmask.errors import InputError
+from igmask.inputs import files
 from igmask.inputs.sources import source_of
 from igmask.study.settings import Dataset
 
@@ -47,6 +48,14 @@ def stamps(records: pd.DataFrame) -> pd.DataFrame:
 
     rows, names = [stamp(path) for path in records["path"]], ["size", "mtime_ns"]
     return pd.DataFrame(rows, records.index, names, dtype=np.int64)
+
+
+def left_out(dataset: Dataset) -> str | None:
+    """Return what to say of files that look like images and are not taken."""
+    if dataset.source not in Dataset.FOLDERS:
+        return None
+    of_folders = source_of(dataset.source).has_folders
+    return files.left_out(str(dataset.root), of_folders=of_folders)
 
 
 def numbered_classes(made_by: Mapping[str, Any], labels: Iterable[int]) -> str | None:

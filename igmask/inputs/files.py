@@ -4,6 +4,7 @@ Names that begin with a dot, as Jupyter's .ipynb_checkpoints, and macOS's __MACO
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +13,18 @@ from typing import Any
 
 from igmask.errors import InputError, refusing
 from igmask.progress import say
-from igmask.study.settings import EXTENSIONS, is_baseline_file
+from igmask.study.settings import is_baseline_file
+
+# The endings of formats that Pillow decodes by itself and photographs are kept in, and of others.
+_TAKEN = """
+.jpg .jpeg .jpe .jfif .png .apng .webp .avif .avifs .gif .tif .tiff .bmp .dib .tga .psd .qoi .sgi
+.ppm .pgm .pbm .pnm .pfm .jp2 .j2k .j2c .jpc .jpf .jpx
+"""
+_OTHERS = """
+.heic .heif .hif .jxl .svg .eps .wmf .emf .ico .icns .cur .dds .pcx .dcx .ras .xbm .xpm .fits .exr
+.hdr .xcf .mpo .dng .cr2 .cr3 .nef .arw .orf .raf .rw2 .pef .raw
+"""
+EXTENSIONS, NOT_TAKEN = tuple(_TAKEN.split()), tuple(_OTHERS.split())
 
 RESULTS = "results"  # the folder below which a study's files are
 
@@ -63,6 +75,11 @@ def images_below(folder: Path | str) -> dict[str, str]:
 
     A name is the path from the folder on; links to folders are followed.
     """
+    return files_below(folder, EXTENSIONS)
+
+
+def files_below(folder: Path | str, endings: tuple[str, ...]) -> dict[str, str]:
+    """Return what `images_below` does, of files that end otherwise."""
     found = []
     for where, folders, files in os.walk(folder, followlinks=True):
         folders[:] = filter(counts, folders)
@@ -72,9 +89,28 @@ def images_below(folder: Path | str) -> dict[str, str]:
         where + name  # os.path.join would take another third
         for where, files in sorted(found)
         for name in sorted(files)
-        if name.lower().endswith(EXTENSIONS) and counts(name)
+        if name.lower().endswith(endings) and counts(name)
     ]
     return {path[start:]: path for path in paths}
+
+
+def left_out(root: Path | str, *, of_folders: bool) -> str | None:
+    """Return what to say of files that look like images and are not taken, nothing if all are.
+
+    of_folders: whether images are taken from the folders in the root, and none that lie beside them
+    """
+    names = [*files_below(root, NOT_TAKEN)]
+    if of_folders:
+        beside = (entry.name for entry in os.scandir(root) if entry.is_file())
+        names += [x for x in sorted(beside) if x.lower().endswith(EXTENSIONS) and counts(x)]
+    if not names:
+        return None
+    kinds = Counter(os.path.splitext(name)[1].lower() for name in names)
+    shown = ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
+    return (
+        f"not taken, though they look like images: {shown}, the first {names[0]!r}; convert what "
+        "Pillow does not decode" + ", and move what is in no class folder into one" * of_folders
+    )
 
 
 def existing(folder: str | None) -> Path:

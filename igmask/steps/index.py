@@ -4,7 +4,7 @@ from pathlib import Path
 
 from igmask import arrays
 from igmask.inputs.data import index as listed
-from igmask.inputs.data import numbered_classes
+from igmask.inputs.data import left_out, numbered_classes
 from igmask.progress import say
 from igmask.study import recipes
 from igmask.study.config import dataset
@@ -17,10 +17,12 @@ def index(output: Path, recipe: Index) -> None:
 
     The dataset's settings are kept with the records for the next steps.
     """
-    records, classes = listed(dataset(recipe.dataset))
+    images = dataset(recipe.dataset)
+    records, classes = listed(images)
     made_by = stamp("index") | recipes.made_by(recipe) | {"classes": classes, "seed": recipe.seed}
     if code := code_of(recipe.dataset["source"]):
         made_by["read"] = {"code": arrays.digest_of_files(code)}
-    if note := numbered_classes(made_by, records["label"]):
-        say(note)
+    for note in (numbered_classes(made_by, records["label"]), left_out(images)):
+        if note:
+            say(note)
     arrays.write_records(output, records, made_by)

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 from igmask.errors import InputError
 from igmask.study.fields import OWN, json_schema, setting
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 BASELINES = ("black", "white", "mean", "blur", "uniform")
 SOURCES = ("demo", "folder", "csv", "torchvision")
 CLASSES = ("imagenet",)  # lists of classes that come with igmask

@@ -30,6 +30,7 @@ from igmask.inputs.data import (
     check_classes,
     check_labels,
     index,
+    left_out,
     numbered_classes,
     opener,
     unnamed_classes,
@@ -133,8 +134,8 @@ def dataset(dataset: Dataset, missing: dict[str, str], images: Images) -> Findin
     images.n = len(images.records)
     found = f"{images.n:,} images of {images.records['label'].nunique():,} classes"
     made_by = {"dataset": plain(dataset), "classes": images.classes}
-    if note := numbered_classes(made_by, images.records["label"]):
-        found += f"; {note}"
+    for note in (numbered_classes(made_by, images.records["label"]), left_out(dataset)):
+        found += f"; {note}" if note else ""
     if not dataset.limit and images.n != (dataset.n_expected or images.n):
         return Finding("dataset", f"{found}; {dataset.n_expected:,} are expected", "warning")
     return Finding("dataset", found)

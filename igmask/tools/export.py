@@ -15,11 +15,12 @@ from igmask import arrays
 from igmask.devices import n_cores
 from igmask.errors import InputError, refusing
 from igmask.inputs.decode import read_rgb
+from igmask.inputs.files import EXTENSIONS
 from igmask.inputs.own import named
 from igmask.plain import FILLS, fill_values, to_pixels, unpack
 from igmask.progress import progress, say
 from igmask.steps.evaluate import MODES, read_masks
-from igmask.study.settings import EXTENSIONS, is_own
+from igmask.study.settings import is_own
 
 SETTINGS, LABELS = "export.json", "labels.csv"
 

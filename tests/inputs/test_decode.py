@@ -5,14 +5,19 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
+from steps import run_index
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from igmask.errors import InputError
+from igmask.inputs.data import index, left_out
 from igmask.inputs.decode import fit, read_rgb
+from igmask.inputs.files import EXTENSIONS, NOT_TAKEN
+from igmask.study import config
 from igmask.study.settings import Geometry
+from igmask.tools import check
 
 
 def noise(mode, size=(53, 41)):
@@ -204,3 +209,66 @@ def test_images_within_pillows_limit_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 999)
     with pytest.raises(InputError, match="too large"), warnings.catch_warnings(action="ignore"):
         read_rgb(tmp_path / "a.png")
+
+
+FORMATS = ".webp .avif .gif .jfif .jp2 .tif .apng .jpe .j2k .tga .qoi .sgi .pnm .dib"
+
+
+def savable(ending):
+    """An image of noise in a format, or a skip with the reason."""
+    known = {".avif": "avif", ".jp2": "jpg_2000", ".webp": "webp", ".tif": "libtiff"}
+    if ending in known and not features.check(known[ending]):
+        pytest.skip(f"this Pillow is built without {known[ending]}")
+    return noise("RGB")
+
+
+@pytest.mark.parametrize("ending", FORMATS.split())
+def test_formats_of_photographs_are_read_from_nested_folders(tmp_path, ending):
+    image, path = savable(ending), tmp_path / "class" / "deep" / f"Photo{ending.upper()}"
+    path.parent.mkdir(parents=True)
+    image.save(path, **({"compression": "tiff_lzw"} if ending == ".tif" else {}))
+    records, classes = index(config.dataset({"source": "folder", "root": str(tmp_path)}))
+    assert (records["path"].tolist(), classes) == ([str(path)], ["class"])
+    with Image.open(path) as expected:
+        np.testing.assert_array_equal(read_rgb(path), expected.convert("RGB"))
+    tree = config.dataset({"source": "torchvision", "class": "ImageFolder", "root": str(tmp_path)})
+    assert index(tree)[0]["path"].tolist() == [str(path)]
+
+
+@pytest.mark.parametrize("ending", [".gif", ".apng", ".webp", ".tif"])
+def test_of_several_pictures_in_a_file_the_first_is_taken(tmp_path, ending):
+    savable(ending)
+    first, second = (Image.new("RGB", (9, 8), colour) for colour in ((255, 0, 0), (0, 0, 255)))
+    lossless = {"lossless": True} if ending == ".webp" else {}
+    first.save(tmp_path / f"a{ending}", save_all=True, append_images=[second], **lossless)
+    assert read_rgb(tmp_path / f"a{ending}").getpixel((4, 4)) == (255, 0, 0)
+
+
+def test_every_ending_that_pillow_opens_is_taken_or_said_to_be_none():
+    Image.init()
+    formats = {e: f for e, f in Image.registered_extensions().items() if f in Image.OPEN}
+    assert {e for e in EXTENSIONS if e not in formats} == set()
+    no_photographs = "blp bufr fit flc fli ftc ftu gbr grib h5 hdf icb iim im mpeg mpg msp pcd ps "
+    no_photographs += "pxr bw rgb rgba vda vst"
+    others = {*formats} - {*EXTENSIONS, *NOT_TAKEN}
+    assert others <= {f".{ending}" for ending in no_photographs.split()}
+
+
+def test_files_that_are_not_taken_are_counted_and_named(tmp_path, capsys):
+    for place in ("a/x.png", "a/deep/y.heic", "b/z.PNG", "b/z.CR2", "b/notes.txt", "b/.z.heic"):
+        path = tmp_path / "photos" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise("RGB").save(path, format="png")
+    noise("RGB").save(tmp_path / "photos" / "beside.jpg")
+    dataset = {"source": "folder", "root": str(tmp_path / "photos")}
+    run_index(dataset, tmp_path / "index.parquet")
+    said = "not taken, though they look like images: 1 .cr2, 1 .heic, 1 .jpg, the first 'a/deep/y.h"
+    assert said in capsys.readouterr().err
+    (tmp_path / "labels.csv").write_text("file,label\na/x.png,0\n")
+    table = dataset | {"source": "csv", "labels": str(tmp_path / "labels.csv")}
+    run_index(table, tmp_path / "index.parquet")
+    assert "1 .cr2, 1 .heic, the first" in capsys.readouterr().err
+    models = {"m": {"source": "nets:build", "size": 8}}
+    found = check.check({"dataset": dataset, "models": models}, trial=False)
+    assert any(said in f.says for f in found if f.about == "dataset")
+    assert left_out(config.dataset({"source": "demo"})) is None

@@ -22,6 +22,7 @@ class Source(NamedTuple):
                    from any thread, and raises InputError, naming it, if it cannot be read
     is_relisted:   listing is cheap and may find something else another time
     lists_classes: who lists all classes in the order of the network's outputs, if anyone does
+    has_folders:   images are in the folders in `root`, which are its classes
     own_classes:   what its class names are called, if they alone say which class a label is
     """
 
@@ -29,6 +30,7 @@ class Source(NamedTuple):
     opener: Callable[..., Callable[[Any], Image.Image]]
     is_relisted: bool = False
     lists_classes: str = ""
+    has_folders: bool = False
     own_classes: str = ""
 
 
@@ -38,6 +40,7 @@ SOURCES = {
         folder.listed,
         folder.opener,
         is_relisted=True,
+        has_folders=True,
         own_classes="class folders",
     ),
     "csv": Source(table.listed, folder.opener, is_relisted=True),

@@ -9,7 +9,7 @@ from PIL import Image
 from igmask.errors import InputError, refusing, with_kind
 from igmask.inputs.classes import class_labels, relabelled
 from igmask.inputs.decode import by_place
-from igmask.inputs.files import class_folders, names_that_count
+from igmask.inputs.files import EXTENSIONS, class_folders, names_that_count
 from igmask.inputs.sources import folder
 from igmask.progress import progress
 from igmask.study.settings import Dataset
@@ -78,9 +78,21 @@ def _is_tree(factory: Any) -> bool:
 
 
 def _seen_as_folders(factory: Any, listed: str | None) -> Any:
-    """The class, whose images are labelled as with source `folder`."""
+    """The class, whose images are found and labelled as with source `folder`."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
 
     class Seen(factory):
+        @staticmethod
+        def make_dataset(
+            directory: str,
+            class_to_idx: dict[str, int],
+            extensions: Any = None,
+            *rest: Any,
+            **more: Any,
+        ) -> Any:
+            taken = EXTENSIONS if extensions == IMG_EXTENSIONS else extensions
+            return factory.make_dataset(directory, class_to_idx, taken, *rest, **more)
+
         def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
             folders = class_folders(directory)
             if not folders:
