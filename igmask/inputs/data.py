@@ -52,7 +52,7 @@ def stamps(records: pd.DataFrame) -> pd.DataFrame:
 
 def left_out(dataset: Dataset) -> str | None:
     """Return what to say of files that look like images and are not taken."""
-    if dataset.source not in Dataset.FOLDERS:
+    if dataset.source not in Dataset.FOLDERS or not dataset.root:
         return None
     of_folders = source_of(dataset.source).has_folders
     return files.left_out(str(dataset.root), of_folders=of_folders)
@@ -126,8 +126,18 @@ def check_classes(made_by: Mapping[str, Any], n_classes: int) -> None:
     )
 
 
-def check_labels(records: pd.DataFrame, n_classes: int) -> None:
+def has_labels(made_by: Mapping[str, Any]) -> bool:
+    """Return whether a dataset says which class an image is of.
+
+    made_by: settings of the dataset's records, as step `index` makes them
+    """
+    return source_of(made_by["dataset"]["source"]).has_labels
+
+
+def check_labels(records: pd.DataFrame, made_by: Mapping[str, Any], n_classes: int) -> None:
     """Raise InputError, naming an image, if a label is not a class of the model."""
+    if not has_labels(made_by):
+        return
     wrong = records[(records["label"] < 0) | (records["label"] >= n_classes)]
     if len(wrong):
         first = wrong.iloc[0]

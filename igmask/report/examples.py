@@ -15,7 +15,7 @@ from igmask.inputs.classes import class_name
 from igmask.inputs.own import named
 from igmask.plain import fill_values, to_pixels, unpack
 from igmask.report.drawing import HEAT, Column, scaled, write_table
-from igmask.study.settings import percent
+from igmask.study.settings import UNLABELLED, percent
 
 _HEADINGS = {"predicted": "for predicted class", "label": "for true class"}
 
@@ -32,6 +32,7 @@ class File(NamedTuple):
 class Examples:
     """A few images, and what the files of one model say of them.
 
+    labels:      the class of each, or its name where the images have no labels
     images:      (n, H, W, 3) in [0, 1]
     attribution: (n, H, W), each pixel with the sum of its square, towards the class in `targets`
     target:      `predicted` or `label`, which of the two that class is
@@ -86,7 +87,8 @@ def _read_examples(files: list[Path], n_images: int) -> Examples:
     of_images, of_scores = arrays.Shards(found["prepare"]), arrays.Shards(found["attribute"])
     index = of_images.records
     rows = spread(index["label"].to_numpy(), n_images)
-    take = partial(_take, rows=rows, names=index["name"])
+    names = index["name"]
+    take = partial(_take, rows=rows, names=names)
     images = of_images.read(rows).astype(np.float32) / 255
     classes, side = (of_scores.settings[key] for key in ("class_names", "side"))
     tiled = partial(to_pixels, height=images.shape[1], width=images.shape[2], side=side)
@@ -94,8 +96,11 @@ def _read_examples(files: list[Path], n_images: int) -> Examples:
     targets = of_scores.records["target"]
     masks = [arrays.Shards([path]) for path in found.get("mask", [])]
     return Examples(
-        names=index["name"].iloc[rows],
-        labels=[class_name(classes, label) for label in index["label"].iloc[rows]],
+        names=names.iloc[rows],
+        labels=[
+            names[row] if label == UNLABELLED else class_name(classes, label)
+            for row, label in zip(rows, index["label"].iloc[rows], strict=True)
+        ],
         target=of_scores.settings["attribution"]["target"],
         targets=[class_name(classes, target) for target in targets.iloc[rows]],
         images=images,

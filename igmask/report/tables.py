@@ -16,7 +16,7 @@ import pandas as pd
 from igmask import arrays
 from igmask.inputs.chance import by_luck, wilson
 from igmask.inputs.classes import class_name
-from igmask.inputs.data import unnamed_classes
+from igmask.inputs.data import has_labels, unnamed_classes
 from igmask.report.published import CITATION, published_top1
 from igmask.steps.controls import control_of
 from igmask.study.settings import is_own, percent
@@ -24,9 +24,14 @@ from igmask.study.settings import is_own, percent
 COLUMNS = [
     "model", "mode", "p", "fill", "mask", "n", "top1", "ci_low", "ci_high", "area_kept",
     "published_top1", "most_frequent_prediction", "most_frequent_share", "entropy",
-    "blank_predicted", "blank_probability",
+    "blank_predicted", "blank_probability", "measure",
 ]  # fmt: skip
 
+# What top1 is the share of: of images with labels, and of those without.
+MEASURES = {
+    "top-1": "Top-1 accuracy in %",
+    "agreement": "Agreement with the network's own answer to the original image in %",
+}
 _TOLD = {"name", "label", "mask", "predicted", "correct", "area_kept"}  # of the records, above
 _STUDIED = ("none", "selection")  # the masks that are the study's own, no control's
 
@@ -47,8 +52,8 @@ class Results:
     """A study's results.
 
     accuracy: one row a model, condition and mask (`none`, `selection`, or a control's name),
-              columns `COLUMNS`, all but entropy (bits) in percent, and the mean of every other
-              metric of the records, in its own unit
+              columns `COLUMNS`, measure one of MEASURES, all but entropy (bits) in percent, and
+              the mean of every other metric of the records, in its own unit
     notes:    what belongs under every table
     """
 
@@ -67,7 +72,8 @@ def collect(record_paths: Iterable[Path]) -> Results:
         ]
         if made_by["mode"] == "original":
             said, labels = (records[key].to_numpy() for key in ("predicted", "label"))
-            made_by["by_luck"] = by_luck(said, labels, made_by["n_classes"])
+            if has_labels(made_by):
+                made_by["by_luck"] = by_luck(said, labels, made_by["n_classes"])
         notes.setdefault(made_by["name"], {}).update(made_by)
     models, modes = list(notes), ["original", "keep", "drop"]
     rows.sort(key=lambda r: (models.index(r["model"]), modes.index(r["mode"]), -float(r["p"] or 0)))
@@ -95,7 +101,7 @@ def texts(record_paths: list[Path]) -> dict[str, str]:
         f"keep {middle} beside drop {middle}": accuracy[accuracy["p"] == middle],
     }
     for number, (says, rows) in enumerate(shown.items(), start=1):
-        title = f"Table {number}. Top-1 accuracy in %, {says}"
+        title = f"Table {number}. {MEASURES[_measure(accuracy)]}, {says}"
         rendered = render(widen(rows), title=title, notes=results.notes)
         found |= {f"table{number}.{kind}": text for kind, text in rendered.items()}
     return found
@@ -157,6 +163,7 @@ def _row(mask: str, records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str,
         "fill": None if original else made_by["fill"],
         "mask": mask,
         "n": n,
+        "measure": "top-1" if has_labels(made_by) else "agreement",
         "top1": 100 * n_correct / n,
         "ci_low": low,
         "ci_high": high,
@@ -191,7 +198,7 @@ def _quantities(accuracy: pd.DataFrame) -> list[str]:
     """The rows of a model's block, in order."""
     controls = [mask for mask in accuracy["mask"].unique() if mask not in _STUDIED]
     return [
-        *("top-1", "95 % interval", "area kept"),
+        *(_measure(accuracy), "95 % interval", "area kept"),
         *(f"{control} {what}" for control in controls for what in ("squares", "area")),
         *("most frequent prediction", "its share", "entropy", "published", "n"),
     ]
@@ -206,7 +213,7 @@ def _cell(row: Any) -> dict[str, str]:
         }
     name = row.most_frequent_prediction
     cell = {
-        "top-1": f"{row.top1:.1f}",
+        row.measure: f"{row.top1:.1f}",
         "95 % interval": f"{row.ci_low:.1f}–{row.ci_high:.1f}",
         "area kept": f"{row.area_kept:.1f}",
         "most frequent prediction": (
@@ -219,17 +226,27 @@ def _cell(row: Any) -> dict[str, str]:
     return cell if pd.isna(row.published_top1) else cell | {"published": row.published_top1}
 
 
+def _measure(accuracy: pd.DataFrame) -> str:
+    return next(iter(accuracy["measure"]), "top-1")
+
+
 def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[str]:
+    measure = _measure(accuracy)
+    means = {
+        "top-1": "accuracy in %",
+        "agreement": "images, in %, of which the network says what it says of the original: there "
+        "are no labels, so nothing here tells how often it is right",
+    }
     controls = "".join(
-        f"{name} squares: top-1 with {control_of(name).is_of}; {name} area: the area kept with "
+        f"{name} squares: {measure} with {control_of(name).is_of}; {name} area: the area kept with "
         "those; "
         for name in accuracy["mask"].unique()
         if name not in _STUDIED
     )
     notes = [
-        "top-1: accuracy in %; 95 % interval: Wilson's; area kept: pixels left as they were, in %, "
-        f"mean over the images; {controls}its share: of all predictions, in %; entropy: of the "
-        "predicted classes, in bits, 0 if all are the same; n: images"
+        f"{measure}: {means[measure]}; 95 % interval: Wilson's; area kept: pixels left as they "
+        f"were, in %, mean over the images; {controls}its share: of all predictions, in %; "
+        "entropy: of the predicted classes, in bits, 0 if all are the same; n: images"
     ]
     notes += [f"{name} {of['by_luck'][1]}" for name, of in made_by.items() if of.get("by_luck")]
     if accuracy["published_top1"].notna().any():

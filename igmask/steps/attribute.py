@@ -67,7 +67,7 @@ def attribute(
     here, where = with_located(recipe, images_path), take_device(device)
     model = here.model
     network = models.load(model, device=where)
-    check_labels(records, models.n_classes(network, model))
+    check_labels(records, made_by, models.n_classes(network, model))
     # Now, not after hours in which a file may have changed.
     read = {"images": arrays.digest(records)} | models.digests(here.files())
     columns = {name: np.zeros(len(records), dtype) for name, dtype in _COLUMNS.items()}

@@ -33,7 +33,7 @@ from igmask.progress import progress, say
 from igmask.steps.controls import CONTROLS, control_of
 from igmask.steps.metrics import METRICS
 from igmask.study.recipes import Condition, Evaluate, stamp
-from igmask.study.settings import is_own, percent
+from igmask.study.settings import UNLABELLED, is_own, percent
 
 MODES = ("keep", "drop")
 
@@ -55,11 +55,12 @@ def evaluate(
     fills. Those that the folder `KEPT` has, whole and made of the same things with the same
     settings, are not evaluated again.
 
-    Columns: name, label, mask (`none` for the original image, `selection`, or a control's name),
-    predicted, correct, probability_predicted, probability_label and probability_original (of the
-    predicted class, of the label, and of the class predicted for the original image), and
-    area_kept, the fraction of pixels left as they were. The settings beside them also say what
-    the model predicts of an image that is all masked, `blank`.
+    Columns: name, label (of images without labels the class predicted for the original), mask
+    (`none` for the original image, `selection`, or a control's name), predicted, correct,
+    probability_predicted, probability_label and probability_original (of the predicted class, of
+    the label, and of the class predicted for the original image), and area_kept, the fraction of
+    pixels left as they were. The settings beside them also say what the model predicts of an image
+    that is all masked, `blank`.
 
     image_paths: the shards, in order
     recipe:      mode `keep` masks everything outside the selection, `drop` masks the selection
@@ -135,7 +136,7 @@ def _conditions(
     model, records = recipe.model, images.records
     n_classes = models.n_classes(network.whole, model)
     check_classes(images.settings, n_classes)
-    check_labels(records, n_classes)
+    check_labels(records, images.settings, n_classes)
     common = images.settings | {
         "n_classes": n_classes,
         "outputs": _sample(network, images),
@@ -265,11 +266,13 @@ def _predict(network: nn.Module, inputs: Tensor, batch: pd.DataFrame) -> dict[st
     with torch.no_grad():
         probabilities = network(inputs).softmax(dim=1).cpu()
     refuse("outputs for", batch["name"], probabilities.isnan().any(dim=1).tolist())
-    label = torch.tensor(batch["label"].to_numpy())
+    given = torch.tensor(batch["label"].to_numpy())
     original = probabilities.argmax(dim=1)
     if "predicted" in batch:
         original = torch.tensor(batch["predicted"].to_numpy())
-    return {name: of(probabilities, label, original).numpy() for name, of in METRICS.items()}
+    label = torch.where(given == UNLABELLED, original, given)
+    said = {name: of(probabilities, label, original).numpy() for name, of in METRICS.items()}
+    return {"label": label.numpy()} | said
 
 
 def read_masks(path: Path, images: arrays.Shards) -> arrays.Shards:

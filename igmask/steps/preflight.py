@@ -11,7 +11,7 @@ from igmask import arrays
 from igmask.errors import InputError
 from igmask.inputs import baselines, models, sample
 from igmask.inputs.chance import by_luck
-from igmask.inputs.data import check_classes, check_labels, opener, unnamed_classes
+from igmask.inputs.data import check_classes, check_labels, has_labels, opener, unnamed_classes
 from igmask.inputs.files import with_located
 from igmask.inputs.networks import library_of
 from igmask.inputs.own import imported
@@ -39,17 +39,19 @@ def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
     images, labels = _first_images(model, records, made_by)
     n_classes = models.n_classes(network, model, images if len(images) else None)
     check_classes(made_by, n_classes)
-    check_labels(records, n_classes)
+    check_labels(records, made_by, n_classes)
     if note := unnamed_classes(made_by, n_classes):
         raise InputError(f"the network {note}")
     baselines.check(baseline, models.complete(model).geometry)
     for name in recipe.own:
         imported(name)
     predicted = sample.predicted(network, images)
-    labels = labels[: len(predicted)]
+    labels = labels[: len(predicted)] if has_labels(made_by) else predicted
+    has_chance = has_labels(made_by) and model.weights_kind != "none"
+    luck = by_luck(predicted, labels, n_classes) if has_chance else None
     if note := models.random_weights(network, model):
         say(f"warning: the network {note}")
-    elif model.weights_kind != "none" and (luck := by_luck(predicted, labels, n_classes)):
+    elif luck:
         say(f"warning: the network {luck[1]}")
     found = stamp("preflight", made_by) | {
         "n_classes": n_classes,

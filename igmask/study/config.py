@@ -156,6 +156,8 @@ def _inconsistencies(study: Study) -> Iterator[str]:
     for p in study.selection.p:
         if abs(round(p * 100) - p * 100) > 1e-6:
             yield f"selection.p: {p} has more than two decimals"
+    if study.dataset.source == "photos" and study.attribution.target == "label":
+        yield "attribution.target: photographs have no labels; leave it out, or say predicted"
     fills = study.masking.fills
     if len({Condition("keep", 50, fill).name for fill in fills}) < len(fills):
         yield f"masking.fills: two of {', '.join(fills)} name the same files"

@@ -16,8 +16,9 @@ from igmask.errors import InputError
 from igmask.study.fields import OWN, json_schema, setting
 
 BASELINES = ("black", "white", "mean", "blur", "uniform")
-SOURCES = ("demo", "folder", "csv", "torchvision")
+SOURCES = ("demo", "folder", "csv", "photos", "torchvision")
 CLASSES = ("imagenet",)  # lists of classes that come with igmask
+UNLABELLED = -1  # the label of an image that has none
 
 _NAME: dict[str, Any] = {
     "pattern": "^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
@@ -31,12 +32,15 @@ class Dataset:
     """The images and their labels.
 
     source:       demo: drawn here; folder: one folder of images a class; csv: one folder of images
-                  and a table of labels; torchvision: a class of torchvision.datasets;
+                  and a table of labels; photos: a folder of images without labels, each of which
+                  counts as what the network says of it; torchvision: a class of
+                  torchvision.datasets;
                   module:callable: a function of your own, which is given these settings and returns
                   names, labels, names of classes and a function that opens the image at a place
     name:         folder under results/ that takes what belongs to this dataset; the source's name
                   by default
-    root:         folder of the images, or where torchvision keeps its data
+    root:         folder of the images, or where torchvision keeps its data; of photos by default
+                  those that come with scikit-image
     labels:       csv: the table, with a header
     columns:      csv: its columns of file names and labels
     classes:      file that gives each class name (folder name, wnid) its index: one name a line in
@@ -87,7 +91,7 @@ class Dataset:
         return {key: path for key, path in named.items() if path and path not in CLASSES}
 
     # Whose images are files below `root`, which has to be there, and whose names can be watched.
-    FOLDERS: ClassVar[tuple[str, ...]] = ("folder", "csv")
+    FOLDERS: ClassVar[tuple[str, ...]] = ("folder", "csv", "photos")
 
 
 @dataclass(frozen=True)

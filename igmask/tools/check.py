@@ -29,6 +29,7 @@ from igmask.inputs.chance import by_luck
 from igmask.inputs.data import (
     check_classes,
     check_labels,
+    has_labels,
     index,
     left_out,
     numbered_classes,
@@ -132,8 +133,10 @@ def dataset(dataset: Dataset, missing: dict[str, str], images: Images) -> Findin
             return Finding("dataset", f"torchvision's {dataset.class_} will be fetched")
         return Finding("dataset", "\n".join([str(error), *advice(dataset)]), "error")
     images.n = len(images.records)
-    found = f"{images.n:,} images of {images.records['label'].nunique():,} classes"
     made_by = {"dataset": plain(dataset), "classes": images.classes}
+    n_classes = images.records["label"].nunique()
+    of = f"of {n_classes:,} classes" if has_labels(made_by) else "without labels"
+    found = f"{images.n:,} images {of}"
     for note in (numbered_classes(made_by, images.records["label"]), left_out(dataset)):
         found += f"; {note}" if note else ""
     if not dataset.limit and images.n != (dataset.n_expected or images.n):
@@ -244,7 +247,7 @@ def network(name: str, flow: Workflow, images: Images, paces: dict[str, Pace]) -
         if len(images.records):
             listed = {"dataset": plain(study.dataset), "classes": images.classes}
             check_classes(listed, n_classes)
-            check_labels(images.records, n_classes)
+            check_labels(images.records, listed, n_classes)
             if note := unnamed_classes(listed, n_classes):
                 yield Finding(name, note, "error")
         pixels = models.pixels(tried[:_N_TIMED], device)
@@ -269,9 +272,10 @@ def predictions(
     """Whether a network is right more often than by luck, or weights are random that it has."""
     if are_to_come(model) or model.weights_kind == "none":
         return
+    labelled = all((of >= 0).all() for of in images.labels.values())
     if note := models.random_weights(loaded, model):
         yield Finding(name, note, "warning")
-    elif model.geometry in images.tried:
+    elif labelled and model.geometry in images.tried:
         device = models.device_of(loaded) or "cpu"
         predicted = sample.predicted(loaded, images.tried[model.geometry], device)
         labels = images.labels[model.geometry][: len(predicted)]

@@ -17,6 +17,7 @@ from igmask import cli
 from igmask.cli import options
 from igmask.errors import InputError
 from igmask.inputs import models
+from igmask.inputs.networks import LIBRARIES
 from igmask.plain import FILLS
 from igmask.report import explain
 from igmask.study import config
@@ -182,7 +183,8 @@ def test_what_is_cheap_is_seen_first(here, monkeypatch, changes, words, message)
 
 def test_a_name_that_two_classes_have_is_no_target(here, monkeypatch):
     names = ["crane", "emu", "crane"]  # the bird and the machine, as in ImageNet
-    monkeypatch.setattr(models, "class_names", lambda _: names)
+    library = LIBRARIES["torchvision"]._replace(class_names=lambda _: names)
+    monkeypatch.setattr("igmask.report.explain.library_of", lambda _: library)
     with pytest.raises(InputError, match=r"'crane': the classes \[0, 2\] have that name"):
         call("--target", "crane")
     call("--target", "emu")

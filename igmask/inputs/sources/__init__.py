@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from igmask.inputs.sources import demo, folder, function, table, torchvision_
+from igmask.inputs.sources import demo, folder, function, photos, table, torchvision_
 from igmask.study.settings import Dataset, is_own
 
 
@@ -23,6 +23,7 @@ class Source(NamedTuple):
     is_relisted:   listing is cheap and may find something else another time
     lists_classes: who lists all classes in the order of the network's outputs, if anyone does
     has_folders:   images are in the folders in `root`, which are its classes
+    has_labels:    it says which class an image is of; else that is the network's own prediction
     own_classes:   what its class names are called, if they alone say which class a label is
     """
 
@@ -31,6 +32,7 @@ class Source(NamedTuple):
     is_relisted: bool = False
     lists_classes: str = ""
     has_folders: bool = False
+    has_labels: bool = True
     own_classes: str = ""
 
 
@@ -44,6 +46,7 @@ SOURCES = {
         own_classes="class folders",
     ),
     "csv": Source(table.listed, folder.opener, is_relisted=True),
+    "photos": Source(photos.listed, photos.opener, is_relisted=True, has_labels=False),
     "torchvision": Source(
         torchvision_.listed, torchvision_.opener, own_classes="classes of its own"
     ),
