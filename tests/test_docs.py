@@ -69,7 +69,10 @@ def resources(folder, *arguments):
 @pytest.fixture
 def folder(tmp_path):
     """A working directory with a small study under the names of the shipped ones."""
-    for name in ("config.yaml", "config/cifar10.yaml", "config/imagenet.yaml"):
+    for name in (
+        "config.yaml",
+        *(f"config/{name}.yaml" for name in ("cifar10", "imagenet", "photos")),
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(STUDY)
     (tmp_path / "vgg.pth").touch()

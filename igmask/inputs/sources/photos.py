@@ -16,9 +16,9 @@ from igmask.inputs.decode import read_rgb
 from igmask.inputs.files import existing, indexed_images
 from igmask.study.settings import UNLABELLED, Dataset
 
-# What scikit-image's wheel has of things that photographs are taken of. Its documentation says of
-# each that there are no copyright restrictions: CC0 (camera, chelsea, coffee, motorcycle), public
-# domain (astronaut, clock, rocket), or none known (coins).
+# Photographs in scikit-image's wheel of which its documentation says that anybody may use them: CC0
+# (camera, chelsea, coffee), public domain (astronaut, clock, Hubble, rocket), or no restrictions known
+# (coins). Of others there, such as the motorcycle, it does not say so, or they show no thing.
 _OF_SCIKIT_IMAGE = (
     "astronaut.png",
     "camera.png",
@@ -26,7 +26,7 @@ _OF_SCIKIT_IMAGE = (
     "clock_motion.png",
     "coffee.png",
     "coins.png",
-    "motorcycle_left.png",
+    "hubble_deep_field.jpg",
     "rocket.jpg",
 )
 
