@@ -18,9 +18,10 @@ from igmask.study.settings import Dataset
 def index(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     """Return (records, class names) of a dataset, in its own order.
 
-    records: name (unique), path (of files only), label, and position: the place in the whole
-             dataset, which seeds all that is random about an image and does not depend on `limit`;
-             of files also size, in bytes, and mtime_ns, the time of change in ns since 1970
+    records: name (unique), path (of the file that holds the image, if one does), label, and
+             position: the place in the whole dataset, which seeds all that is random about an image
+             and does not depend on `limit`; of files also size, in bytes, and mtime_ns, the time of
+             change in ns since 1970, and what their source needs to find the image
     raises   InputError, naming the folder, file or line that is wrong
     """
     columns, classes = source_of(dataset.source).listed(dataset)
@@ -46,13 +47,14 @@ def stamps(records: pd.DataFrame) -> pd.DataFrame:
             return -1, -1
         return found.st_size, found.st_mtime_ns
 
-    rows, names = [stamp(path) for path in records["path"]], ["size", "mtime_ns"]
+    found = {path: stamp(path) for path in records["path"].unique()}
+    rows, names = [found[path] for path in records["path"]], ["size", "mtime_ns"]
     return pd.DataFrame(rows, records.index, names, dtype=np.int64)
 
 
 def left_out(dataset: Dataset) -> str | None:
     """Return what to say of files that look like images and are not taken."""
-    if dataset.source not in Dataset.FOLDERS:
+    if dataset.source not in Dataset.FOLDERS or dataset.source in Dataset.ARCHIVES:
         return None
     of_folders = source_of(dataset.source).has_folders
     return files.left_out(str(dataset.root), of_folders=of_folders)

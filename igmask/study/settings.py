@@ -16,7 +16,7 @@ from igmask.errors import InputError
 from igmask.study.fields import OWN, json_schema, setting
 
 BASELINES = ("black", "white", "mean", "blur", "uniform")
-SOURCES = ("demo", "folder", "csv", "torchvision")
+SOURCES = ("demo", "folder", "csv", "parquet", "webdataset", "torchvision")
 
 _NAME: dict[str, Any] = {
     "pattern": "^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
@@ -30,14 +30,20 @@ class Dataset:
     """The images and their labels.
 
     source:       demo: drawn here; folder: one folder of images a class; csv: one folder of images
-                  and a table of labels; torchvision: a class of torchvision.datasets;
-                  module:callable: a function of your own, which is given these settings and returns
-                  names, labels, names of classes and a function that opens the image at a place
+                  and a table of labels; parquet: files as Hugging Face ships datasets; webdataset:
+                  tar files with .cls or .json beside each image; torchvision: a class of
+                  torchvision.datasets; module:callable: a function of your own, which is given
+                  these settings and returns names, labels, names of classes and a function that
+                  opens the image at a place
     name:         folder under results/ that takes what belongs to this dataset; the source's name
                   by default
-    root:         folder of the images, or where torchvision keeps its data
+    root:         folder of the images or of the files that hold them, or where torchvision keeps
+                  its data
+    files:        parquet, webdataset: pattern of the names of those that count, such as
+                  validation-*; by default all below root, in alphabetical order
     labels:       csv: the table, with a header
-    columns:      csv: its columns of file names and labels
+    columns:      csv: its columns of file names and labels (file label); parquet: of images and
+                  labels (image label); webdataset: the second is the label's key in .json (label)
     classes:      file that gives each class name (folder name, wnid) its index: one name a line in
                   the order of the indices, or JSON; by default folders that are numbers count as
                   these, others in alphabetical order
@@ -58,8 +64,9 @@ class Dataset:
     source: str = setting(choices=SOURCES, own=True)
     name: str | None = setting(None, **_NAME)
     root: str | None = None
+    files: str | None = None
     labels: str | None = None
-    columns: tuple[str, str] = ("file", "label")
+    columns: tuple[str, str] | None = None
     classes: str | None = None
     scale: float | None = setting(None, exclusiveMinimum=0)
     class_: str | None = None
@@ -75,10 +82,14 @@ class Dataset:
     NEEDS: ClassVar[dict[str, tuple[str, ...]]] = {  # by its source
         "folder": ("root",),
         "csv": ("root", "labels"),
+        "parquet": ("root",),
+        "webdataset": ("root",),
         "torchvision": ("root", "class"),
     }
     # Whose images are files below `root`, which has to be there, and whose names can be watched.
-    FOLDERS: ClassVar[tuple[str, ...]] = ("folder", "csv")
+    FOLDERS: ClassVar[tuple[str, ...]] = ("folder", "csv", "parquet", "webdataset")
+    # Of those the ones whose images lie many in a file, which ends so.
+    ARCHIVES: ClassVar[dict[str, str]] = {"parquet": ".parquet", "webdataset": ".tar"}
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,24 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from igmask.inputs.sources import demo, folder, function, table, torchvision_
+from igmask.inputs.sources import (
+    demo,
+    folder,
+    function,
+    parquet,
+    table,
+    torchvision_,
+    webdataset,
+)
 from igmask.study.settings import Dataset, is_own
 
 
 class Source(NamedTuple):
     """How images are listed and opened, and what else is asked about where they come from.
 
-    listed:        dataset → (columns name, path and label, class names); a path is empty where an
-                   image is no file of its own
+    listed:        dataset → (columns name, path and label, class names); the path is that of the
+                   file that holds the image, empty where there is none. Of files that hold many,
+                   further columns say where in it, and `mark` stands for what said so
     opener:        dataset, seed → the function that opens the image of an index record, in RGB,
                    from any thread, and raises InputError, naming it, if it cannot be read
     is_relisted:   listing is cheap and may find something else another time
@@ -44,6 +53,10 @@ SOURCES = {
         own_classes="class folders",
     ),
     "csv": Source(table.listed, folder.opener, is_relisted=True),
+    "parquet": Source(
+        parquet.listed, parquet.opener, is_relisted=True, own_classes="classes of its own"
+    ),
+    "webdataset": Source(webdataset.listed, webdataset.opener, is_relisted=True),
     "torchvision": Source(
         torchvision_.listed, torchvision_.opener, own_classes="classes of its own"
     ),
