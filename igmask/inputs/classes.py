@@ -12,6 +12,8 @@ import numpy as np
 from igmask.errors import InputError, refusing
 from igmask.inputs.files import read_text
 
+NO_LABEL = -1  # of an image whose label is what a network says of it, or that is to be predicted
+
 _MOST = 100_000  # a number beyond is no class: a date, say
 
 
@@ -128,7 +130,7 @@ def relabelled(
 
 
 def check_given(labels: np.ndarray, *, of: object) -> None:
-    """Raise InputError if some labels are −1, which stands for none in splits without labels."""
+    """Raise InputError if images have no label: splits that are to be predicted have −1."""
     if n_none := int((labels < 0).sum()):
         raise InputError(
             f"{of}: {n_none:,} of {len(labels):,} images have no label, but −1, as in a split that "

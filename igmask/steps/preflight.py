@@ -11,7 +11,13 @@ from igmask import arrays
 from igmask.errors import InputError
 from igmask.inputs import baselines, models, sample
 from igmask.inputs.chance import by_luck
-from igmask.inputs.data import check_classes, check_labels, opener, unnamed_classes
+from igmask.inputs.data import (
+    check_classes,
+    check_labels,
+    is_labelled,
+    opener,
+    unnamed_classes,
+)
 from igmask.inputs.files import with_located
 from igmask.inputs.own import imported
 from igmask.progress import say
@@ -38,17 +44,21 @@ def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
     images, labels = _first_images(model, records, made_by)
     n_classes = models.n_classes(network, model, images if len(images) else None)
     check_classes(made_by, n_classes)
-    check_labels(records, n_classes)
+    check_labels(records, made_by, n_classes)
     if note := unnamed_classes(made_by, n_classes):
         raise InputError(f"the network {note}")
     baselines.check(baseline, models.complete(model).geometry)
     for name in recipe.own:
         imported(name)
     predicted = sample.predicted(network, images)
-    labels = labels[: len(predicted)]
+    labels = labels[: len(predicted)] if is_labelled(made_by) else predicted
     if note := models.random_weights(network, model):
         say(f"warning: the network {note}")
-    elif model.weights_kind != "none" and (luck := by_luck(predicted, labels, n_classes)):
+    elif (
+        model.weights_kind != "none"
+        and is_labelled(made_by)
+        and (luck := by_luck(predicted, labels, n_classes))
+    ):
         say(f"warning: the network {luck[1]}")
     found = stamp("preflight", made_by) | {
         "n_classes": n_classes,

@@ -16,7 +16,7 @@ from igmask.errors import InputError
 from igmask.study.fields import OWN, json_schema, setting
 
 BASELINES = ("black", "white", "mean", "blur", "uniform")
-SOURCES = ("demo", "folder", "csv", "parquet", "webdataset", "torchvision")
+SOURCES = ("demo", "folder", "photos", "csv", "parquet", "webdataset", "torchvision")
 
 _NAME: dict[str, Any] = {
     "pattern": "^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
@@ -29,12 +29,13 @@ _POSITIVE = {"type": "number", "exclusiveMinimum": 0}
 class Dataset:
     """The images and their labels.
 
-    source:       demo: drawn here; folder: one folder of images a class; csv: one folder of images
-                  and a table of labels; parquet: files as Hugging Face ships datasets; webdataset:
-                  tar files with .cls or .json beside each image; torchvision: a class of
-                  torchvision.datasets; module:callable: a function of your own, which is given
-                  these settings and returns names, labels, names of classes and a function that
-                  opens the image at a place
+    source:       demo: drawn here; folder: one folder of images a class; photos: a folder of images
+                  without labels, of which what a network says of the original is the label; csv:
+                  one folder of images and a table of labels; parquet: files as Hugging Face ships
+                  datasets; webdataset: tar files with .cls or .json beside each image; torchvision:
+                  a class of torchvision.datasets; module:callable: a function of your own, which is
+                  given these settings and returns names, labels, names of classes and a function
+                  that opens the image at a place
     name:         folder under results/ that takes what belongs to this dataset; the source's name
                   by default
     root:         folder of the images or of the files that hold them, or where torchvision keeps
@@ -56,7 +57,7 @@ class Dataset:
     n_expected:   how many images there should be; igmask check warns of another number
     n_images:     demo: how many test images are drawn
     n_train:      demo: how many training images are drawn
-    limit:        only the first n images of each class, for trial runs
+    limit:        only the first n images of each class, or of all without labels, for trial runs
     on_bad_image: an image that cannot be read: stop and name it, or leave it out and list it under
                   the tables
     """
@@ -81,13 +82,14 @@ class Dataset:
 
     NEEDS: ClassVar[dict[str, tuple[str, ...]]] = {  # by its source
         "folder": ("root",),
+        "photos": ("root",),
         "csv": ("root", "labels"),
         "parquet": ("root",),
         "webdataset": ("root",),
         "torchvision": ("root", "class"),
     }
     # Whose images are files below `root`, which has to be there, and whose names can be watched.
-    FOLDERS: ClassVar[tuple[str, ...]] = ("folder", "csv", "parquet", "webdataset")
+    FOLDERS: ClassVar[tuple[str, ...]] = ("folder", "photos", "csv", "parquet", "webdataset")
     # Of those the ones whose images lie many in a file, which ends so.
     ARCHIVES: ClassVar[dict[str, str]] = {"parquet": ".parquet", "webdataset": ".tar"}
 

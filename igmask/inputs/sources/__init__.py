@@ -14,6 +14,7 @@ from igmask.inputs.sources import (
     folder,
     function,
     parquet,
+    photos,
     table,
     torchvision_,
     webdataset,
@@ -31,6 +32,7 @@ class Source(NamedTuple):
                    from any thread, and raises InputError, naming it, if it cannot be read
     is_relisted:   listing is cheap and may find something else another time
     lists_classes: who lists all classes in the order of the network's outputs, if anyone does
+    is_labelled:   images have labels; else what a network says of an image is its label
     has_folders:   images are in the folders in `root`, which are its classes
     own_classes:   what its class names are called, if they alone say which class a label is
     """
@@ -39,6 +41,7 @@ class Source(NamedTuple):
     opener: Callable[..., Callable[[Any], Image.Image]]
     is_relisted: bool = False
     lists_classes: str = ""
+    is_labelled: bool = True
     has_folders: bool = False
     own_classes: str = ""
 
@@ -52,6 +55,7 @@ SOURCES = {
         has_folders=True,
         own_classes="class folders",
     ),
+    "photos": Source(photos.listed, folder.opener, is_relisted=True, is_labelled=False),
     "csv": Source(table.listed, folder.opener, is_relisted=True),
     "parquet": Source(
         parquet.listed, parquet.opener, is_relisted=True, own_classes="classes of its own"

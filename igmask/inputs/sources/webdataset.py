@@ -17,7 +17,14 @@ import numpy as np
 from PIL import Image
 
 from igmask.errors import InputError, refusing
-from igmask.inputs.classes import check_given, class_names, class_numbers, identifiers, label_of
+from igmask.inputs.classes import (
+    NO_LABEL,
+    check_given,
+    class_names,
+    class_numbers,
+    identifiers,
+    label_of,
+)
 from igmask.inputs.files import EXTENSIONS, counts, existing, files_below
 from igmask.inputs.sources.shards import check_mark, is_meant, opened_by, shard_files
 from igmask.progress import say
@@ -55,7 +62,9 @@ def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
             for key, (image, label) in _samples(path, file).items():
                 where = f"{path}: {key}"
                 text = _label(file, where, *label, key_of_label)
-                number = -1 if text == "-1" else label_of(text, numbers, known, where)
+                number = (
+                    NO_LABEL if text == str(NO_LABEL) else label_of(text, numbers, known, where)
+                )
                 row = {"key": key, "shard": os.path.splitext(name)[0], "path": path}
                 rows.append(row | {"label": number} | image._asdict())
                 if (other := seen.setdefault(key, rows[-1])) is not rows[-1]:
