@@ -6,6 +6,7 @@ one string: so that Snakemake re-runs a job exactly when one of its own settings
 
 import dataclasses
 import hashlib
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from igmask.errors import InputError
-from igmask.inputs.files import class_folders, images_below
+from igmask.inputs.files import class_folders, files_below, images_below
 from igmask.study import config, recipes
 from igmask.study.fields import given
 from igmask.study.recipes import STAGES, Condition, made_by, records_of, stamp
@@ -122,12 +123,16 @@ class Workflow:
         return curves + [figure.format(model=name) for name, figure in examples]
 
     def dataset_contents(self, wildcards: SimpleNamespace) -> str:
-        """Of `labels`, `classes`, a function's code, and the names of images and class folders."""
+        """Of `labels`, `classes`, a function's code, and the names of images and class folders, or
+        of the files that hold many images, and their sizes."""
         dataset = self.study.dataset
         files = [Path(path) for path in dataset.tables.values()]
         digests = [_digest(path) for path in files + code_of(dataset.source)]
         if dataset.root and dataset.source in Dataset.FOLDERS:
             names = sorted(images_below(dataset.root)) + class_folders(dataset.root)
+            if ending := Dataset.ARCHIVES.get(dataset.source):
+                held = files_below(dataset.root, (ending,)).items()
+                names = [f"{name} {os.path.getsize(path)}" for name, path in held]
             digests.append(hashlib.sha256("\n".join(names).encode("utf-8", "replace")).hexdigest())
         return " ".join(digests)
 

@@ -13,10 +13,8 @@ from igmask.errors import InputError, refusing
 from igmask.inputs.files import read_text
 from igmask.study.settings import CLASSES
 
-# Of ILSVRC 2012, in the order that PyTorch's networks have: wnids as WordNet 3.0 has them, names as
-# torchvision's weights have them.
-_IMAGENET = Path(__file__).with_name("imagenet.txt")
-_WNID = re.compile(r"^n\d{8} (?=\S)")
+NO_LABEL = -1  # of an image whose label is what a network says of it, or that is to be predicted
+
 _MOST = 100_000  # a number beyond is no class: a date, say
 
 
@@ -119,12 +117,43 @@ def relabelled(
 
     labels:  (N,) places in `classes`; those of the file already where a dataset names no classes
     classes: names of the dataset's own
-    listed, of, raises: as `class_labels`
+    listed, of, raises: as `class_labels`; InputError, too, where images have no label, −1
     """
+    labels = np.asarray(labels)
+    check_given(labels, of=of)
+    if classes and len(labels) and labels.max() >= len(classes):
+        raise InputError(
+            f"{of}: the label {labels.max()} is none of its classes 0 … {len(classes) - 1}"
+        )
     if not listed:
         return labels, classes
     numbers, names = class_labels(classes, listed, of=of)
     return np.array([numbers[name] for name in classes])[labels] if classes else labels, names
+
+
+def check_given(labels: np.ndarray, *, of: object) -> None:
+    """Raise InputError if images have no label: splits that are to be predicted have −1."""
+    if n_none := int((labels < 0).sum()):
+        raise InputError(
+            f"{of}: {n_none:,} of {len(labels):,} images have no label, but −1, as in a split that "
+            "is to be predicted; take another split, or, of images in a folder, source: photos"
+        )
+
+
+def label_of(text: str, numbers: Mapping[str, int], known: Mapping[str, int], where: str) -> int:
+    """Return the class of a label in a file: a name that `classes` lists, or a number.
+
+    numbers, known: of `class_numbers` and `identifiers`
+    raises          InputError that begins with `where`
+    """
+    label = class_of(text, numbers, known)
+    if label is not None:
+        return label
+    # Where names are numbers, one that is none of them is no place in the list, either.
+    if text.strip().isdecimal() and not any(map(str.isdecimal, numbers)):
+        return int(text)
+    problem = "is not in dataset.classes" if numbers else "is no number; set dataset.classes"
+    raise InputError(f"{where}: the label {text!r} {problem}")
 
 
 def _by_themselves(names: list[str], of: object) -> dict[str, int]:

@@ -18,9 +18,10 @@ from igmask.study.settings import Dataset
 def index(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     """Return (records, class names) of a dataset, in its own order.
 
-    records: name (unique), path (of files only), label, and position: the place in the whole
-             dataset, which seeds all that is random about an image and does not depend on `limit`;
-             of files also size, in bytes, and mtime_ns, the time of change in ns since 1970
+    records: name (unique), path (of the file that holds the image, if one does), label, and
+             position: the place in the whole dataset, which seeds all that is random about an image
+             and does not depend on `limit`; of files also size, in bytes, and mtime_ns, the time of
+             change in ns since 1970, and what their source needs to find the image
     raises   InputError, naming the folder, file or line that is wrong
     """
     columns, classes = source_of(dataset.source).listed(dataset)
@@ -46,13 +47,14 @@ def stamps(records: pd.DataFrame) -> pd.DataFrame:
             return -1, -1
         return found.st_size, found.st_mtime_ns
 
-    rows, names = [stamp(path) for path in records["path"]], ["size", "mtime_ns"]
+    found = {path: stamp(path) for path in records["path"].unique()}
+    rows, names = [found[path] for path in records["path"]], ["size", "mtime_ns"]
     return pd.DataFrame(rows, records.index, names, dtype=np.int64)
 
 
 def left_out(dataset: Dataset) -> str | None:
     """Return what to say of files that look like images and are not taken."""
-    if dataset.source not in Dataset.FOLDERS or not dataset.root:
+    if dataset.source not in Dataset.FOLDERS or dataset.source in Dataset.ARCHIVES:
         return None
     of_folders = source_of(dataset.source).has_folders
     return files.left_out(str(dataset.root), of_folders=of_folders)
@@ -126,17 +128,14 @@ def check_classes(made_by: Mapping[str, Any], n_classes: int) -> None:
     )
 
 
-def has_labels(made_by: Mapping[str, Any]) -> bool:
-    """Return whether a dataset says which class an image is of.
-
-    made_by: settings of the dataset's records, as step `index` makes them
-    """
-    return source_of(made_by["dataset"]["source"]).has_labels
+def is_labelled(made_by: Mapping[str, Any]) -> bool:
+    """Return whether a dataset says of its images what they show, by its records' settings."""
+    return source_of(made_by["dataset"]["source"]).is_labelled
 
 
 def check_labels(records: pd.DataFrame, made_by: Mapping[str, Any], n_classes: int) -> None:
     """Raise InputError, naming an image, if a label is not a class of the model."""
-    if not has_labels(made_by):
+    if not is_labelled(made_by):
         return
     wrong = records[(records["label"] < 0) | (records["label"] >= n_classes)]
     if len(wrong):

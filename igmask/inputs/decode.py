@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -30,7 +30,13 @@ def read_rgb(path: Path, *, scale: float | None = None) -> Image.Image:
     scale: see `to_rgb`
     raises InputError, naming the file, if it cannot be read whole
     """
-    with naming(path), Image.open(path) as image:
+    with naming(path):
+        return open_rgb(path, scale=scale)
+
+
+def open_rgb(file: Path | BinaryIO, *, scale: float | None = None) -> Image.Image:
+    """Return an image file as `read_rgb`, but in `naming`, and an open one or bytes of it, too."""
+    with Image.open(file) as image:
         # Pillow only warns up to twice its limit, and what becomes of a warning is the process's
         # choice, which no thread can make for itself.
         limit = Image.MAX_IMAGE_PIXELS

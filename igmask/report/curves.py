@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 
 from igmask.errors import InputError, refusing
 from igmask.report.drawing import drawing, fit_text
+from igmask.report.rightness import RIGHTNESS
 from igmask.study.settings import percent
 
 # Okabe and Ito (2008): told apart by colour-blind readers, too. Black is left for the original.
@@ -22,7 +23,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^v"
 
 _COLUMNS = ["model", "mode", "p", "fill", "mask", "top1", "ci_low", "ci_high", "area_kept"]
-_LABELS = {"top-1": "top-1 accuracy, %", "agreement": "agreement with the original's answer, %"}
+_TRUTH = "truth"  # a column that tables of old do not have
 _SELECTION = "selection"  # the mask of the curves; others are controls, and dashed
 _DASHES = ("--", "-.", ":")
 
@@ -35,8 +36,14 @@ def curves(accuracy: Path, *, output: Path) -> None:
     """
     says, text = f"{accuracy}: not an accuracy.csv of `igmask tables`", {"model": str, "fill": str}
     with refusing(ValueError, KeyError, says=lambda error: f"{says}: {error}"):
-        table = pd.read_csv(accuracy, dtype=text, keep_default_na=False, na_values=[""])
-        table = table[[*_COLUMNS, *{"measure"} & {*table}]]
+        table = pd.read_csv(
+            accuracy,
+            usecols=lambda name: name in (*_COLUMNS, _TRUTH),
+            dtype=text,
+            keep_default_na=False,
+            na_values=[""],
+        )
+        table = table[_COLUMNS].assign(truth=table.get(_TRUTH, "label"))
         original = table[table["mode"] == "original"].set_index("model")["top1"]
     masked = table[table["mode"] != "original"]
     if masked.empty:
@@ -49,10 +56,7 @@ def _write_against_p(masked: pd.DataFrame, original: pd.Series, path: Path) -> N
     """A panel for each fill and mode, a curve for each model."""
     models, fills, modes = (list(masked[key].unique()) for key in ("model", "fill", "mode"))
     looks = {model: (_COLOURS[i % 6], _MARKERS[i % 5]) for i, model in enumerate(models)}
-    with _curves(path, _measure(masked), n_rows=len(fills), n_columns=len(modes)) as (
-        figure,
-        panels,
-    ):
+    with _curves(path, masked, n_rows=len(fills), n_columns=len(modes)) as (figure, panels):
         for axes, (fill, mode) in zip(panels.flat, product(fills, modes), strict=True):
             axes.set_title(f"{mode} the top p %" + (f", {fill}" if len(fills) > 1 else ""))
             here = masked[(masked["fill"] == fill) & (masked["mode"] == mode)]
@@ -74,10 +78,7 @@ def _write_against_area(masked: pd.DataFrame, original: pd.Series, path: Path) -
     looks = {mode: look for mode, look in looks.items() if mode in present}
     n_columns = len(cases) if len(cases) <= 3 else math.ceil(math.sqrt(len(cases)))
     n_rows = math.ceil(len(cases) / n_columns)
-    with _curves(path, _measure(masked), n_rows=n_rows, n_columns=n_columns) as (
-        figure,
-        panels,
-    ):
+    with _curves(path, masked, n_rows=n_rows, n_columns=n_columns) as (figure, panels):
         for axes in panels.flat[len(cases) :]:
             axes.remove()
         for axes, ((model, fill), here) in zip(panels.flat, cases, strict=False):
@@ -97,14 +98,14 @@ def _write_against_area(masked: pd.DataFrame, original: pd.Series, path: Path) -
 
 @contextmanager
 def _curves(
-    path: Path, measure: str, *, n_rows: int, n_columns: int
+    path: Path, masked: pd.DataFrame, *, n_rows: int, n_columns: int
 ) -> Iterator[tuple[Figure, np.ndarray]]:
     """Yield a figure and its panels, whose axes are both in percent."""
     width, height = 2.3 * n_columns + 1.8, 2.1 * n_rows + 0.4
     with drawing(path, width=width, height=height) as figure:
         panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
         panels[0, 0].set(xlim=(0, 103), ylim=(0, 100), xticks=range(0, 101, 20))
-        figure.supylabel(measure)
+        figure.supylabel(RIGHTNESS[masked[_TRUTH].iloc[0]].axis)
         for axes in panels.flat:
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(labelbottom=True, labelleft=True)

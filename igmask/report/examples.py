@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,13 +11,12 @@ import pandas as pd
 
 from igmask import arrays
 from igmask.errors import InputError
-from igmask.inputs.classes import class_name
+from igmask.inputs.classes import NO_LABEL, class_name
 from igmask.inputs.own import named
 from igmask.plain import fill_values, to_pixels, unpack
 from igmask.report.drawing import HEAT, Column, scaled, write_table
-from igmask.study.settings import UNLABELLED, percent
-
-_HEADINGS = {"predicted": "for predicted class", "label": "for true class"}
+from igmask.report.rightness import RIGHTNESS, Rightness, truth
+from igmask.study.settings import percent
 
 
 class File(NamedTuple):
@@ -35,13 +34,16 @@ class Examples:
     labels:      the class of each, or its name where the images have no labels
     images:      (n, H, W, 3) in [0, 1]
     attribution: (n, H, W), each pixel with the sum of its square, towards the class in `targets`
-    target:      `predicted` or `label`, which of the two that class is
+    target:      `predicted` or `true`, which of the two that class is
+    right:       what it is to be right about an image
+    rows:        what stands at the left: names of the labels, or of files where there are none
     masks:       p → (n, H, W) bool
     evaluated:   a file a condition, its records those of all images
     """
 
     names: pd.Series
-    labels: list[str]
+    rows: list[str]
+    right: Rightness
     target: str
     targets: list[str]
     images: np.ndarray
@@ -67,9 +69,10 @@ def examples(files: list[Path], *, output: Path, model_name: str, n_images: int)
     if common := columns.get("keep", {}).keys() & columns.get("drop", {}).keys():
         p = _middle(common)
         tables["keep_drop"] = [original, columns["keep"][p], columns["drop"][p]]
+    title = "; ".join(filter(None, [model_name, few.right.ticks]))
     for kind, shown in tables.items():
         path = output / f"{kind}-{model_name}.png"
-        write_table(path, shown, row_names=few.labels, title=model_name)
+        write_table(path, shown, row_names=few.rows, title=title)
 
 
 def spread(labels: np.ndarray, n_images: int) -> np.ndarray:
@@ -91,17 +94,23 @@ def _read_examples(files: list[Path], n_images: int) -> Examples:
     take = partial(_take, rows=rows, names=names)
     images = of_images.read(rows).astype(np.float32) / 255
     classes, side = (of_scores.settings[key] for key in ("class_names", "side"))
+    target, right = (
+        of_scores.settings["attribution"]["target"],
+        RIGHTNESS[truth(of_images.settings)],
+    )
+    known = zip(index["name"].iloc[rows], index["label"].iloc[rows], strict=True)
     tiled = partial(to_pixels, height=images.shape[1], width=images.shape[2], side=side)
     parts = tiled(take(of_scores))
     targets = of_scores.records["target"]
     masks = [arrays.Shards([path]) for path in found.get("mask", [])]
     return Examples(
-        names=names.iloc[rows],
-        labels=[
-            names[row] if label == UNLABELLED else class_name(classes, label)
-            for row, label in zip(rows, index["label"].iloc[rows], strict=True)
+        names=index["name"].iloc[rows],
+        rows=[
+            PurePath(name).name if label == NO_LABEL else class_name(classes, label)
+            for name, label in known
         ],
-        target=of_scores.settings["attribution"]["target"],
+        right=right,
+        target=target if target == "predicted" else right.heading,
         targets=[class_name(classes, target) for target in targets.iloc[rows]],
         images=images,
         attribution=parts[:, 0] - parts[:, 1],
@@ -172,7 +181,7 @@ def _condition_column(examples: Examples, file: File) -> Column:
 def _attribution_columns(examples: Examples) -> Iterator[Column]:
     """The attribution by itself, over the image in grey, and the squares it selects at one p."""
     values = examples.attribution
-    yield Column(f"attribution\n{_HEADINGS[examples.target]}", list(values), examples.targets)
+    yield Column(f"attribution\nfor {examples.target} class", list(values), examples.targets)
     relative = np.stack([scaled(one) for one in values])
     cover = np.sqrt(np.abs(relative))[..., np.newaxis]
     grey = examples.images.mean(axis=-1, keepdims=True)

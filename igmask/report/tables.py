@@ -16,15 +16,16 @@ import pandas as pd
 from igmask import arrays
 from igmask.inputs.chance import by_luck, wilson
 from igmask.inputs.classes import class_name
-from igmask.inputs.data import has_labels, unnamed_classes
+from igmask.inputs.data import is_labelled, unnamed_classes
 from igmask.report.published import CITATION, published_top1
+from igmask.report.rightness import RIGHTNESS, truth
 from igmask.steps.controls import control_of
 from igmask.study.settings import is_own, percent
 
 COLUMNS = [
     "model", "mode", "p", "fill", "mask", "n", "top1", "ci_low", "ci_high", "area_kept",
     "published_top1", "most_frequent_prediction", "most_frequent_share", "entropy",
-    "blank_predicted", "blank_probability", "measure",
+    "blank_predicted", "blank_probability", "truth",
 ]  # fmt: skip
 
 # What top1 is the share of: of images with labels, and of those without.
@@ -70,7 +71,7 @@ def collect(record_paths: Iterable[Path]) -> Results:
         rows += [
             _row(mask, of_mask, made_by) for mask, of_mask in records.groupby("mask", sort=False)
         ]
-        if made_by["mode"] == "original":
+        if made_by["mode"] == "original" and is_labelled(made_by):
             said, labels = (records[key].to_numpy() for key in ("predicted", "label"))
             if has_labels(made_by):
                 made_by["by_luck"] = by_luck(said, labels, made_by["n_classes"])
@@ -100,8 +101,9 @@ def texts(record_paths: list[Path]) -> dict[str, str]:
         f"dropping {squares}": accuracy[mode.isin(["original", "drop"])],
         f"keep {middle} beside drop {middle}": accuracy[accuracy["p"] == middle],
     }
+    right = RIGHTNESS[accuracy["truth"].iloc[0]]
     for number, (says, rows) in enumerate(shown.items(), start=1):
-        title = f"Table {number}. {MEASURES[_measure(accuracy)]}, {says}"
+        title = f"Table {number}. {right.title}, {says}"
         rendered = render(widen(rows), title=title, notes=results.notes)
         found |= {f"table{number}.{kind}": text for kind, text in rendered.items()}
     return found
@@ -168,6 +170,7 @@ def _row(mask: str, records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str,
         "ci_low": low,
         "ci_high": high,
         "area_kept": 100 * records["area_kept"].mean(),
+        "truth": truth(made_by),
         "most_frequent_prediction": class_name(made_by["class_names"], most),
         "most_frequent_share": share,
         "entropy": entropy,
@@ -176,7 +179,8 @@ def _row(mask: str, records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str,
     row |= {f"mean_{name}": records[name].mean() for name in metrics}
     if mask not in _STUDIED:
         return row
-    row["published_top1"] = published_top1(made_by, n_images=n + len(made_by["skipped"]))
+    if is_labelled(made_by):
+        row["published_top1"] = published_top1(made_by, n_images=n + len(made_by["skipped"]))
     if blank := made_by.get("blank"):
         row["blank_predicted"] = class_name(made_by["class_names"], blank["class"])
         row["blank_probability"] = 100 * blank["probability"]
@@ -198,7 +202,7 @@ def _quantities(accuracy: pd.DataFrame) -> list[str]:
     """The rows of a model's block, in order."""
     controls = [mask for mask in accuracy["mask"].unique() if mask not in _STUDIED]
     return [
-        *(_measure(accuracy), "95 % interval", "area kept"),
+        *(RIGHTNESS[accuracy["truth"].iloc[0]].quantity, "95 % interval", "area kept"),
         *(f"{control} {what}" for control in controls for what in ("squares", "area")),
         *("most frequent prediction", "its share", "entropy", "published", "n"),
     ]
@@ -213,7 +217,7 @@ def _cell(row: Any) -> dict[str, str]:
         }
     name = row.most_frequent_prediction
     cell = {
-        row.measure: f"{row.top1:.1f}",
+        RIGHTNESS[row.truth].quantity: f"{row.top1:.1f}",
         "95 % interval": f"{row.ci_low:.1f}–{row.ci_high:.1f}",
         "area kept": f"{row.area_kept:.1f}",
         "most frequent prediction": (
@@ -231,20 +235,15 @@ def _measure(accuracy: pd.DataFrame) -> str:
 
 
 def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[str]:
-    measure = _measure(accuracy)
-    means = {
-        "top-1": "accuracy in %",
-        "agreement": "images, in %, of which the network says what it says of the original: there "
-        "are no labels, so nothing here tells how often it is right",
-    }
+    right = RIGHTNESS[accuracy["truth"].iloc[0]]
     controls = "".join(
-        f"{name} squares: {measure} with {control_of(name).is_of}; {name} area: the area kept with "
-        "those; "
+        f"{name} squares: {right.quantity} with {control_of(name).is_of}; {name} area: the area "
+        "kept with those; "
         for name in accuracy["mask"].unique()
         if name not in _STUDIED
     )
     notes = [
-        f"{measure}: {means[measure]}; 95 % interval: Wilson's; area kept: pixels left as they "
+        f"{right.quantity}: {right.means}; 95 % interval: Wilson's; area kept: pixels left as they "
         f"were, in %, mean over the images; {controls}its share: of all predictions, in %; "
         "entropy: of the predicted classes, in bits, 0 if all are the same; n: images"
     ]
@@ -272,7 +271,8 @@ def _said(made_by: dict[str, Any]) -> str:
     asked, error = made_by["attribution"], made_by["completeness"]
     name = asked.get("method", "integrated-gradients")
     method = name if is_own(name) else name.replace("-", " ").title()
-    of = f"{method} of the {asked['target']} class"
+    target = "label" if asked["target"] == "label" and is_labelled(made_by) else "predicted"
+    of = f"{method} of the {target} class"
     if name == "integrated-gradients":
         of += (
             f"'s {asked['of']}, baseline {asked['baseline']}, rule {asked['rule']}, "

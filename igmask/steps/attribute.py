@@ -17,6 +17,7 @@ from igmask.engine.network import Network
 from igmask.engine.ready import prepare
 from igmask.errors import refuse
 from igmask.inputs import baselines, models
+from igmask.inputs.classes import NO_LABEL
 from igmask.inputs.data import check_labels
 from igmask.inputs.files import with_located
 from igmask.inputs.networks import library_of
@@ -131,7 +132,7 @@ def arguments(recipe: Attribute, pixels: Tensor, labels: Any, positions: Any) ->
 
     recipe:    its model is complete
     pixels:    (N, 3, H, W) in [0, 1]
-    labels, positions: (N,) integers, of the images
+    labels, positions: (N,) integers, of the images; what has no label has the predicted class
     """
     asked = recipe.attribution
     n_steps: int | Auto | str = asked.n_steps
@@ -141,6 +142,6 @@ def arguments(recipe: Attribute, pixels: Tensor, labels: Any, positions: Any) ->
     about = {"mean": recipe.model.mean or (0, 0, 0), "geometry": recipe.model.geometry}
     return {
         "baselines": baselines.make(asked, pixels, **about, positions=places, seed=recipe.seed),
-        "target": labels if asked.target == "label" else None,
+        "target": labels if asked.target == "label" and (labels != NO_LABEL).all() else None,
         "n_steps": n_steps,
     } | {name: getattr(asked, name) for name in ("of", "rule", "precision")}

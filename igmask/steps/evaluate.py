@@ -23,6 +23,7 @@ from igmask import arrays
 from igmask.devices import take_device
 from igmask.errors import InputError, refuse
 from igmask.inputs import models
+from igmask.inputs.classes import NO_LABEL
 from igmask.inputs.data import check_classes, check_labels
 from igmask.inputs.files import located, with_located
 from igmask.inputs.networks import library_of
@@ -55,12 +56,12 @@ def evaluate(
     fills. Those that the folder `KEPT` has, whole and made of the same things with the same
     settings, are not evaluated again.
 
-    Columns: name, label (of images without labels the class predicted for the original), mask
-    (`none` for the original image, `selection`, or a control's name), predicted, correct,
-    probability_predicted, probability_label and probability_original (of the predicted class, of
-    the label, and of the class predicted for the original image), and area_kept, the fraction of
-    pixels left as they were. The settings beside them also say what the model predicts of an image
-    that is all masked, `blank`.
+    Columns: name, label, mask (`none` for the original image, `selection`, or a control's name),
+    predicted, correct, probability_predicted, probability_label and probability_original (of the
+    predicted class, of the label, and of the class predicted for the original image), and
+    area_kept, the fraction of pixels left as they were. The label of an image that has none is the
+    class predicted for the original. The settings beside them also say what the model predicts of
+    an image that is all masked, `blank`.
 
     image_paths: the shards, in order
     recipe:      mode `keep` masks everything outside the selection, `drop` masks the selection
@@ -266,13 +267,13 @@ def _predict(network: nn.Module, inputs: Tensor, batch: pd.DataFrame) -> dict[st
     with torch.no_grad():
         probabilities = network(inputs).softmax(dim=1).cpu()
     refuse("outputs for", batch["name"], probabilities.isnan().any(dim=1).tolist())
-    given = torch.tensor(batch["label"].to_numpy())
     original = probabilities.argmax(dim=1)
     if "predicted" in batch:
         original = torch.tensor(batch["predicted"].to_numpy())
-    label = torch.where(given == UNLABELLED, original, given)
-    said = {name: of(probabilities, label, original).numpy() for name, of in METRICS.items()}
-    return {"label": label.numpy()} | said
+    label = torch.tensor(batch["label"].to_numpy())
+    label = label.where(label != NO_LABEL, original)
+    found = {name: of(probabilities, label, original) for name, of in METRICS.items()}
+    return {name: values.numpy() for name, values in ({"label": label} | found).items()}
 
 
 def read_masks(path: Path, images: arrays.Shards) -> arrays.Shards:

@@ -11,7 +11,13 @@ from igmask import arrays
 from igmask.errors import InputError
 from igmask.inputs import baselines, models, sample
 from igmask.inputs.chance import by_luck
-from igmask.inputs.data import check_classes, check_labels, has_labels, opener, unnamed_classes
+from igmask.inputs.data import (
+    check_classes,
+    check_labels,
+    is_labelled,
+    opener,
+    unnamed_classes,
+)
 from igmask.inputs.files import with_located
 from igmask.inputs.networks import library_of
 from igmask.inputs.own import imported
@@ -46,12 +52,14 @@ def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
     for name in recipe.own:
         imported(name)
     predicted = sample.predicted(network, images)
-    labels = labels[: len(predicted)] if has_labels(made_by) else predicted
-    has_chance = has_labels(made_by) and model.weights_kind != "none"
-    luck = by_luck(predicted, labels, n_classes) if has_chance else None
+    labels = labels[: len(predicted)] if is_labelled(made_by) else predicted
     if note := models.random_weights(network, model):
         say(f"warning: the network {note}")
-    elif luck:
+    elif (
+        model.weights_kind != "none"
+        and is_labelled(made_by)
+        and (luck := by_luck(predicted, labels, n_classes))
+    ):
         say(f"warning: the network {luck[1]}")
     found = stamp("preflight", made_by) | {
         "n_classes": n_classes,

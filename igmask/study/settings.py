@@ -16,9 +16,7 @@ from igmask.errors import InputError
 from igmask.study.fields import OWN, json_schema, setting
 
 BASELINES = ("black", "white", "mean", "blur", "uniform")
-SOURCES = ("demo", "folder", "csv", "photos", "torchvision")
-CLASSES = ("imagenet",)  # lists of classes that come with igmask
-UNLABELLED = -1  # the label of an image that has none
+SOURCES = ("demo", "folder", "photos", "csv", "parquet", "webdataset", "torchvision")
 
 _NAME: dict[str, Any] = {
     "pattern": "^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
@@ -31,18 +29,22 @@ _POSITIVE = {"type": "number", "exclusiveMinimum": 0}
 class Dataset:
     """The images and their labels.
 
-    source:       demo: drawn here; folder: one folder of images a class; csv: one folder of images
-                  and a table of labels; photos: a folder of images without labels, each of which
-                  counts as what the network says of it; torchvision: a class of
-                  torchvision.datasets;
-                  module:callable: a function of your own, which is given these settings and returns
-                  names, labels, names of classes and a function that opens the image at a place
+    source:       demo: drawn here; folder: one folder of images a class; photos: a folder of images
+                  without labels, of which what a network says of the original is the label; csv:
+                  one folder of images and a table of labels; parquet: files as Hugging Face ships
+                  datasets; webdataset: tar files with .cls or .json beside each image; torchvision:
+                  a class of torchvision.datasets; module:callable: a function of your own, which is
+                  given these settings and returns names, labels, names of classes and a function
+                  that opens the image at a place
     name:         folder under results/ that takes what belongs to this dataset; the source's name
                   by default
-    root:         folder of the images, or where torchvision keeps its data; of photos by default
-                  those that come with scikit-image
+    root:         folder of the images or of the files that hold them, or where torchvision keeps
+                  its data
+    files:        parquet, webdataset: pattern of the names of those that count, such as
+                  validation-*; by default all below root, in alphabetical order
     labels:       csv: the table, with a header
-    columns:      csv: its columns of file names and labels
+    columns:      csv: its columns of file names and labels (file label); parquet: of images and
+                  labels (image label); webdataset: the second is the label's key in .json (label)
     classes:      file that gives each class name (folder name, wnid) its index: one name a line in
                   the order of the indices, or JSON; imagenet: the 1,000 wnids and names of ILSVRC
                   2012; by default folders that are numbers count as these, others in alphabetical
@@ -56,7 +58,7 @@ class Dataset:
     n_expected:   how many images there should be; igmask check warns of another number
     n_images:     demo: how many test images are drawn
     n_train:      demo: how many training images are drawn
-    limit:        only the first n images of each class, for trial runs
+    limit:        only the first n images of each class, or of all without labels, for trial runs
     on_bad_image: an image that cannot be read: stop and name it, or leave it out and list it under
                   the tables
     """
@@ -64,8 +66,9 @@ class Dataset:
     source: str = setting(choices=SOURCES, own=True)
     name: str | None = setting(None, **_NAME)
     root: str | None = None
+    files: str | None = None
     labels: str | None = None
-    columns: tuple[str, str] = ("file", "label")
+    columns: tuple[str, str] | None = None
     classes: str | None = None
     scale: float | None = setting(None, exclusiveMinimum=0)
     class_: str | None = None
@@ -80,7 +83,10 @@ class Dataset:
 
     NEEDS: ClassVar[dict[str, tuple[str, ...]]] = {  # by its source
         "folder": ("root",),
+        "photos": ("root",),
         "csv": ("root", "labels"),
+        "parquet": ("root",),
+        "webdataset": ("root",),
         "torchvision": ("root", "class"),
     }
 
@@ -91,7 +97,9 @@ class Dataset:
         return {key: path for key, path in named.items() if path and path not in CLASSES}
 
     # Whose images are files below `root`, which has to be there, and whose names can be watched.
-    FOLDERS: ClassVar[tuple[str, ...]] = ("folder", "csv", "photos")
+    FOLDERS: ClassVar[tuple[str, ...]] = ("folder", "photos", "csv", "parquet", "webdataset")
+    # Of those the ones whose images lie many in a file, which ends so.
+    ARCHIVES: ClassVar[dict[str, str]] = {"parquet": ".parquet", "webdataset": ".tar"}
 
 
 @dataclass(frozen=True)

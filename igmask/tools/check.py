@@ -31,6 +31,7 @@ from igmask.inputs.data import (
     check_labels,
     has_labels,
     index,
+    is_labelled,
     left_out,
     numbered_classes,
     opener,
@@ -73,7 +74,7 @@ class Images:
     records, classes: of `data.index`
     n:                how many there are, or should be; 0 if that is not known
     tried:            some, decoded, (n, size, size, 3) uint8 in each geometry
-    labels:           theirs
+    labels:           theirs, if they have any
     decode_s:         seconds that an image took
     """
 
@@ -134,9 +135,9 @@ def dataset(dataset: Dataset, missing: dict[str, str], images: Images) -> Findin
         return Finding("dataset", "\n".join([str(error), *advice(dataset)]), "error")
     images.n = len(images.records)
     made_by = {"dataset": plain(dataset), "classes": images.classes}
-    n_classes = images.records["label"].nunique()
-    of = f"of {n_classes:,} classes" if has_labels(made_by) else "without labels"
-    found = f"{images.n:,} images {of}"
+    found = f"{images.n:,} images of {images.records['label'].nunique():,} classes"
+    if not is_labelled(made_by):
+        found = f"{images.n:,} images without labels, of which networks agree with themselves"
     for note in (numbered_classes(made_by, images.records["label"]), left_out(dataset)):
         found += f"; {note}" if note else ""
     if not dataset.limit and images.n != (dataset.n_expected or images.n):
@@ -176,7 +177,8 @@ def decoding(study: Study, geometry: Geometry, images: Images) -> Finding:
             good[row] = found
     if good:
         images.tried[geometry] = np.stack([*good.values()])
-        images.labels[geometry] = images.records["label"].to_numpy()[[*good]]
+        if is_labelled({"dataset": plain(study.dataset)}):
+            images.labels[geometry] = images.records["label"].to_numpy()[[*good]]
     if bad:
         skipped = study.dataset.on_bad_image == "skip"
         says = [f"{len(bad)} of {len(tried)} tried cannot be used", *bad]
@@ -275,7 +277,7 @@ def predictions(
     labelled = all((of >= 0).all() for of in images.labels.values())
     if note := models.random_weights(loaded, model):
         yield Finding(name, note, "warning")
-    elif labelled and model.geometry in images.tried:
+    elif model.geometry in images.labels:
         device = models.device_of(loaded) or "cpu"
         predicted = sample.predicted(loaded, images.tried[model.geometry], device)
         labels = images.labels[model.geometry][: len(predicted)]

@@ -14,6 +14,7 @@ from PIL import Image
 from igmask import arrays
 from igmask.devices import n_cores
 from igmask.errors import InputError, refusing
+from igmask.inputs.data import is_labelled
 from igmask.inputs.decode import read_rgb
 from igmask.inputs.files import EXTENSIONS
 from igmask.inputs.own import named
@@ -22,6 +23,7 @@ from igmask.progress import progress, say
 from igmask.steps.evaluate import MODES, read_masks
 from igmask.study.settings import is_own
 
+UNLABELLED = "photos"  # the folder of images without labels
 SETTINGS, LABELS = "export.json", "labels.csv"
 
 _BATCH = 64  # images in memory
@@ -46,7 +48,8 @@ def export(
     A folder is named after its class where the alphabet puts the names in the order of the labels
     and every label has images, else by label and class: 0003-cat. A label without images below one
     with images gets an empty folder, since ImageFolder counts folders; it then asks for
-    `allow_empty=True`. Names keep what every file system allows.
+    `allow_empty=True`. Images without labels lie in one folder, `photos`. Names keep what every
+    file system allows.
 
     At the root stand export.json, the settings, and at the end labels.csv: file, label (a number)
     and name of each image. Images that are there already are compared and not written again, so
@@ -65,7 +68,9 @@ def export(
     records = images.records
     if records.empty:
         raise InputError("no image of the dataset is usable, so there is nothing to export")
-    folders = _class_folders(records["label"], images.settings["classes"])
+    folders = [UNLABELLED]
+    if is_labelled(images.settings):
+        folders = _class_folders(records["label"], images.settings["classes"])
     files = _files(records, folders)
     applied = None if masks is None else read_masks(masks, images)
     made_by = images.settings | {"mode": "original"}

@@ -183,9 +183,12 @@ class _Files:
             return f"stale: {error}"
         listed, made_by = arrays.read_records(index_path)
         same = [now[column].equals(listed[column]) for column in ("name", "label")]
+        own = {"name", "label", "path", "position", "size", "mtime_ns"}
+        places = [column for column in listed if column not in own]  # in files that hold many
+        same.append(all(now[column].equals(listed[column]) for column in places))
         if all(same) and classes == made_by["classes"]:
             return None
-        return f"stale: there are other {'labels' if same[0] else 'images'} now"
+        return f"stale: there are other {'labels' if same[0] and same[2] else 'images'} now"
 
     def _of_sources(self, records: Path) -> str | None:
         """What is wrong with prepared images that are whole: that their files have others by now.

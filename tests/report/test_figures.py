@@ -53,7 +53,7 @@ def study(
     images = rng.integers(0, 256, (N, SIZE, SIZE, 3), dtype=np.uint8)
     parts = rng.random((N, 2, *grid(SIZE, SIZE, SIDE)), dtype=np.float32)
     common = {"class_names": list(classes), "model": {"mean": [0.5, 0.4, 0.3]}, "side": SIDE}
-    common |= {"attribution": {"target": target}}
+    common |= {"attribution": {"target": target}, "dataset": {"source": "folder"}}
     files = []
     for start, end in pairwise(shards):
         part, records = slice(start, end), INDEX[start:end]

@@ -120,8 +120,8 @@ def test_settings_make_the_same_model_and_dataset_again():
         (
             "dataset/source",
             "foldr",
-            "dataset.source: 'foldr' is not one of demo, folder, csv, photos, torchvision or "
-            "module:callable; did you mean 'folder'",
+            "dataset.source: 'foldr' is not one of demo, folder, photos, csv, parquet, webdataset, "
+            "torchvision or module:callable; did you mean 'folder'",
         ),
         ("dataset/source", "csv:", "dataset.source: 'csv:' is not one of .* did you mean 'csv'"),
         ("dataset", {"source": "folder"}, "dataset.root: missing"),

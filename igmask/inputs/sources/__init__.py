@@ -9,19 +9,30 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from igmask.inputs.sources import demo, folder, function, photos, table, torchvision_
+from igmask.inputs.sources import (
+    demo,
+    folder,
+    function,
+    parquet,
+    photos,
+    table,
+    torchvision_,
+    webdataset,
+)
 from igmask.study.settings import Dataset, is_own
 
 
 class Source(NamedTuple):
     """How images are listed and opened, and what else is asked about where they come from.
 
-    listed:        dataset → (columns name, path and label, class names); a path is empty where an
-                   image is no file of its own
+    listed:        dataset → (columns name, path and label, class names); the path is that of the
+                   file that holds the image, empty where there is none. Of files that hold many,
+                   further columns say where in it, and `mark` stands for what said so
     opener:        dataset, seed → the function that opens the image of an index record, in RGB,
                    from any thread, and raises InputError, naming it, if it cannot be read
     is_relisted:   listing is cheap and may find something else another time
     lists_classes: who lists all classes in the order of the network's outputs, if anyone does
+    is_labelled:   images have labels; else what a network says of an image is its label
     has_folders:   images are in the folders in `root`, which are its classes
     has_labels:    it says which class an image is of; else that is the network's own prediction
     own_classes:   what its class names are called, if they alone say which class a label is
@@ -31,6 +42,7 @@ class Source(NamedTuple):
     opener: Callable[..., Callable[[Any], Image.Image]]
     is_relisted: bool = False
     lists_classes: str = ""
+    is_labelled: bool = True
     has_folders: bool = False
     has_labels: bool = True
     own_classes: str = ""
@@ -45,8 +57,12 @@ SOURCES = {
         has_folders=True,
         own_classes="class folders",
     ),
+    "photos": Source(photos.listed, folder.opener, is_relisted=True, is_labelled=False),
     "csv": Source(table.listed, folder.opener, is_relisted=True),
-    "photos": Source(photos.listed, photos.opener, is_relisted=True, has_labels=False),
+    "parquet": Source(
+        parquet.listed, parquet.opener, is_relisted=True, own_classes="classes of its own"
+    ),
+    "webdataset": Source(webdataset.listed, webdataset.opener, is_relisted=True),
     "torchvision": Source(
         torchvision_.listed, torchvision_.opener, own_classes="classes of its own"
     ),

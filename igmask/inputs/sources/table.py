@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from igmask.errors import InputError, refusing
-from igmask.inputs.classes import class_names, class_numbers, class_of, identifiers
+from igmask.inputs.classes import class_names, class_numbers, identifiers, label_of
 from igmask.inputs.files import existing, indexed_images, read_text
 from igmask.study.settings import Dataset
+
+COLUMNS = ("file", "label")
 
 
 def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
@@ -24,22 +26,23 @@ def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
     for name in files:
         by_stem.setdefault(os.path.splitext(name)[0], []).append(name)
     columns: dict[str, list[Any]] = {"name": [], "path": [], "label": []}
+    used = dataset.columns or COLUMNS
     header, lines = _fields(table)
-    if problem := _of_header(header, dataset.columns, files.keys() | by_stem.keys()):
+    if problem := _of_header(header, used, files.keys() | by_stem.keys()):
         raise InputError(f"{table}: {problem}")
     for where, row in lines:
         if any(row.get(None, [])):  # type: ignore[call-overload]
             raise InputError(
                 f"{where}: more fields than columns; put a field with commas in double quotes"
             )
-        name, label = (row[column] or "" for column in dataset.columns)
+        name, label = (row[column] or "" for column in used)
         fitting = [name] if name in files else by_stem.get(name, [])
         if len(fitting) != 1:
             problem = f"{' and '.join(fitting)} are both" if fitting else "no image"
             raise InputError(f"{where}: {problem} {name!r} in {root}")
         columns["name"] += fitting
         columns["path"].append(files[fitting[0]])
-        columns["label"].append(_label(label, numbers, known, where))
+        columns["label"].append(label_of(label, numbers, known, where))
     if twice := [name for name, n in Counter(columns["name"]).items() if n > 1]:
         raise InputError(f"{table}: {twice[0]!r} is there twice")
     return columns, class_names(numbers)
@@ -81,15 +84,3 @@ def _of_header(header: Sequence[str], columns: tuple[str, str], images: set[str]
                 "and in dataset.columns"
             )
     return f"no column {missing}; it has {header}. Name the two to use in dataset.columns"
-
-
-def _label(text: str, numbers: dict[str, int], known: dict[str, int], where: str) -> int:
-    """The class of a CSV field: a name that `classes` lists, or a number."""
-    label = class_of(text, numbers, known)
-    if label is not None:
-        return label
-    # Where names are numbers, one that is none of them is no place in the list, either.
-    if text.strip().isdecimal() and not any(map(str.isdecimal, numbers)):
-        return int(text)
-    problem = "is not in dataset.classes" if numbers else "is no number; set dataset.classes"
-    raise InputError(f"{where}: the label {text!r} {problem}")
