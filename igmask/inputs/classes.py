@@ -15,6 +15,10 @@ from igmask.study.settings import CLASSES
 
 NO_LABEL = -1  # of an image whose label is what a network says of it, or that is to be predicted
 
+# Of ILSVRC 2012, in the order that PyTorch's networks have: wnids as WordNet 3.0 has them, names as
+# torchvision's weights have them.
+_IMAGENET = Path(__file__).with_name("imagenet.txt")
+_WNID = re.compile(r"^n\d{8} (?=\S)")
 _MOST = 100_000  # a number beyond is no class: a date, say
 
 

@@ -54,7 +54,7 @@ def stamps(records: pd.DataFrame) -> pd.DataFrame:
 
 def left_out(dataset: Dataset) -> str | None:
     """Return what to say of files that look like images and are not taken."""
-    if dataset.source not in Dataset.FOLDERS or dataset.source in Dataset.ARCHIVES:
+    if not dataset.root or dataset.source not in {*Dataset.FOLDERS} - {*Dataset.ARCHIVES}:
         return None
     of_folders = source_of(dataset.source).has_folders
     return files.left_out(str(dataset.root), of_folders=of_folders)

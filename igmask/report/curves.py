@@ -128,11 +128,6 @@ def _draw_curve(axes: Axes, rows: pd.DataFrame, against: str, colour: str, marke
             axes.errorbar(at, top1, interval, color=colour, marker=marker)
 
 
-def _measure(masked: pd.DataFrame) -> str:
-    """What the axis shows; top-1 where no images without labels were known yet."""
-    return _LABELS[masked["measure"].iloc[0] if "measure" in masked else "top-1"]
-
-
 def _key(label: str, colour: str = "0.4", marker: str = "", *, line: Any = "-") -> Line2D:
     return Line2D([], [], color=colour, marker=marker, linestyle=line, label=fit_text(label, 28))
 

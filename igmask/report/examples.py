@@ -31,7 +31,6 @@ class File(NamedTuple):
 class Examples:
     """A few images, and what the files of one model say of them.
 
-    labels:      the class of each, or its name where the images have no labels
     images:      (n, H, W, 3) in [0, 1]
     attribution: (n, H, W), each pixel with the sum of its square, towards the class in `targets`
     target:      `predicted` or `true`, which of the two that class is
@@ -90,8 +89,7 @@ def _read_examples(files: list[Path], n_images: int) -> Examples:
     of_images, of_scores = arrays.Shards(found["prepare"]), arrays.Shards(found["attribute"])
     index = of_images.records
     rows = spread(index["label"].to_numpy(), n_images)
-    names = index["name"]
-    take = partial(_take, rows=rows, names=names)
+    take = partial(_take, rows=rows, names=index["name"])
     images = of_images.read(rows).astype(np.float32) / 255
     classes, side = (of_scores.settings[key] for key in ("class_names", "side"))
     target, right = (

@@ -28,11 +28,6 @@ COLUMNS = [
     "blank_predicted", "blank_probability", "truth",
 ]  # fmt: skip
 
-# What top1 is the share of: of images with labels, and of those without.
-MEASURES = {
-    "top-1": "Top-1 accuracy in %",
-    "agreement": "Agreement with the network's own answer to the original image in %",
-}
 _TOLD = {"name", "label", "mask", "predicted", "correct", "area_kept"}  # of the records, above
 _STUDIED = ("none", "selection")  # the masks that are the study's own, no control's
 
@@ -53,8 +48,8 @@ class Results:
     """A study's results.
 
     accuracy: one row a model, condition and mask (`none`, `selection`, or a control's name),
-              columns `COLUMNS`, measure one of MEASURES, all but entropy (bits) in percent, and
-              the mean of every other metric of the records, in its own unit
+              columns `COLUMNS`, all but entropy (bits) in percent, and the mean of every other
+              metric of the records, in its own unit
     notes:    what belongs under every table
     """
 
@@ -73,8 +68,7 @@ def collect(record_paths: Iterable[Path]) -> Results:
         ]
         if made_by["mode"] == "original" and is_labelled(made_by):
             said, labels = (records[key].to_numpy() for key in ("predicted", "label"))
-            if has_labels(made_by):
-                made_by["by_luck"] = by_luck(said, labels, made_by["n_classes"])
+            made_by["by_luck"] = by_luck(said, labels, made_by["n_classes"])
         notes.setdefault(made_by["name"], {}).update(made_by)
     models, modes = list(notes), ["original", "keep", "drop"]
     rows.sort(key=lambda r: (models.index(r["model"]), modes.index(r["mode"]), -float(r["p"] or 0)))
@@ -165,7 +159,6 @@ def _row(mask: str, records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str,
         "fill": None if original else made_by["fill"],
         "mask": mask,
         "n": n,
-        "measure": "top-1" if has_labels(made_by) else "agreement",
         "top1": 100 * n_correct / n,
         "ci_low": low,
         "ci_high": high,
@@ -228,10 +221,6 @@ def _cell(row: Any) -> dict[str, str]:
         "n": str(row.n),
     }
     return cell if pd.isna(row.published_top1) else cell | {"published": row.published_top1}
-
-
-def _measure(accuracy: pd.DataFrame) -> str:
-    return next(iter(accuracy["measure"]), "top-1")
 
 
 def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[str]:

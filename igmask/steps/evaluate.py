@@ -34,7 +34,7 @@ from igmask.progress import progress, say
 from igmask.steps.controls import CONTROLS, control_of
 from igmask.steps.metrics import METRICS
 from igmask.study.recipes import Condition, Evaluate, stamp
-from igmask.study.settings import UNLABELLED, is_own, percent
+from igmask.study.settings import is_own, percent
 
 MODES = ("keep", "drop")
 

@@ -17,6 +17,7 @@ from igmask.study.fields import OWN, json_schema, setting
 
 BASELINES = ("black", "white", "mean", "blur", "uniform")
 SOURCES = ("demo", "folder", "photos", "csv", "parquet", "webdataset", "torchvision")
+CLASSES = ("imagenet",)  # lists of classes that come with igmask
 
 _NAME: dict[str, Any] = {
     "pattern": "^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
@@ -39,7 +40,7 @@ class Dataset:
     name:         folder under results/ that takes what belongs to this dataset; the source's name
                   by default
     root:         folder of the images or of the files that hold them, or where torchvision keeps
-                  its data
+                  its data; of photos by default those that come with scikit-image
     files:        parquet, webdataset: pattern of the names of those that count, such as
                   validation-*; by default all below root, in alphabetical order
     labels:       csv: the table, with a header
@@ -83,7 +84,6 @@ class Dataset:
 
     NEEDS: ClassVar[dict[str, tuple[str, ...]]] = {  # by its source
         "folder": ("root",),
-        "photos": ("root",),
         "csv": ("root", "labels"),
         "parquet": ("root",),
         "webdataset": ("root",),

@@ -29,7 +29,6 @@ from igmask.inputs.chance import by_luck
 from igmask.inputs.data import (
     check_classes,
     check_labels,
-    has_labels,
     index,
     is_labelled,
     left_out,
@@ -274,7 +273,6 @@ def predictions(
     """Whether a network is right more often than by luck, or weights are random that it has."""
     if are_to_come(model) or model.weights_kind == "none":
         return
-    labelled = all((of >= 0).all() for of in images.labels.values())
     if note := models.random_weights(loaded, model):
         yield Finding(name, note, "warning")
     elif model.geometry in images.labels:

@@ -34,7 +34,6 @@ class Source(NamedTuple):
     lists_classes: who lists all classes in the order of the network's outputs, if anyone does
     is_labelled:   images have labels; else what a network says of an image is its label
     has_folders:   images are in the folders in `root`, which are its classes
-    has_labels:    it says which class an image is of; else that is the network's own prediction
     own_classes:   what its class names are called, if they alone say which class a label is
     """
 
@@ -44,7 +43,6 @@ class Source(NamedTuple):
     lists_classes: str = ""
     is_labelled: bool = True
     has_folders: bool = False
-    has_labels: bool = True
     own_classes: str = ""
 
 

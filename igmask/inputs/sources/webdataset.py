@@ -10,7 +10,6 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -52,7 +51,7 @@ def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
     An image goes by its key; where tar files have keys in common, by the tar's name and the key.
     """
     _refuse_compressed(dataset)
-    numbers = class_numbers(Path(dataset.classes)) if dataset.classes else {}
+    numbers = class_numbers(dataset.classes) if dataset.classes else {}
     known, key_of_label = identifiers(numbers), (dataset.columns or (LABEL, LABEL))[1]
     rows: list[dict[str, Any]] = []
     seen: dict[str, dict[str, Any]] = {}

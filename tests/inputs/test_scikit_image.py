@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from igmask import zoo
 from igmask.errors import InputError
@@ -33,40 +32,8 @@ def test_missing_packages_are_named(monkeypatch):
         models.load(config.model(LITE))
 
 
-@pytest.fixture
-def tree(tmp_path):
-    """Four photographs, two of them in nested folders, and what is none."""
-    for i, name in enumerate(("b.png", "a.jpg", "trip/day 1/c.png", "trip/d.webp", ".hidden.png")):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (9, 7), (40 * i, 10, 0)).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no image")
-    return tmp_path
-
-
-def photos(root=None, **settings):
-    return config.dataset({"source": "photos", **({"root": str(root)} if root else {}), **settings})
-
-
-def test_a_folder_is_listed_flat_and_nested_without_labels(tree):
-    records, classes = index(photos(tree))
-    assert records["name"].tolist() == ["a.jpg", "b.png", "trip/d.webp", "trip/day 1/c.png"]
-    assert records["label"].tolist() == [-1] * 4
-    assert classes == []
-    image = opener(photos(tree), seed=0)(records.iloc[3])
-    assert np.array_equal(np.asarray(image), np.asarray(Image.open(tree / "trip/day 1/c.png")))
-
-
-def test_limit_and_names_of_classes(tree):
-    records, classes = index(photos(tree, limit=3, classes="imagenet"))
-    assert len(records) == 3
-    assert classes[281] == "n02123045 tabby"
-
-
-def test_folders_without_images_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"no images in this folder or below"):
-        index(photos(tmp_path))
-    with pytest.raises(InputError, match="there is no such folder"):
-        index(photos(tmp_path / "none"))
+def photos(**settings):
+    return config.dataset({"source": "photos", **settings})
 
 
 def test_without_a_folder_they_are_those_of_scikit_image():
@@ -83,16 +50,6 @@ def test_missing_photographs_are_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"dataset\.root: missing.*pip install 'igmask\[photos\]'"):
         index(photos())
-
-
-def test_photographs_have_no_labels_to_attribute():
-    settings = {
-        "dataset": {"source": "photos"},
-        "attribution": {"target": "label"},
-        "models": {"a": LITE},
-    }
-    with pytest.raises(InputError, match="photographs have no labels"):
-        config.parse(settings)
 
 
 def test_the_shipped_configuration_is_the_networks_input():
