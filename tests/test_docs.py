@@ -21,7 +21,7 @@ from igmask.report.tables import collect
 from igmask.steps import attribute, evaluate, index, mask, prepare
 from igmask.steps.metrics import METRICS
 
-PAGES = ["README.md", "Snakefile", *map(str, Path(ROOT).glob("docs/*.md"))]
+PAGES = ["README.md", "Snakefile", "config/README.md", *map(str, Path(ROOT).glob("docs/*.md"))]
 PAGES += [*map(str, Path(ROOT).glob("config/*.yaml")), "profiles/slurm/profile.yaml"]
 
 STUDY = """

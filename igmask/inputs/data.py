@@ -11,6 +11,7 @@ from PIL import Image
 
 from igmask.errors import InputError
 from igmask.inputs import files
+from igmask.inputs.decode import naming, without_border
 from igmask.inputs.sources import source_of
 from igmask.study.settings import Dataset
 
@@ -151,7 +152,15 @@ def opener(dataset: Dataset, *, seed: int) -> Callable[[Any], Image.Image]:
 
     raises InputError (the function), naming the image, if it cannot be read
     """
-    return source_of(dataset.source).opener(dataset, seed=seed)
+    open_image, border = source_of(dataset.source).opener(dataset, seed=seed), dataset.border
+    if not border:
+        return open_image
+
+    def opened(record: Any) -> Image.Image:
+        with naming(record.name):
+            return without_border(open_image(record), border)
+
+    return opened
 
 
 def _own_classes(made_by: Mapping[str, Any]) -> str:

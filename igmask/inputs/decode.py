@@ -74,6 +74,14 @@ def to_rgb(image: Image.Image, *, scale: float | None = None) -> Image.Image:
     return Image.fromarray(np.rint(255 / scale * values).astype(np.uint8)).convert("RGB")
 
 
+def without_border(image: Image.Image, border: int) -> Image.Image:
+    """Return an image without some pixels on every side; raise InputError if none are left."""
+    width, height = image.size
+    if min(width, height) <= 2 * border:
+        raise InputError(f"of {width}×{height} pixels dataset.border, {border}, leaves none")
+    return image.crop((border, border, width - border, height - border))
+
+
 def by_place(
     open_image: Callable[[int], Any], *, scale: float | None = None
 ) -> Callable[[Any], Image.Image]:

@@ -52,6 +52,7 @@ class Dataset:
                   order
     scale:        the value of white in grey images of more than 8 bits (16-bit PNG, float TIFF),
                   such as 65535; without it they are bad images
+    border:       pixels removed on every side of an image before anything else, such as a frame
     class:        torchvision: the name of the dataset class
     arguments:    torchvision: its keyword arguments, such as train: false
     download:     torchvision: fetch the data where it is missing
@@ -72,6 +73,7 @@ class Dataset:
     columns: tuple[str, str] | None = None
     classes: str | None = None
     scale: float | None = setting(None, exclusiveMinimum=0)
+    border: int = setting(0, minimum=0)
     class_: str | None = None
     arguments: dict[str, Any] = setting({})
     download: bool = False

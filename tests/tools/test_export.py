@@ -105,7 +105,8 @@ def written(shape, names, labels, folder, classes):
     positions = np.arange(len(names))
     records = pd.DataFrame({"name": names, "label": labels, "position": positions})
     records["crc32"] = array.checksums
-    arrays.write_records(arrays.records_of(path), records, {"classes": classes, "skipped": []})
+    settings = {"classes": classes, "skipped": [], "dataset": {"source": "folder"}}
+    arrays.write_records(arrays.records_of(path), records, settings)
     return path, pixels
 
 
