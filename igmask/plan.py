@@ -20,11 +20,11 @@ from igmask.errors import InputError
 from igmask.inputs.files import class_folders, files_below, images_below
 from igmask.study import config, recipes
 from igmask.study.fields import given
+from igmask.study.own import code_of
 from igmask.study.recipes import STAGES, Condition, made_by, records_of, stamp
 from igmask.study.settings import (
     Dataset,
     Model,
-    code_of,
     is_baseline_file,
     is_own,
     own_code,

@@ -8,8 +8,8 @@ from igmask.inputs.data import left_out, numbered_classes
 from igmask.progress import say
 from igmask.study import recipes
 from igmask.study.config import dataset
+from igmask.study.own import code_of
 from igmask.study.recipes import Index, stamp
-from igmask.study.settings import code_of
 
 
 def index(output: Path, recipe: Index) -> None:

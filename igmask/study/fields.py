@@ -9,7 +9,7 @@ from dataclasses import MISSING, field, fields
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
-OWN = "[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*"  # module:callable
+from igmask.study.own import OWN
 
 
 def setting(

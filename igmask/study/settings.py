@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from igmask.errors import InputError
-from igmask.study.fields import OWN, json_schema, setting
+from igmask.study.fields import json_schema, setting
+from igmask.study.own import is_own, own_code
 
 BASELINES = ("black", "white", "mean", "blur", "uniform")
 SOURCES = ("demo", "folder", "photos", "csv", "parquet", "webdataset", "torchvision")
@@ -401,11 +402,6 @@ class Study:
     seed: int = setting(0, minimum=0)
 
 
-def is_own(name: str) -> bool:
-    """Return whether it is `module:callable`, a function of the user's own."""
-    return re.fullmatch(OWN, name) is not None
-
-
 def is_random(baseline: str) -> bool:
     """Return whether a baseline depends on the study's seed, as one of the user's own may."""
     return baseline == "uniform" or is_own(baseline)
@@ -414,20 +410,6 @@ def is_random(baseline: str) -> bool:
 def is_baseline_file(baseline: str) -> bool:
     """Return whether a baseline is an image file, neither named nor a function."""
     return baseline not in BASELINES and not is_own(baseline)
-
-
-def code_of(source: str) -> list[Path]:
-    """Return the files of a `module:callable`'s module or package, if in the working directory."""
-    if ":" not in source:
-        return []
-    module = Path(*source.partition(":")[0].split("."))
-    alone = module.with_suffix(".py")
-    return [alone] if alone.is_file() else sorted(module.rglob("*.py"))
-
-
-def own_code(*names: str) -> list[Path]:
-    """Return the files of those among some names that are `module:callable`, each once."""
-    return list(dict.fromkeys(path for name in names if is_own(name) for path in code_of(name)))
 
 
 @cache
