@@ -63,7 +63,7 @@ def strict(monkeypatch):
 
 
 def _hasten(monkeypatch):
-    """Let a launch prepare the language once for all functions of a file, and look a type up once."""
+    """Let a launch prepare the language once for all functions of a file, a type be found once."""
     prepare, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
     prepared = set()
 
