@@ -9,7 +9,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
-from running import ROOT, python
+from running import ROOT, igmask
 
 from igmask import cli
 from igmask.cli import options
@@ -39,11 +39,6 @@ def here(tmp_path, monkeypatch):
         Image.fromarray(pixels).save(folder / f"im'age {i};.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def igmask(*words, folder):
-    code = "from igmask.cli import main; main()"
-    return python(code, *words, folder=folder, imports="pandas, torch")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

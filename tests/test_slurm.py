@@ -82,7 +82,7 @@ def run(folder, *arguments, **options):
     """Run Snakemake through Slurm by the project's profile, on two cores, soon polled."""
     profile = ["--workflow-profile", ROOT / "profiles/slurm"]
     haste = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5"]
-    done = snakemake(folder, *profile, *haste, *arguments, **options)
+    done = snakemake(folder, *profile, *haste, *arguments, forked=False, **options)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -602,7 +602,8 @@ def test_the_study_goes_through_the_kernels(tmp_path, monkeypatch, n_steps):
     run_index({"source": "folder", "root": "images"}, Path("index.parquet"), seed=0)
     run_prepare(Path("index.parquet"), Path("images.npy"), geometry=geometry)
     how = fields.plain(study.attribution) | {"n_steps": n_steps, "most_steps": 50}
-    monkeypatch.setattr(attribute, "GROUP", 2)  # a full one would be repeats of the last image
+    # Full groups and batches would be repeats of the last image.
+    monkeypatch.setattr(attribute, "GROUP", 2)
     asked = []
     with Watch(asked):
         run_attribute(
@@ -612,8 +613,9 @@ def test_the_study_goes_through_the_kernels(tmp_path, monkeypatch, n_steps):
         run_mask([Path("scores.npy")], Path("masks"), p=[50], by="mass", score="positive")
         masks = (Path("masks/50.npy"),)
         run_evaluate(
-            [Path("images.npy")], Path("records"), model=model, masks=masks, device=DEVICE.type
-        )
+            [Path("images.npy")], Path("records"),
+            model=model, masks=masks, device=DEVICE.type, batch_size=2,
+        )  # fmt: skip
     kinds = {"path_points", "accumulate", "square_parts", "occluded_input"}
     assert kinds | ({"select_bits"} if n_steps == "auto" else set()) <= set(asked)
 
