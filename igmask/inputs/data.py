@@ -104,6 +104,30 @@ def unnamed_classes(made_by: Mapping[str, Any], n_classes: int) -> str | None:
     )
 
 
+def check_order(classes: list[str], outputs: list[str]) -> None:
+    """Raise InputError if most of a dataset's classes are a network's, but in another order.
+
+    A class goes by its first name: the `tench` of one list is the `tench, Tinca tinca` of another.
+
+    classes: names of the dataset's classes 0, 1, …
+    outputs: names of the network's, or none if it does not say them
+    """
+    own, theirs = (
+        [name.partition(",")[0].strip().casefold() for name in names]
+        for names in (classes, outputs)
+    )
+    places = {name: i for i, name in enumerate(theirs) if theirs.count(name) == 1}
+    known = [i for i, name in enumerate(own) if name in places]
+    elsewhere = [i for i in known if places[own[i]] != i]
+    if len(known) > len(own) / 2 and len(elsewhere) > len(known) / 2:
+        first = elsewhere[0]
+        raise InputError(
+            f"the dataset has the network's classes in another order: {classes[first]!r} is its "
+            f"class {first}, and output {places[own[first]]} of the network; set dataset.classes "
+            "to a file of their names in the order of the outputs"
+        )
+
+
 def check_classes(made_by: Mapping[str, Any], n_classes: int) -> None:
     """Raise InputError if a dataset lists more or fewer classes than the model has outputs.
 

@@ -14,6 +14,7 @@ from igmask.inputs.chance import by_luck
 from igmask.inputs.data import (
     check_classes,
     check_labels,
+    check_order,
     is_labelled,
     opener,
     unnamed_classes,
@@ -48,6 +49,7 @@ def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
     check_labels(records, made_by, n_classes)
     if note := unnamed_classes(made_by, n_classes):
         raise InputError(f"the network {note}")
+    check_order(made_by["classes"], library_of(model).class_names(model))
     baselines.check(baseline, models.complete(model).geometry)
     for name in recipe.own:
         imported(name)

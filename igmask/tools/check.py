@@ -29,6 +29,7 @@ from igmask.inputs.chance import by_luck
 from igmask.inputs.data import (
     check_classes,
     check_labels,
+    check_order,
     index,
     is_labelled,
     left_out,
@@ -36,6 +37,7 @@ from igmask.inputs.data import (
     opener,
     unnamed_classes,
 )
+from igmask.inputs.networks import library_of
 from igmask.inputs.own import imported
 from igmask.inputs.weights import weights_place
 from igmask.kernels import grid
@@ -251,6 +253,8 @@ def network(name: str, flow: Workflow, images: Images, paces: dict[str, Pace]) -
             check_labels(images.records, listed, n_classes)
             if note := unnamed_classes(listed, n_classes):
                 yield Finding(name, note, "error")
+            else:
+                check_order(images.classes, library_of(model).class_names(model))
         pixels = models.pixels(tried[:_N_TIMED], device)
         with threads(compute.threads):
             yield from predictions(name, model, loaded, images, n_classes)

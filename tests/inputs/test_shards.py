@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from steps import run_index, run_prepare
+from steps import run_attribute, run_evaluate, run_index, run_mask, run_prepare
 
 from igmask import arrays
 from igmask.errors import InputError
-from igmask.inputs.data import index, opener
+from igmask.inputs.data import check_order, index, opener
 from igmask.inputs.sources import parquet as parquet_source
 from igmask.plan import Workflow
+from igmask.report.tables import texts
 from igmask.study import config
 from igmask.study.recipes import Index
 from igmask.study.settings import Geometry
@@ -127,6 +128,40 @@ def test_tars_give_what_a_folder_gives(tree, kind, format):
     write_tar("tars/0.tar", samples(tree[:10], folder=folder, kind=kind), format=format)
     write_tar("tars/deeper/1.tar", samples(tree[10:], folder=folder, kind=kind), format=format)
     check_as_folder(TARS, ending=False, prefix=folder)
+
+
+NETWORK = """
+import torch
+from torch import nn
+
+def conv():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+"""
+
+
+def tables_of(dataset, where):
+    """The tables of a study of a dataset, p = 50."""
+    prepared(dataset, where)
+    images, scores, masks = (Path(where, f"{name}.npy") for name in ("1", "scores", "50"))
+    model = config.model({"source": "shards_net:conv", "size": 16, "resize": 20})
+    run_attribute(images, scores, model=model, attribution={"n_steps": 3}, device="cpu")
+    run_mask([scores], Path(where), p=(50,))
+    records = Path(where, "records")
+    run_evaluate([images], records, model=model, name="net", masks=[masks], device="cpu")
+    return texts(sorted(records.glob("*.parquet")))
+
+
+def test_a_study_of_shards_has_the_tables_of_a_folder(tree, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    Path("shards_net.py").write_text(NETWORK)
+    Path("names.txt").write_text("\n".join(CLASSES))
+    write_parquet("rows/0.parquet", tree)
+    write_tar("tars/0.tar", samples(tree, kind="json"))
+    expected = tables_of(FOLDER, "a")
+    assert any(name in expected["accuracy.csv"] for name in CLASSES)
+    assert tables_of(PARQUET, "b") == expected
+    assert tables_of(TARS | {"classes": "names.txt"}, "c") == expected
 
 
 def test_shards_are_read_from_many_threads_in_any_order(tree):
@@ -448,3 +483,17 @@ def test_recipes_say_nothing_that_is_not_set(tree):
     write_tar("tars/0.tar", samples(tree))
     flow = Workflow({"dataset": TARS, "models": {"m": {"source": "nets:build", "size": 16}}})
     assert flow.index(None) == Index(TARS | {"name": "webdataset"})
+
+
+def test_classes_in_another_order_than_the_outputs_are_named():
+    outputs = ["tench", "goldfish", "crane", "crane", "emu", "koala"]
+    as_shipped = ["tench, Tinca tinca", "Goldfish, Carassius auratus", "crane", "crane bird", "emu"]
+    check_order([*as_shipped, "koala, koala bear"], outputs)
+    check_order(as_shipped[:2], outputs)
+    check_order(["n01440764", "n01443537"], outputs)  # of which nobody can tell
+    check_order(["koala", "own", "names"], outputs)
+    check_order([], outputs)
+    check_order(as_shipped, [])
+    said = r"'emu' is its class 0, and output 4 of the network; set dataset.classes"
+    with pytest.raises(InputError, match=said):
+        check_order(["emu", "goldfish", "koala", "tench, Tinca tinca"], outputs)
