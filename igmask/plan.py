@@ -129,10 +129,11 @@ class Workflow:
         files = [Path(path) for path in dataset.tables.values()]
         digests = [_digest(path) for path in files + code_of(dataset.source)]
         if dataset.root and dataset.source in Dataset.FOLDERS:
-            names = sorted(images_below(dataset.root)) + class_folders(dataset.root)
             if ending := Dataset.ARCHIVES.get(dataset.source):
                 held = files_below(dataset.root, (ending,)).items()
                 names = [f"{name} {os.path.getsize(path)}" for name, path in held]
+            else:
+                names = sorted(images_below(dataset.root)) + class_folders(dataset.root)
             digests.append(hashlib.sha256("\n".join(names).encode("utf-8", "replace")).hexdigest())
         return " ".join(digests)
 
