@@ -12,8 +12,8 @@ import igmask
 
 # Imports run down: a room's modules import from their own room and from lower floors only.
 FLOORS = [
-    {"errors", "quadrature", "tracing", "zoo"},
-    {"plain", "progress"},
+    {"errors", "tracing", "zoo"},
+    {"plain", "progress", "quadrature"},
     {"kernels", "devices", "study"},
     {"arrays"},
     {"inputs"},

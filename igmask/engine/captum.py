@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
@@ -12,14 +12,23 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from igmask.engine.ig import checked_rule
+from igmask import quadrature
 from igmask.engine.network import Network, input_gradients, ordinary
-from igmask.engine.queue import Pairs, Rule, Tensors, at_least_1, batches, path_gradients
+from igmask.engine.queue import (
+    Pairs,
+    Tensors,
+    at_least_1,
+    batches,
+    outputs_at,
+    path_gradients,
+    path_outputs,
+)
 from igmask.engine.ready import check_model, prepare
 from igmask.engine.targets import checked_target, pick_target
 from igmask.errors import InputError
 from igmask.inputs import contract
 from igmask.kernels import on_device, wide
+from igmask.quadrature import Rule
 from igmask.tracing import running
 
 _BATCH_SIZE = 64  # of functions and of several inputs, whose memory is not known
@@ -92,21 +101,22 @@ class IntegratedGradients:
                    with more axes a tuple, or a list of N tuples, in which axes of length 1 at the
                    end may be left out; None for one output an example
         additional_forward_args: passed after the inputs, tensors by their rows
-        method:    a name of `quadrature.RULES` or of Captum's
+        method:    a name of `quadrature.RULES` or of Captum's, or `adaptive`: steps of each path
+                   where the output changes, see `quadrature.cells`
         internal_batch_size: most rows of one forward pass; None lets igmask choose
         return_convergence_delta: also return (N,) Σφ − (f(x) − f(b))
         raises     InputError for shapes that do not fit, an unknown method, or a bad target
         """
         xs = _checked_inputs(inputs)
         bs = _expand_baselines(xs, baselines)
-        rule = checked_rule(method, n_steps)
+        rule = quadrature.checked_rule(method, n_steps)
         extra = _as_tuple(additional_forward_args)
         target = checked_target(target, len(xs[0]))
         with torch.inference_mode(False):
             bs = tuple(map(ordinary, bs))
             if self.gradient_func is gradients:
                 xs = tuple(map(ordinary, xs))
-            paths = _Paths(xs, bs, target, extra, rule, internal_batch_size)
+            paths = _Paths(xs, bs, target, extra, method, rule, internal_batch_size)
             slopes, fault = self._slopes(paths)
             if fault:  # Captum would attribute it
                 warnings.warn(fault, stacklevel=3)
@@ -177,8 +187,17 @@ class _Paths:
     starts: Tensors
     target: Any
     extra: tuple[Any, ...]
+    method: str
     rule: Rule
     batch_size: int | None
+
+    def _rules(self, outputs: Callable[[], Tensor]) -> Sequence[Rule]:
+        """The steps of each example's path, by the outputs at the probes if they are asked for."""
+        if self.method != quadrature.ADAPTIVE:
+            return [self.rule] * len(self.ends[0])
+        n_steps = len(self.rule[0])
+        cells = (quadrature.cells(f, n_steps) for f in outputs().tolist())
+        return [quadrature.middles(edges) for edges in cells]
 
     def behind_the_stem(self, network: Network) -> Tensors:
         """Return the sums of gradients of a module with one input, by the engine."""
@@ -188,8 +207,9 @@ class _Paths:
         def pick(outputs: Tensor, owners: list[int], _: list[float]) -> Tensor:
             return pick_target(outputs, self.target, owners)
 
-        on_path = network, x, baseline, pick, self.rule
-        for i, slope in enumerate(path_gradients(*on_path, batch_size=self.batch_size)):
+        on_path, size = (network, x, baseline, pick), self.batch_size
+        rules = self._rules(lambda: path_outputs(*on_path, quadrature.PROBES, batch_size=size))
+        for i, slope in enumerate(path_gradients(*on_path, rules, batch_size=size)):
             slopes[i] = slope[0]
         return (slopes,)
 
@@ -215,9 +235,22 @@ class _Paths:
             with running(), first:
                 return gradient_func(f, *self._at(pairs))
 
-        least = contract.least_batch(device)
-        queue = batches(n_examples, self.rule, size=size, gradients=gradients_of, least=least)
-        for pairs, slopes in queue:
+        def outputs_of(pairs: Pairs) -> Tensors:
+            with running(), torch.no_grad():
+                points, targets, extra = self._at(pairs)
+                outputs = f(*points, *(extra or ()))
+            return (pick_target(outputs, targets, range(len(pairs.owners))),)
+
+        options: dict[str, Any] = {"size": size, "least": contract.least_batch(device)}
+        if self.method == quadrature.ADAPTIVE and gradient_func is not gradients:
+            raise InputError(
+                "method adaptive asks the function itself where it changes, and a gradient_func of "
+                "another, such as a layer's, does not say; choose a method with fixed steps"
+            )
+        rules = self._rules(
+            lambda: outputs_at(quadrature.PROBES, n_examples, outputs_of, device=device, **options)
+        )
+        for pairs, slopes in batches(rules, compute=gradients_of, **options):
             pairs.check(slopes)
             rows = on_device(pairs.owners, device)
             weights = on_device(pairs.weights, device, torch.float64)

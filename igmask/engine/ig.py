@@ -4,8 +4,9 @@
 completeness. queue.py has the sums along the paths, captum.py the class with Captum's signature.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,18 +14,23 @@ from torch import Tensor
 
 from igmask import quadrature
 from igmask.engine.network import Network, ordinary
-from igmask.engine.queue import NotFinite, Rule, at_least_1, path_gradients
+from igmask.engine.queue import NotFinite, at_least_1, path_gradients, path_outputs
 from igmask.engine.ready import is_training, prepare
 from igmask.engine.targets import classes_of
 from igmask.errors import InputError, integer
 from igmask.inputs.contract import check_classifier, check_scores
 from igmask.kernels import attribution_parts, grid, on_device, select, square_parts, square_scores
+from igmask.quadrature import Following, Refinement, Rule, Uniform, checked_rule, split, with_ends
 
 # name → of the logits of a batch, (B, classes), the f of each class.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "probability": lambda logits: logits.softmax(dim=1),
     "logit": lambda logits: logits,
 }
+
+
+# Of f(x) − f(b): what `skip` may lack of completeness before it takes all steps after all.
+_SHORT = 0.05
 
 
 @dataclass(frozen=True)
@@ -34,14 +40,20 @@ class Auto:
     completeness: largest |Σφ − (f(x) − f(b))| relative to |f(x) − f(b)|
     agreement:    least intersection over union of the masks before and after the last doubling,
                   of the squares with `side` that hold the top p % of the positive attribution
+    first:        None: 25, of the rule `adaptive` 17, the edges of 16 cells
     """
 
     completeness: float = 0.05
     agreement: float = 0.95
-    first: int = 25
+    first: int | None = None
     most: int = 800
     p: float = 50
     side: int = 3
+
+    def first_of(self, rule: str) -> int:
+        """Return how many steps of a rule come first."""
+        default = 17 if rule == quadrature.ADAPTIVE else 25
+        return default if self.first is None else self.first
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,7 @@ def integrated_gradients(
     precision: str = "fp32",
     engine: str = "eager",
     side: int | None = None,
+    skip: float | None = None,
 ) -> Attribution:
     """Return the attribution of a classifier's output to the pixels of its images.
 
@@ -108,7 +121,12 @@ def integrated_gradients(
     baselines: (n_baselines, N, C, H, W), averaged over the first axis; black if None
     target:    (N,) integer classes, a tensor, array or list, or one for all; the predicted if None
     of:        f, `probability` (softmax of the target class) or `logit`
-    rule, n_steps: see `quadrature.rule`; with `Auto`, as many as each image needs
+    rule, n_steps: see `quadrature.rule`; `adaptive` takes n_steps of each path where f changes,
+               which 16 forward passes tell (`quadrature.cells`); with `Auto`, as many as each
+               image needs
+    skip:      leave out steps where the softmax's slope p (1 − p) is less than this, 1e-4 say, as
+               16 forward passes tell; an image that then lacks more than 5 % of completeness has
+               them after all. For a probability, by a fixed rule and number of steps
     batch_size: (image, step) pairs of a forward pass; None: from the free memory
     precision, engine: see `ready.prepare`; `fp32` is the images' own, float64 say
     side:      of squares instead of pixels: see `attribute_squares`
@@ -120,7 +138,8 @@ def integrated_gradients(
     if of not in FUNCTIONS:
         raise InputError(f"unknown function {of!r}; choose from {', '.join(FUNCTIONS)}")
     side = at_least_1("the side of squares", side)
-    steps = _checked_steps(n_steps, side)
+    steps = _checked_steps(n_steps, rule, side)
+    _check_skip(skip, of, rule, steps)
     images, baselines = _checked_images(images, baselines)
     _check_network(model, images, precision, engine)
     classes = None if target is None else classes_of(target, len(images))
@@ -131,7 +150,7 @@ def integrated_gradients(
             check_classifier(model.answer, of=of)
             if classes is not None and len(images):
                 _check_classes(classes, n_classes=model.answer.outputs.shape[1])
-        study = _Study(model, images, baselines, classes, of, batch_size)
+        study = _Study(model, images, baselines, classes, of, batch_size, skip)
         return study.attribution(rule, steps, side)
 
 
@@ -147,13 +166,25 @@ def attribute_squares(
     return integrated_gradients(model, images, side=side, **options)
 
 
-def _checked_steps(n_steps: Any, side: int | None) -> int | Auto:
+def _checked_steps(n_steps: Any, rule: str, side: int | None) -> int | Auto:
     if not isinstance(n_steps, Auto):
         return integer("n_steps", n_steps, "an integer or igmask.Auto()")
     auto = n_steps if side is None else replace(n_steps, side=side)
-    if auto.most < 2 * auto.first:
+    if auto.most < 2 * auto.first_of(rule):
         raise InputError(f"{auto} leaves no room for one doubling")
     return auto
+
+
+def _check_skip(skip: float | None, of: str, rule: str, n_steps: int | Auto) -> None:
+    if skip is None:
+        return
+    if not 0 < skip <= 0.25:
+        raise InputError(f"skip is a slope p (1 − p), above 0 and at most 0.25; got {skip}")
+    if of != "probability" or rule == quadrature.ADAPTIVE or isinstance(n_steps, Auto):
+        raise InputError(
+            "skip leaves out steps of a fixed rule and number, of a probability; not with of "
+            f"{of!r}, rule {rule!r}, n_steps {n_steps}"
+        )
 
 
 def _checked_images(images: Any, baselines: Any) -> tuple[Tensor, Tensor]:
@@ -200,17 +231,6 @@ def _check_classes(classes: Tensor, n_classes: int) -> None:
         raise InputError(f"targets {least} … {most} do not fit a model of {n_classes} classes")
 
 
-def checked_rule(rule: str, n_steps: int, *, refined: bool = False) -> Rule:
-    """Return (positions, weights) of a rule, one that can be `refined`, or raise InputError."""
-    n_steps = integer("n_steps", n_steps)
-    try:
-        if refined:
-            quadrature.between(rule, n_steps)
-        return quadrature.rule(rule, n_steps)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-
-
 @dataclass
 class _Study:
     """One call of `integrated_gradients`: its images, and what is known of them so far."""
@@ -221,6 +241,7 @@ class _Study:
     target: Tensor | None
     of: str
     batch_size: int | None
+    skip: float | None = None
 
     def __post_init__(self) -> None:
         shape, device = (len(self.images),), self.images.device
@@ -231,6 +252,7 @@ class _Study:
         single = torch.promote_types(self.images.dtype, torch.float32)
         self._output = torch.zeros(shape, dtype=single, device=device)
         self._at_baseline = torch.zeros_like(self._output)  # of the baseline under way
+        self._left_out = torch.zeros(shape, dtype=torch.int64)  # steps, of all baselines
 
     def attribution(self, rule: str, n_steps: int | Auto, side: int | None) -> Attribution:
         """Return the attribution by so many steps of a rule, or by as many as are needed.
@@ -240,11 +262,18 @@ class _Study:
         if isinstance(n_steps, Auto):
             found = self._until_settled(rule, n_steps)
         else:
-            points = _with_ends(checked_rule(rule, n_steps))
+            fixed = checked_rule(rule, n_steps)
+
+            def rules(baseline: int) -> Sequence[Rule]:
+                if rule != quadrature.ADAPTIVE:
+                    return [fixed if self.skip is not None else with_ends(fixed)] * len(self.images)
+                cells = (quadrature.cells(f, n_steps) for f in self._probed(baseline))
+                return [quadrature.middles(edges) for edges in cells]
+
             if side is not None and len(self.baselines) == 1:
-                parts = self._of_squares(points, side)
+                parts = self._of_squares(rules, side)
                 return self._answer(parts, self._at_baseline, n_steps, of_squares=True)
-            found = self._answer(*self._of_pixels(points), n_steps)
+            found = self._answer(*self._of_pixels(rules), n_steps)
         if side is None:
             return found
         return replace(found, values=square_parts(found.values, side=side), of_squares=True)
@@ -252,45 +281,90 @@ class _Study:
     def _answer(
         self, values: Tensor, baseline_output: Tensor, n_steps: int, of_squares: bool = False
     ) -> Attribution:
-        steps = torch.full_like(self._predicted, n_steps)
+        steps = n_steps - self._left_out.to(values.device) // len(self.baselines)
         known = self._predicted, self._classes.clone(), self._output
         return Attribution(values, *known, baseline_output, steps, of_squares)
 
-    def _of_pixels(self, rule: Rule) -> tuple[Tensor, Tensor]:
-        """(φ, f at the baseline), averaged over the baselines."""
+    def _of_pixels(self, rules: Callable[[int], Sequence[Rule]]) -> tuple[Tensor, Tensor]:
+        """(φ, f at the baseline), averaged over the baselines; `rules` of each baseline."""
         values, baseline_output = torch.zeros_like(self.images), torch.zeros_like(self._output)
-        for baseline in self.baselines:
+        for number, baseline in enumerate(self.baselines):
             of_one = torch.empty_like(self.images)
-            for i, slope in enumerate(self._slopes(baseline, rule)):
+            for i, slope in enumerate(self._slopes(number, rules(number))):
                 of_one[i] = (self.images[i] - baseline[i]) * slope[0]
             values += of_one / len(self.baselines)
             baseline_output += self._at_baseline / len(self.baselines)
         return values, baseline_output
 
-    def _of_squares(self, rule: Rule, side: int) -> Tensor:
+    def _of_squares(self, rules: Callable[[int], Sequence[Rule]], side: int) -> Tensor:
         """The parts of the squares from the one baseline."""
         images, (baseline,) = self.images, self.baselines
         height, width = images.shape[2:]
         parts = self._output.new_empty((len(images), 2, *grid(height, width, side)))
-        for i, slope in enumerate(self._slopes(baseline, rule)):
+        for i, slope in enumerate(self._slopes(0, rules(0))):
             x, b = (t[i : i + 1].to(slope) for t in (images, baseline))
             parts[i] = attribution_parts(x, b, slope, side=side)[0]
         return parts
 
-    def _slopes(self, baseline: Tensor, rule: Rule) -> Iterator[Tensor]:
-        on_path = self.network, self.images, baseline, self._pick, rule
-        return path_gradients(*on_path, batch_size=self.batch_size)
+    def _slopes(self, number: int, rules: Sequence[Rule]) -> Iterator[Tensor]:
+        """The sums of gradients on the paths from a baseline, one of an image."""
+        if self.skip is None:
+            return self._sums(number, rules)
+        return self._skipping(number, rules, self.skip)
+
+    def _sums(self, number: int, rules: Sequence[Rule], first: int = 0) -> Iterator[Tensor]:
+        """The sums of so many images as there are rules, from the `first` on."""
+        images, baselines = (t[first:][: len(rules)] for t in (self.images, self.baselines[number]))
+
+        def pick(logits: Tensor, owners: list[int], alphas: list[float]) -> Tensor:
+            return self._pick(logits, [first + owner for owner in owners], alphas)
+
+        on_path = self.network, images, baselines, pick, rules
+        try:
+            yield from path_gradients(*on_path, batch_size=self.batch_size)
+        except NotFinite as error:
+            raise NotFinite(first + error.image, error.alpha, error.step) from None
+
+    def _skipping(self, number: int, rules: Sequence[Rule], least: float) -> Iterator[Tensor]:
+        """The sums of the steps that count; of all where those fall short of completeness."""
+        parts = [
+            split(rule, quadrature.steep(rule, p, least))
+            for rule, p in zip(rules, self._probed(number), strict=True)
+        ]
+        baseline, change = self.baselines[number], self._output - self._at_baseline
+        for i, slope in enumerate(self._sums(number, [kept for kept, _ in parts])):
+            left = parts[i][1]
+            total = ((self.images[i] - baseline[i]) * slope[0]).double().sum()
+            is_short = (total - change[i]).abs() > _SHORT * change[i].abs()
+            if left[0] and is_short:
+                [rest] = self._sums(number, [left], first=i)
+                slope = slope + rest
+            else:
+                self._left_out[i] += len(left[0])
+            yield slope
+
+    def _probed(self, number: int) -> list[list[float]]:
+        """f at the probes of each image's path from a baseline, by forward passes alone."""
+        return path_outputs(
+            self.network,
+            self.images,
+            self.baselines[number],
+            self._pick,
+            quadrature.PROBES,
+            batch_size=self.batch_size,
+        ).tolist()
 
     def _until_settled(self, rule: str, auto: Auto) -> Attribution:
         """As many steps as `auto` asks for, image by image."""
-        points = _with_ends(checked_rule(rule, auto.first, refined=True))
-        found = self._answer(*self._of_pixels(points), auto.first)
+        steps: Refinement
+        if rule == quadrature.ADAPTIVE:
+            probed = [self._probed(number) for number in range(len(self.baselines))]
+            steps = Following(probed, auto.first_of(rule))
+        else:
+            steps = Uniform(rule, auto.first_of(rule), len(self.images))
+        found = self._answer(*self._of_pixels(steps.rules), steps.n_steps)
         open_images = torch.arange(len(self.images))
-        while len(open_images):
-            n_steps = int(found.n_steps[open_images[0]])
-            positions, weights, doubled = quadrature.between(rule, n_steps)
-            if doubled > auto.most:
-                break
+        while len(open_images) and steps.finer() <= auto.most:
             before = found.values[open_images]
             part = replace(
                 self,
@@ -298,13 +372,14 @@ class _Study:
                 baselines=self.baselines[:, open_images],
                 target=self._classes[open_images],
             )
+            at = open_images.tolist()
             try:
-                between, _ = part._of_pixels((positions, weights))
+                between, _ = part._of_pixels(partial(steps.between, images=at))
             except NotFinite as error:
-                image = int(open_images[error.image])
-                raise NotFinite(image, error.alpha, error.step) from None
+                raise NotFinite(at[error.image], error.alpha, error.step) from None
+            steps.refine()
             found.values[open_images] = (before + between) / 2
-            found.n_steps[open_images] = doubled
+            found.n_steps[open_images] = steps.n_steps
             agreement = overlap(before, found.values[open_images], p=auto.p, side=auto.side)
             inexact = found.relative_completeness[open_images].nan_to_num(0)
             settled = (agreement >= auto.agreement) & (inexact <= auto.completeness)
@@ -323,13 +398,6 @@ class _Study:
         self._output[rows[image]] = value[image]
         self._at_baseline[rows[baseline]] = value[baseline]
         return picked
-
-
-def _with_ends(rule: Rule) -> Rule:
-    """The positions with 1 and 0 first, of weight zero where the rule does without them."""
-    weights = dict(zip(*rule, strict=True))
-    ordered = {1.0: weights.pop(1.0, 0.0), 0.0: weights.pop(0.0, 0.0)} | weights
-    return list(ordered), list(ordered.values())
 
 
 def overlap(before: Tensor, after: Tensor, *, p: float, side: int = 3) -> Tensor:

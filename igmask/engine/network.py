@@ -112,6 +112,12 @@ class Network:
         with self._running():
             return self._scaled(f, points)
 
+    def outputs(self, points: tuple[Tensor, ...]) -> Tensor:
+        """Return what the network says at points, which may be overwritten; forward alone."""
+        with torch.no_grad(), self._running():
+            outputs = self._trunk(*points)
+        return outputs.float() if self.dtype is not None else outputs
+
     def _scaled(self, f: Callable[..., Tensor], points: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The gradients of f, for fp16 by way of the largest power of two that overflows none."""
         if self.dtype is not torch.float16:

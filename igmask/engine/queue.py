@@ -1,12 +1,14 @@
 """One queue of (image, step) pairs, in batches, from which sums along paths come back.
 
 `batches` is the queue itself: pairs of an image next to each other, batches of one size whatever
-the number of steps or images, halved where memory runs out. `path_gradients` sends it behind the
-affine stem of a network; captum.py sends it through functions that have none.
+the number of steps or images, halved where memory runs out. `path_gradients` and `path_outputs`
+send it behind the affine stem of a network; captum.py sends it through functions that have none.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -26,12 +28,12 @@ from igmask.kernels import (
     spans_of,
     wide,
 )
+from igmask.quadrature import Rule
 
 # Of the outputs of a batch, with the image and the α of each of its rows, what is attributed: (B,).
 Pick = Callable[[Tensor, list[int], list[float]], Tensor]
 
 Tensors = tuple[Tensor, ...]
-Rule = tuple[Sequence[float], Sequence[float]]  # positions and weights of the steps of a path
 
 
 class NotFinite(InputError):
@@ -73,46 +75,50 @@ class Pairs:
 
 
 def batches(
-    n_images: int,
-    rule: Rule,
+    rules: Sequence[Rule],
     *,
     size: int,
-    gradients: Callable[[Pairs], Tensors],
+    compute: Callable[[Pairs], Tensors],
     least: int = 1,
     padded: bool = False,
 ) -> Iterator[tuple[Pairs, Tensors]]:
-    """Yield the queue's batches, each with its gradients.
+    """Yield the queue's batches, each with what is computed of it.
 
-    size:      of a batch; the last is what is left, or `padded` by its last pair at weight zero
-    least:     rows of a batch; see `contract.least_batch`
-    gradients: of a batch, which is halved and tried again where memory runs out
+    rules:   of each image, one step at least
+    size:    of a batch; the last is what is left, or `padded` by its last pair at weight zero
+    least:   rows of a batch; see `contract.least_batch`
+    compute: gradients, say, of a batch, which is halved and tried again where memory runs out
     """
-    (positions, weights), n_steps = rule, len(rule[0])
-    start, n_pairs = 0, n_images * n_steps
+    ends = list(accumulate(len(positions) for positions, _ in rules))
+    start, n_pairs = 0, ends[-1] if ends else 0
     while start < n_pairs:
         n_live = min(size, n_pairs - start)
         n_rows = max(least, size if padded else n_live)
         rows = [min(start + row, n_pairs - 1) for row in range(n_rows)]
-        steps = [row % n_steps for row in rows]
+        owners = [bisect_right(ends, row) for row in rows]
+        steps = [row - ends[i] + len(rules[i][0]) for row, i in zip(rows, owners, strict=True)]
+        pairs_of = list(zip(owners, steps, strict=True))
         pairs = Pairs(
             start,
-            owners=[row // n_steps for row in rows],
+            owners=owners,
             steps=steps,
-            alphas=[positions[step] for step in steps],
-            weights=[weights[step] if row < n_live else 0.0 for row, step in enumerate(steps)],
-            n_done=(start + n_live) // n_steps,
+            alphas=[rules[i][0][step] for i, step in pairs_of],
+            weights=[
+                rules[i][1][step] if row < n_live else 0.0 for row, (i, step) in enumerate(pairs_of)
+            ],
+            n_done=bisect_right(ends, start + n_live),
         )
-        slopes: Tensors | None = None
+        found: Tensors | None = None
         try:
-            slopes = gradients(pairs)
+            found = compute(pairs)
         except RuntimeError as error:  # on a CPU of no kind of its own
             out = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
             if not out or size == 1:
                 raise
-        if slopes is None:  # out of the block, whose traceback holds on to the batch
+        if found is None:  # out of the block, whose traceback holds on to the batch
             size = halved(size)
         else:
-            yield pairs, slopes
+            yield pairs, found
             start += n_live
 
 
@@ -136,7 +142,7 @@ def path_gradients(
     images: Tensor,
     baselines: Tensor,
     pick: Pick,
-    rule: Rule,
+    rules: Sequence[Rule],
     *,
     batch_size: int | None = None,
 ) -> Iterator[Tensor]:
@@ -146,30 +152,92 @@ def path_gradients(
 
     images, baselines: (N, C, H, W)
     pick:              which number of the outputs to attribute; called batch by batch
+    rules:             of each image, one step at least
     batch_size:        None: from the free memory
     raises             NotFinite; on a GPU, behind the last image
     """
-    size, n_steps = at_least_1("the batch size", batch_size), len(rule[0])
-    if not (n_pairs := len(images) * n_steps):
+    if not (size := _size(network, images, rules, batch_size)):
         return
-    size = size or network.batch_size(images)
-    if network.engine == "eager":  # for the others each shape costs
-        size = -(-n_pairs // -(-n_pairs // size))  # the same number of batches, evenly filled
-    paths = _Paths(network, images, baselines, pick, n_slots=-(-size // n_steps) + 1)
-    least, ask = least_batch(images.device), paths.gradients
-    queue = batches(len(images), rule, size=size, gradients=ask, least=least, padded=True)
+    paths = _Paths(network, images, baselines, pick, n_slots=_n_slots(size, rules))
     finite: list[Tensor] = []
-    for pairs, slopes in queue:
+    least = least_batch(images.device)
+    for pairs, slopes in batches(
+        rules, size=size, compute=paths.gradients, least=least, padded=True
+    ):
         paths.add(slopes, pairs.weights)
         for image in range(len(finite), pairs.n_done):
             total = paths.total(image)
             finite.append(torch.stack([t.isfinite().all() for t in total]).all())
             # To look at it is to wait for a GPU, and to let it wait for the next batch.
             if not images.is_cuda and not finite[-1]:
-                raise paths.not_finite(image, rule)
+                raise paths.not_finite(image, rules[image])
             yield paths.to_pixels(image, total)
     if images.is_cuda and not all(known := torch.stack(finite).tolist()):
-        raise paths.not_finite(known.index(False), rule)
+        raise paths.not_finite(image := known.index(False), rules[image])
+
+
+def path_outputs(
+    network: Network,
+    images: Tensor,
+    baselines: Tensor,
+    pick: Pick,
+    positions: Sequence[float],
+    *,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Return f(b + α (x − b)) at each position α, (N, len(positions)) float64; forward passes only.
+
+    The arguments are those of `path_gradients`.
+    """
+    n_images, device = len(images), images.device
+    size = _size(network, images, rules := [_asked(positions)] * n_images, batch_size)
+    if size is None:
+        return torch.zeros(n_images, len(positions), dtype=torch.float64, device=device)
+    paths = _Paths(network, images, baselines, pick, n_slots=_n_slots(size, rules))
+    options: dict[str, Any] = {"least": least_batch(device), "padded": True, "size": size}
+    return outputs_at(positions, n_images, paths.outputs, device=device, **options)
+
+
+def outputs_at(
+    positions: Sequence[float],
+    n_images: int,
+    compute: Callable[[Pairs], Tensors],
+    *,
+    device: torch.device,
+    **options: Any,
+) -> Tensor:
+    """Return what is computed of each image's path at the positions, (N, len(positions)) float64.
+
+    compute: (values,), (B,) of a batch;  options: of `batches`
+    """
+    rules = [_asked(positions)] * n_images
+    found = torch.zeros(n_images * len(positions), dtype=torch.float64, device=device)
+    for pairs, (values,) in batches(rules, compute=compute, **options):
+        rest = found[pairs.start : pairs.start + len(values)]  # after which are rows that only fill
+        rest[:] = values[: len(rest)]
+    return found.reshape(n_images, len(positions))
+
+
+def _asked(positions: Sequence[float]) -> Rule:
+    return positions, [0.0] * len(positions)
+
+
+def _size(
+    network: Network, images: Tensor, rules: Sequence[Rule], batch_size: int | None
+) -> int | None:
+    """How many pairs a batch takes; None where there are no pairs."""
+    size, n_pairs = at_least_1("the batch size", batch_size), sum(len(rule[0]) for rule in rules)
+    if not n_pairs:
+        return None
+    size = size or network.batch_size(images)
+    if network.engine == "eager":  # for the others each shape costs
+        size = -(-n_pairs // -(-n_pairs // size))  # the same number of batches, evenly filled
+    return size
+
+
+def _n_slots(size: int, rules: Sequence[Rule]) -> int:
+    """How many images a batch meets at most, and one more."""
+    return -(-size // min(len(positions) for positions, _ in rules)) + 1
 
 
 class _Paths:
@@ -187,13 +255,28 @@ class _Paths:
 
     def gradients(self, pairs: Pairs) -> Tensors:
         """Return the gradient at each point of a batch, which `add` then takes."""
+        points = self._points(pairs)
+        slopes = self._network.gradients(
+            points, lambda outputs: self._pick(outputs, pairs.owners, pairs.alphas)
+        )
+        # Here, where memory may run out: `add` takes none.
+        forms = [memory_format_of(total) for total in self._totals]
+        laid_out = zip(slopes, forms, strict=True)
+        return tuple(slope.contiguous(memory_format=form) for slope, form in laid_out)
+
+    def outputs(self, pairs: Pairs) -> Tensors:
+        """Return (f,) at each point of a batch, (B,)."""
+        outputs = self._network.outputs(self._points(pairs))
+        return (self._pick(outputs, pairs.owners, pairs.alphas).detach(),)
+
+    def _points(self, pairs: Pairs) -> Tensors:
+        """The points of a batch behind stem and head."""
         self._open(pairs.owners[-1])
         head, dtype = self._network.split.head, self._network.dtype
         device = self._ends[0].device
         spans = spans_of([owner % self._n_slots for owner in pairs.owners], self._n_slots, device)
         positions = on_device(pairs.alphas, device, torch.float64)
-        ends = zip(self._starts, self._ends, strict=True)
-        taken = None
+        ends, taken = zip(self._starts, self._ends, strict=True), None
         if head.pool is None:
             points = tuple(
                 path_points(start, end, spans, positions, activation=head.activation, dtype=dtype)
@@ -202,16 +285,8 @@ class _Paths:
         else:
             pooled, taken = pooled_points(*next(ends), spans, positions, head.pool, dtype=dtype)
             points = (pooled,)
-        slopes = self._network.gradients(
-            points, lambda outputs: self._pick(outputs, pairs.owners, pairs.alphas)
-        )
-        # Here, where memory may run out: `add` takes none.
-        forms = [memory_format_of(total) for total in self._totals]
-        slopes = tuple(
-            s.contiguous(memory_format=form) for s, form in zip(slopes, forms, strict=True)
-        )
         self._batch = spans, positions, taken
-        return slopes
+        return points
 
     def _open(self, last: int) -> None:
         """Send the images up to `last` that are new, and their baselines, through the stem."""
@@ -268,7 +343,7 @@ class _Paths:
         )
         steps = sorted(step for step in zip(*rule, strict=True) if step[1])
         alphas, weights = zip(*steps, strict=True)
-        for pairs, slopes in batches(1, (alphas, weights), size=1, gradients=paths.gradients):
+        for pairs, slopes in batches([(alphas, weights)], size=1, compute=paths.gradients):
             paths.add(slopes, pairs.weights)
             if not all_finite(paths.total(0)):
                 return NotFinite(image, pairs.alphas[0], pairs.steps[0] + 1)

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from igmask import quadrature
 from igmask.devices import pick_device
-from igmask.engine.ig import Attribution, checked_rule
+from igmask.engine.ig import Attribution
 from igmask.errors import InputError, refusing
 from igmask.inputs import baselines, models
 from igmask.inputs.classes import (
@@ -81,7 +82,7 @@ def explain(
     read = _read(image_path, model)
     baselines.check(attribution.baseline, model.geometry)
     if isinstance(attribution.n_steps, int):
-        checked_rule(attribution.rule, attribution.n_steps)
+        quadrature.checked_rule(attribution.rule, attribution.n_steps)
     where = pick_device(device)
     network = models.load(model, device=where)
     n_classes = models.n_classes(network, model, read[None])

@@ -100,9 +100,9 @@ def attribute(
 
 
 def _said(asked: settings.Attribution) -> dict[str, Any]:
-    """What the records say of all settings; of the method where it is none of old."""
-    said = plain(asked)
-    return said if "method" in counting(asked) else {k: v for k, v in said.items() if k != "method"}
+    """What the records say of all settings; of those that came later where they matter."""
+    matter = counting(asked)
+    return {k: v for k, v in plain(asked).items() if k not in ("method", "skip") or k in matter}
 
 
 def _asking(
@@ -144,4 +144,4 @@ def arguments(recipe: Attribute, pixels: Tensor, labels: Any, positions: Any) ->
         "baselines": baselines.make(asked, pixels, **about, positions=places, seed=recipe.seed),
         "target": labels if asked.target == "label" and (labels != NO_LABEL).all() else None,
         "n_steps": n_steps,
-    } | {name: getattr(asked, name) for name in ("of", "rule", "precision")}
+    } | {name: getattr(asked, name) for name in ("of", "rule", "skip", "precision")}

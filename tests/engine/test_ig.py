@@ -404,7 +404,7 @@ def test_the_steps_recorded_are_those_of_the_rule(easy_and_hard, rule, target):
 @pytest.mark.parametrize("rule", ["middle", "gauss-legendre"])
 def test_rules_that_share_no_points_with_their_refinements_are_refused(network, rule):
     images = torch.rand(1, 3, 9, 9, dtype=torch.float64)
-    with pytest.raises(InputError, match=f"right, left and trapezoid, not '{rule}'"):
+    with pytest.raises(InputError, match=f"right, left, trapezoid and adaptive, not '{rule}'"):
         integrated_gradients(network, images, rule=rule, n_steps=Auto())
 
 

@@ -8,8 +8,12 @@ from igmask.engine.queue import NotFinite, batches
 RULE = [0.25, 0.5, 1.0], [0.2, 0.3, 0.5]
 
 
-def queued(n_images, gradients=lambda pairs: (torch.tensor(pairs.alphas),), **options):
-    return [pairs for pairs, _ in batches(n_images, RULE, gradients=gradients, **options)]
+def positions_of(pairs):
+    return (torch.tensor(pairs.alphas),)
+
+
+def queued(n_images, compute=positions_of, **options):
+    return [pairs for pairs, _ in batches([RULE] * n_images, compute=compute, **options)]
 
 
 def test_pairs_of_an_image_are_next_to_each_other_and_the_last_batch_is_what_is_left():
@@ -32,6 +36,14 @@ def test_a_batch_has_the_least_number_of_rows():
     assert [batch.weights for batch in found] == [[0.2, 0.0], [0.3, 0.0], [0.5, 0.0]]
     *_, last = queued(1, size=2, least=2)
     assert (last.steps, last.weights) == ([2, 2], [0.5, 0.0])
+
+
+def test_each_image_has_steps_of_its_own():
+    rules = [RULE, ([0.5], [1.0]), ([0.1, 0.9], [0.5, 0.5])]
+    first, last = (pairs for pairs, _ in batches(rules, size=4, compute=positions_of))
+    assert (first.owners, first.steps, first.n_done) == ([0, 0, 0, 1], [0, 1, 2, 0], 2)
+    assert (first.alphas, first.weights) == ([0.25, 0.5, 1.0, 0.5], [0.2, 0.3, 0.5, 1.0])
+    assert (last.owners, last.steps, last.n_done) == ([2, 2], [0, 1], 3)
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -599,7 +599,7 @@ def test_what_follows_the_stem_is_taken_along(name, images, baselines):
             images,
             baselines,
             lambda outputs, *_: outputs[:, 0],
-            ([0.25, 0.5, 1], [0.25, 0.25, 0.5]),
+            [([0.25, 0.5, 1], [0.25, 0.25, 0.5])] * len(images),
             batch_size=4,
         )
     )
@@ -608,7 +608,7 @@ def test_what_follows_the_stem_is_taken_along(name, images, baselines):
         images,
         baselines,
         lambda outputs, *_: outputs[:, 0],
-        ([0.25, 0.5, 1], [0.25, 0.25, 0.5]),
+        [([0.25, 0.5, 1], [0.25, 0.25, 0.5])] * len(images),
     )
     torch.testing.assert_close(found, list(expected))
 
@@ -739,7 +739,7 @@ def test_relus_take_along_what_comes_before_them(block, n_fused, precision):
                     images,
                     torch.zeros_like(images),
                     lambda o, *_: o[:, 0].float(),
-                    ([0.5, 1], [0.5, 0.5]),
+                    [([0.5, 1], [0.5, 0.5])] * len(images),
                 )
             )
         )

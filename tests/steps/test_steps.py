@@ -304,9 +304,19 @@ def test_records_are_kept_where_files_have_one_name_only(study, monkeypatch):
         pd.testing.assert_frame_equal(found, expected)
 
 
-@pytest.mark.parametrize("baseline", ["black", "uniform"])
-def test_masks_and_predictions_do_not_depend_on_shards(study, baseline):
-    attribution = ATTRIBUTION | {"baseline": baseline, "n_baselines": 2}
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"baseline": "uniform", "n_baselines": 2},
+        {"rule": "adaptive"},
+        {"rule": "adaptive", "n_steps": "auto"},
+        {"skip": 1e-3},
+    ],
+    ids=lambda asked: " ".join(map(str, asked.values())) or "black",
+)
+def test_masks_and_predictions_do_not_depend_on_shards(study, asked):
+    attribution = ATTRIBUTION | asked
     whole = run(study / "one", attribution=attribution)
     expected = {name: records_in(study / "one", name)[0] for name in CONDITIONS}
     for shards in (4, 17):

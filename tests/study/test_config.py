@@ -35,6 +35,7 @@ def test_defaults_are_the_experiment_as_published():
         "n_baselines": 10,
         "rule": "right",
         "n_steps": 50,
+        "skip": None,
         "tolerance": 0.05,
         "agreement": 0.95,
         "most_steps": 800,
@@ -236,6 +237,19 @@ def test_automatic_steps_need_a_rule_that_can_be_refined():
     assert config.parse(settings).attribution.n_steps == "auto"
     settings["attribution"]["rule"] = "middle"
     with pytest.raises(InputError, match="not 'middle'"):
+        config.parse(settings)
+    settings["attribution"]["rule"] = "adaptive"
+    assert config.parse(settings).attribution.rule == "adaptive"
+
+
+@pytest.mark.parametrize(
+    "others", [{"rule": "adaptive"}, {"n_steps": "auto"}, {"of": "logit"}], ids=str
+)
+def test_skip_is_for_fixed_steps_of_a_probability(others):
+    settings = changed("attribution", {"skip": 1e-4, "rule": "middle"})
+    assert config.parse(settings).attribution.skip == 1e-4
+    settings["attribution"] |= others
+    with pytest.raises(InputError, match=r"attribution\.skip: leaves out steps of a fixed rule"):
         config.parse(settings)
 
 

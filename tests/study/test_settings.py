@@ -25,7 +25,7 @@ def choices(*path):
     ("path", "names"),
     [
         (("attribution", "of"), ig.FUNCTIONS),
-        (("attribution", "rule"), quadrature.RULES),
+        (("attribution", "rule"), (*quadrature.RULES, quadrature.ADAPTIVE)),
         (("attribution", "precision"), network.PRECISIONS),
         (("attribution", "method"), methods.METHODS),
         (("compute", "engine"), network.ENGINES),
