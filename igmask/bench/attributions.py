@@ -7,7 +7,6 @@ without a time.
 """
 
 import contextlib
-import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from igmask.bench.pages import (
     Cell,
     Row,
     describe,
+    kept,
     mib_of,
     ms,
     of,
@@ -253,22 +253,6 @@ def _label(row: Row) -> str:
     return row["model"] + row["contestant"].removeprefix("igmask")
 
 
-def _kept(path: Path, result: dict[str, Any]) -> list[Row]:
-    """The rows at `path` of other networks, if they are of the same machine and setting."""
-    if not path.is_file():
-        return []
-    before = json.loads(path.read_text("utf-8"))
-    setting = [_setting(found) for found in (before, result)]
-    measured = {row["model"] for row in result["rows"]}
-    rows = [row for row in before["rows"] if row["model"] not in measured]
-    return rows if setting[0] == setting[1] else []
-
-
-def _setting(result: dict[str, Any]) -> Row:
-    machine = {key: value for key, value in result["machine"].items() if key != "date"}
-    return machine | {key: result["rows"][0][key] for key in ("n_images", "n_steps")}
-
-
 def to_markdown(result: dict[str, Any]) -> str:
     """Return the result as a page: the speed-ups, then every row."""
     machine, rows = result["machine"], result["rows"]
@@ -328,7 +312,8 @@ def write(result: dict[str, Any], folder: Path, command: str) -> list[Path]:
     """
     stem = folder / f"attribution-{result['machine']['kind']}"
     rows = [row | {"command": command} for row in result["rows"]]
-    result = result | {"rows": _kept(stem.with_suffix(".json"), result) + rows}
+    before = kept(stem.with_suffix(".json"), result, "n_images", "n_steps")
+    result = result | {"rows": before + rows}
     compared = summary(result["rows"])
     return write_beside(
         stem,

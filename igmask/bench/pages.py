@@ -31,12 +31,32 @@ def write_beside(
 
     bars, labels, title: as `draw_bars` takes them; the device is added to the title
     """
-    paths = [stem.with_suffix(suffix) for suffix in (".json", ".md", ".png")]
+    paths, picture = write_result(stem, result, page), stem.with_suffix(".png")
+    draw_bars(picture, bars, labels=labels, title=f"{title}, {result['machine']['device']}")
+    return [*paths, picture]
+
+
+def write_result(stem: Path, result: dict[str, Any], page: str) -> list[Path]:
+    """Write the result as stem.json and stem.md; return their paths."""
+    paths = [stem.with_suffix(suffix) for suffix in (".json", ".md")]
     write_text(paths[0], json.dumps(result, indent=1) + "\n")
     write_text(paths[1], page)
-    device = result["machine"]["device"]
-    draw_bars(paths[2], bars, labels=labels, title=f"{title}, {device}")
     return paths
+
+
+def kept(path: Path, result: dict[str, Any], *keys: str) -> list[Row]:
+    """Return the rows at `path` of other networks, if of the same machine and of alike `keys`."""
+    if not path.is_file():
+        return []
+    before = json.loads(path.read_text("utf-8"))
+    made = [
+        {key: value for key, value in found["machine"].items() if key != "date"}
+        | {key: found["rows"][0][key] for key in keys}
+        for found in (before, result)
+    ]
+    measured = {row["model"] for row in result["rows"]}
+    rows = [row for row in before["rows"] if row["model"] not in measured]
+    return rows if made[0] == made[1] else []
 
 
 def describe(device: str, threads: int, packages: tuple[str, ...]) -> dict[str, Any]:

@@ -337,7 +337,7 @@ def inspect(model: str, size: int | None, device: str) -> None:
 
 @app.command()
 @click.argument("models", nargs=-1)
-@count("--n-images", "Images attributed together.", default=4)
+@count("--n-images", "Images, of quality 32, else 4, attributed together.")
 @count("--n-steps", "Steps m.", default=50)
 @count("--repeats", "Times each way is run; the median counts.", default=5)
 @click.option(
@@ -351,6 +351,7 @@ def inspect(model: str, size: int | None, device: str) -> None:
     "--compile/--no-compile", "compiled", default=None,
     help="Kernels beside torch.compile, too; on a GPU by default.",
 )  # fmt: skip
+@configfile
 @setting("compute", "device")
 @count("--threads", "CPU threads; all by default.")
 @output("benchmarks/results")
@@ -363,18 +364,28 @@ def bench(models: tuple[str, ...], output: Path, **options: Any) -> None:
     resnet50, densenet121, vit_b_16; all of them by default. Needs Captum (pip install -e
     '.[bench]'), and a machine with nothing else to do.
 
-    `igmask bench kernels` instead sets each Triton kernel beside PyTorch, eager and compiled, and
+    `igmask bench quality [MODEL]...` instead measures the time to a given quality, of the networks
+    and images of a configuration: how near igmask's rules and Captum's come to the converged
+    attributions and masks, in how much time.
+
+    `igmask bench kernels` sets each Triton kernel beside PyTorch, eager and compiled, and
     beside a copy of as many bytes. Without a GPU it only shows that it works.
     """
-    from igmask.bench import attributions, kernels
+    from igmask.bench import attributions, kernels, quality, reached
 
     write: Callable[..., list[Path]]
-    if models == ("kernels",):
-        _leave_out(options, "repeats", "budget_s", of="kernels")
+    usual = quality.N_IMAGES if models[:1] == ("quality",) else 4
+    options["n_images"] = options["n_images"] or usual
+    if models[:1] == ("quality",):
+        _leave_out(options, "n_steps", "budget_s", "skip", "compiled", of="quality")
+        study = config.parse(read_settings(str(options.pop("configfile") or config.default_file())))
+        measured, write = quality.measure(study, models[1:], **options), reached.write
+    elif models == ("kernels",):
+        _leave_out(options, "repeats", "budget_s", "configfile", of="kernels")
         use_threads(None, None, options.pop("threads"))
         measured, write = kernels.measure(**options), kernels.write
     else:
-        _leave_out(options, "compiled", of="attributions")
+        _leave_out(options, "compiled", "configfile", of="attributions")
         measured = attributions.measure(models or attributions.MODELS, **options)
         write = attributions.write
     command = shlex.join(["igmask", *sys.argv[1:]])

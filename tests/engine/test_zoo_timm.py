@@ -1,7 +1,9 @@
 """A model of every family of timm against Captum, with weights drawn at random.
 
 In float64 the two agree. In float32 both are off from that, ours by little more in the median of
-some images: near the kink of a ReLU either may take another side.
+some images. Near the kink of a ReLU either may take another side, a thousandth at once, and
+convolutions that round more do so for more images: where those of the layout do that is faster,
+Captum on the model in that layout is what ours is compared with.
 
 Many minutes of work, so not run unless asked for:
 `pip install timm==1.0.31 && pytest -m zoo -k timm`.
@@ -152,17 +154,22 @@ def test_attributions_are_captums(rows, family, monkeypatch):
     split = prepare(model, images.double(), precision="fp32").split
     error = float((found - expected).norm() / expected.norm())
     model.float()
-    ours, theirs = (
-        (by(model, images).double() - expected).flatten(1).norm(dim=1).median()
-        for by in (by_igmask, by_captum)
-    )
-    more = float(ours / theirs)
+
+    def median_error(found: torch.Tensor) -> float:
+        return float((found.double() - expected).flatten(1).norm(dim=1).median())
+
+    ours = median_error(by_igmask(model, images))
+    more = ours / median_error(by_captum(model, images))
+    said = f"{more:.2f}"
+    if more > 2.5:
+        last = images.contiguous(memory_format=torch.channels_last)
+        more = ours / median_error(by_captum(model.to(memory_format=torch.channels_last), last))
+        said += f", in its layout {more:.2f}"
     norms = sum(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
     ends = ", ".join(split.ends) or f"none: {split.why_not}"
     rows.append(
         f"| {family} | {FAMILIES[family]} | {size[-1]}² | {ends} | {', '.join(split.begins[:2])} "
-        f"| {split.n_folded} of {norms} | {split.by} | {split.seconds:.1f} | {error:.0e} "
-        f"| {more:.2f} |"
+        f"| {split.n_folded} of {norms} | {split.by} | {split.seconds:.1f} | {error:.0e} | {said} |"
     )
     if path := os.environ.get("IGMASK_TIMM_TABLE"):
         Path(path).write_text(table(rows))
@@ -217,7 +224,9 @@ black baseline, rule right, m = {N_STEPS}. *Stem* says where it ends, *then* wha
 two), *folded* how many batch norms went into the layers before them, *by* what took the graph, *s*
 the seconds of taking, cutting and comparing it; the error is the norm of the difference to Captum
 relative to its norm, in float64; *float32* is our error there over Captum's, medians of {N_IMAGES}
-images.
+images. Where that is large, more of the images meet the kink of a ReLU, at which the gradient jumps
+by about a thousandth: in the layout that igmask takes, channels-last, oneDNN's convolutions round
+more. *In its layout* is ours over that of Captum on the model in channels-last.
 
 | family | model | pixels | stem | then | folded | by | s | error | float32 |
 |---|---|---|---|---|---|---|---|---|---|

@@ -1,0 +1,269 @@
+"""How near attributions come to the converged ones, and in what time: igmask and Captum in turns.
+
+A setting is a rule with its number of steps. Of each, on trained networks and images of a study:
+seconds an image beside the intersection over union of its masks with the converged ones, the error
+of φ, and how many masked images are predicted as with the converged mask.
+"""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from igmask.bench.pages import Row, describe
+from igmask.devices import n_cores, take_device
+from igmask.engine.ig import Auto, integrated_gradients
+from igmask.engine.network import Network
+from igmask.engine.ready import keep_freed_memory, prepare
+from igmask.errors import InputError
+from igmask.inputs import models, sample
+from igmask.inputs.data import index, opener
+from igmask.kernels import select, square_scores
+from igmask.progress import progress, say
+from igmask.study.settings import Model, Study
+
+N_IMAGES = 32
+CONVERGED = 1200  # steps of the reference, each at the middle of its share of the path
+_P = (50, 90)
+_PACKAGES = ("igmask", "torch", "captum", "numpy")
+
+_CAPTUM_RULES = ("riemann_right", "riemann_middle", "riemann_trapezoid", "gausslegendre")
+_CAPTUM_STEPS = (15, 25, 50, 100, 200)
+_CAPTUM_GROUP, CAPTUM_BATCHES = 4, (4, 8, 16, 32, 64)  # images a call; its internal_batch_size
+_STEPS = {
+    "right": (15, 25, 50, 100, 200),
+    "adaptive": (9, 12, 14, 16, 18, 20, 23, 26, 30, 35, 40, 50, 70, 100),
+}
+_GROUP = 16  # images a call, as in a study
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to attribute: whose, by which rule, in how many steps; `options` of igmask alone."""
+
+    who: str
+    rule: str
+    steps: int | str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def curve(self) -> str:
+        """The name of the ways that differ from this in the number of steps alone."""
+        return f"{self.who} {self.rule}"
+
+
+def _ways() -> list[Way]:
+    captum = [Way("captum", rule, m) for rule, m in product(_CAPTUM_RULES, _CAPTUM_STEPS)]
+    fixed = [Way("igmask", rule, m) for rule, steps in _STEPS.items() for m in steps]
+    auto = [
+        Way("igmask", rule, f"auto {agreement}", (("n_steps", Auto(agreement=agreement)),))
+        for rule, agreement in product(_STEPS, (0.9, 0.95))
+    ]
+    return [*captum, *fixed, *auto, Way("igmask", "right, skip 1e-4", 50, (("skip", 1e-4),))]
+
+
+def measure(
+    study: Study,
+    names: tuple[str, ...],
+    *,
+    n_images: int,
+    repeats: int,
+    device: str,
+    threads: int | None,
+) -> Iterator[dict[str, Any]]:
+    """Yield what was measured so far, after each network: the machine, and a row a way.
+
+    names:    of the study's models; all if there are none
+    repeats:  turns of each way, whose median time counts
+    raises    InputError for a model that the study has not, or if Captum is not installed
+    """
+    if unknown := sorted(set(names) - set(study.models)):
+        raise InputError(f"unknown models {unknown}; the study has {', '.join(study.models)}")
+    try:
+        version("captum")
+    except ImportError:
+        raise InputError("Captum is not installed: pip install -e '.[bench]'") from None
+    where = take_device(device)
+    threads = threads or n_cores()
+    torch.set_num_threads(threads)
+    if trained := [name for name in names or study.models if study.models[name].train]:
+        raise InputError(f"{', '.join(trained)}: not trained yet; name models that have weights")
+    records, _ = index(study.dataset)
+    open_image = opener(study.dataset, seed=study.seed)
+    rows: list[Row] = []
+    for name in names or tuple(study.models):
+        model = models.complete(study.models[name])
+        drawn = sample.images(records, open_image, model.geometry)
+        good = [image for image in drawn.values() if isinstance(image, np.ndarray)][:n_images]
+        if not good:
+            raise InputError(f"{name}: none of the images tried can be read")
+        pixels = models.pixels(np.stack(good), where)
+        rows += [row | {"model": name} for row in _measure_model(name, model, pixels, repeats)]
+        yield {"machine": describe(str(where), threads, _PACKAGES), "rows": rows}
+
+
+def _measure_model(name: str, model: Model, images: Tensor, repeats: int) -> list[Row]:
+    network = models.load(model, device=images.device)
+    with torch.no_grad():
+        targets = torch.cat([network(few).argmax(dim=1) for few in images.split(_GROUP)])
+    exact = converged(network, images, targets, label=f"{name}: converged")
+    truth = _Truth(network, images, exact)
+    captum, ready = _Captum(network, images, targets), _Igmask(network, images, targets)
+    ways = _ways()
+    times: dict[Way, list[float]] = {way: [] for way in ways}
+    found: dict[Way, Row] = {}
+    for turn in range(repeats):
+        label = f"{name}: turn {turn + 1} of {repeats}"
+        for way in progress(ways, total=len(ways), unit="settings", label=label):
+            work = partial(captum if way.who == "captum" else ready, way)
+            seconds, (values, n_steps) = _timed(work, images)
+            times[way].append(seconds / len(images))
+            found.setdefault(way, truth.quality(values) | {"steps_taken": n_steps})
+    common = {"n_images": len(images), "n_turns": repeats, "batch_size": captum.batch_size}
+    return [
+        asdict(way)
+        | {"options": None, "curve": way.curve, "seconds": statistics.median(times[way])}
+        | {"fastest": min(times[way]), "slowest": max(times[way])}
+        | found[way]
+        | common
+        for way in ways
+    ]
+
+
+def converged(network: nn.Module, images: Tensor, targets: Tensor, *, label: str) -> Tensor:
+    """Return φ (N, C, H, W) float64 of the targets' probabilities from black, in CONVERGED steps.
+
+    Gradients in the network's precision, sums in float64; nothing of igmask's engine.
+    """
+    alphas = (torch.arange(CONVERGED, dtype=torch.float64, device=images.device) + 0.5) / CONVERGED
+    if not images.is_cuda:
+        keep_freed_memory()
+    values = []
+    pairs = zip(images, targets, strict=True)
+    for image, target in progress(pairs, total=len(images), unit="images", label=label):
+        total = torch.zeros_like(image, dtype=torch.float64)
+        for few in alphas.split(_GROUP):
+            points = few.to(image)[:, None, None, None] * image
+            points.requires_grad_()
+            output = network(points).softmax(dim=1)[:, target].sum()
+            total += torch.autograd.grad(output, points)[0].double().sum(dim=0)
+        values.append(image * total / CONVERGED)
+    return torch.stack(values)
+
+
+class _Truth:
+    """The converged attributions, their masks, and what the network says of the masked images."""
+
+    def __init__(self, network: nn.Module, images: Tensor, values: Tensor) -> None:
+        self._network, self._images, self._values = network, images, values
+        self._masks = {p: _masks(values, p) for p in _P}
+        self._predicted = self._of_masked(self._masks[50])
+
+    def quality(self, values: Tensor) -> Row:
+        """Return how near attributions (N, C, H, W) come: means, and standard errors of IoU."""
+        n = len(values)
+        error = (values - self._values).flatten(1).norm(dim=1) / self._values.flatten(1).norm(dim=1)
+        row: Row = {"l2": float(error.mean()), "l2_worst": float(error.max())}
+        masks = {p: _masks(values, p) for p in _P}
+        for p, mask in masks.items():
+            both, either = mask & self._masks[p], mask | self._masks[p]
+            iou = both.sum(dim=(1, 2)) / either.sum(dim=(1, 2)).clamp(min=1)
+            row |= {f"iou_{p}": float(iou.mean()), f"se_{p}": float(iou.std() / n**0.5)}
+        for mode, predicted in self._of_masked(masks[50]).items():
+            row[f"same_{mode}"] = float((predicted == self._predicted[mode]).double().mean())
+        return row
+
+    def _of_masked(self, masks: Tensor) -> dict[str, Tensor]:
+        height, width = self._images.shape[2:]
+        wide = masks.repeat_interleave(3, dim=1).repeat_interleave(3, dim=2)[:, :height, :width]
+        with torch.no_grad():
+            return {
+                mode: torch.cat(
+                    [
+                        self._network(few * left[:, None]).argmax(dim=1)
+                        for few, left in zip(
+                            self._images.split(_GROUP), shown.split(_GROUP), strict=True
+                        )
+                    ]
+                )
+                for mode, shown in (("keep", wide), ("drop", ~wide))
+            }
+
+
+def _masks(values: Tensor, p: float) -> Tensor:
+    return select(square_scores(values.float(), side=3), p)
+
+
+class _Igmask:
+    """igmask with a network made ready, as a study hands it over."""
+
+    def __init__(self, network: nn.Module, images: Tensor, targets: Tensor) -> None:
+        self._ready: Network = prepare(network, images, precision="fp32")
+        self._images, self._targets = images, targets
+        integrated_gradients(self._ready, images[:1], n_steps=2)
+
+    def __call__(self, way: Way) -> tuple[Tensor, float]:
+        """Return φ, and the mean number of steps taken."""
+        rule = way.rule.partition(",")[0]
+        options = {"rule": rule, "n_steps": way.steps} | dict(way.options)
+        groups = zip(self._images.split(_GROUP), self._targets.split(_GROUP), strict=True)
+        found = [integrated_gradients(self._ready, x, target=t, **options) for x, t in groups]
+        taken = torch.cat([one.n_steps for one in found]).double().mean()
+        return torch.cat([one.values for one in found]), float(taken)
+
+
+class _Captum:
+    """Captum at its best: frozen weights, the faster layout, kept memory, the best batch size."""
+
+    def __init__(self, network: nn.Module, images: Tensor, targets: Tensor) -> None:
+        from captum.attr import IntegratedGradients
+
+        tuned = nn.Sequential(network, nn.Softmax(dim=1)).requires_grad_(False)
+        if not images.is_cuda:
+            tuned = tuned.to(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
+            keep_freed_memory()
+        self._of = IntegratedGradients(tuned)
+        self._groups = list(
+            zip(images.split(_CAPTUM_GROUP), targets.split(_CAPTUM_GROUP), strict=True)
+        )
+        self.batch_size = 0
+        tried = {}
+        for size in CAPTUM_BATCHES:
+            with contextlib.suppress(torch.OutOfMemoryError):
+                for _ in range(2):  # the first of a size is slower
+                    tried[size], _ = _timed(partial(self._some, 1, size, 16), images)
+        self.batch_size = min(tried, key=tried.__getitem__)
+        say(f"captum: internal_batch_size {self.batch_size} of {', '.join(map(str, tried))}")
+
+    def __call__(self, way: Way) -> tuple[Tensor, float]:
+        """Return φ, and the number of steps taken."""
+        values = self._some(len(self._groups), self.batch_size, int(way.steps), way.rule)
+        return values, float(way.steps)
+
+    def _some(
+        self, n_groups: int, size: int, n_steps: int, method: str = "riemann_right"
+    ) -> Tensor:
+        of = {"n_steps": n_steps, "method": method, "internal_batch_size": size}
+        return torch.cat(
+            [self._of.attribute(x, target=t, **of) for x, t in self._groups[:n_groups]]
+        )
+
+
+def _timed(work: Callable[[], Any], images: Tensor) -> tuple[float, Any]:
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    found = work()
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, found
