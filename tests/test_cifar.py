@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from steps import run_attribute, run_evaluate, run_index, run_mask, run_prepare
 
 from igmask import arrays
+from igmask.engine.ig import Auto, integrated_gradients, overlap
+from igmask.inputs import models
 from igmask.report.tables import collect
 from igmask.study import config, fields
 from igmask.study.settings import Geometry
@@ -17,10 +20,8 @@ TOP1 = {
 AREA = [63.8, 37.3, 21.5, 10.5]
 
 
-@pytest.fixture(scope="module")
-def accuracy(cifar, tmp_path_factory):
-    """Every step for ResNet-20 and the 1,000 images, with defaults everywhere."""
-    model = config.model(
+def resnet20(cifar):
+    return config.model(
         {
             "source": "igmask.zoo:cifar_resnet",
             "arguments": {"depth": 20},
@@ -32,6 +33,12 @@ def accuracy(cifar, tmp_path_factory):
             "std": [0.229, 0.224, 0.225],
         }
     )
+
+
+@pytest.fixture(scope="module")
+def accuracy(cifar, tmp_path_factory):
+    """Every step for ResNet-20 and the 1,000 images, with defaults everywhere."""
+    model = resnet20(cifar)
     study = config.parse({"dataset": {"source": "demo"}, "models": {"a": fields.plain(model)}})
     folder = tmp_path_factory.mktemp("cifar")
     images, scores = [folder / "images.npy"], [folder / "scores.npy"]
@@ -75,3 +82,48 @@ def test_completeness_is_what_50_steps_give(accuracy):
     _, records = accuracy
     assert records["relative_completeness"].mean() == pytest.approx(0.055, abs=0.01)
     assert records["relative_completeness"].median() == pytest.approx(0.03, abs=0.005)
+
+
+@pytest.fixture(scope="module")
+def trained(cifar):
+    """ResNet-20, eight photographs, and the converged attributions of their probabilities."""
+    network = models.load(resnet20(cifar))
+    paths = sorted((cifar / "test").glob("*/*.jpg"))[::125]
+    images = models.pixels(np.stack([np.asarray(Image.open(path)) for path in paths]))
+    fine = integrated_gradients(network, images, rule="trapezoid", n_steps=401)
+    return network, images, fine.values
+
+
+def error(found, exact):
+    return float(((found - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).mean())
+
+
+def test_few_steps_where_f_changes_are_worth_many_uniform_ones(trained):
+    network, images, exact = trained
+    right, adaptive = (
+        integrated_gradients(network, images, rule=rule, n_steps=m).values
+        for rule, m in (("right", 50), ("adaptive", 25))
+    )
+    assert error(adaptive, exact) < error(right, exact)
+    agreed = [float(overlap(found, exact, p=50).mean()) for found in (right, adaptive)]
+    assert agreed[1] > agreed[0] - 0.01
+
+
+def test_automatic_steps_where_f_changes_are_fewer_and_nearer(trained):
+    network, images, exact = trained
+    right, adaptive = (
+        integrated_gradients(network, images, rule=rule, n_steps=Auto())
+        for rule in ("right", "adaptive")
+    )
+    assert adaptive.n_steps.sum() < 0.7 * right.n_steps.sum()
+    assert overlap(adaptive.values, exact, p=50).mean() > 0.97
+    assert error(adaptive.values, exact) < 0.03
+
+
+def test_masks_without_the_steps_of_a_flat_softmax_are_the_same(trained):
+    network, images, _ = trained
+    full, skipped = (integrated_gradients(network, images, skip=skip) for skip in (None, 1e-4))
+    assert skipped.n_steps.sum() < 0.95 * full.n_steps.sum()
+    assert error(skipped.values, full.values) < 1e-3
+    for p in (50, 90):
+        assert overlap(skipped.values, full.values, p=p).min() > 0.98

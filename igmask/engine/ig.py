@@ -29,8 +29,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-# Of f(x) − f(b): what `skip` may lack of completeness before it takes all steps after all.
-_SHORT = 0.05
+# Of f(x) − f(b): what `skip` may lack of completeness before it takes all steps after all. More than
+# a rule itself mostly lacks, less than an image does that is lost.
+_SHORT = 0.2
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def integrated_gradients(
                which 16 forward passes tell (`quadrature.cells`); with `Auto`, as many as each
                image needs
     skip:      leave out steps where the softmax's slope p (1 − p) is less than this, 1e-4 say, as
-               16 forward passes tell; an image that then lacks more than 5 % of completeness has
+               16 forward passes tell; an image that then lacks more than 20 % of completeness has
                them after all. For a probability, by a fixed rule and number of steps
     batch_size: (image, step) pairs of a forward pass; None: from the free memory
     precision, engine: see `ready.prepare`; `fp32` is the images' own, float64 say
