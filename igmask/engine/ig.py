@@ -29,8 +29,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-# Of f(x) − f(b): what `skip` may lack of completeness before it takes all steps after all. More than
-# a rule itself mostly lacks, less than an image does that is lost.
+# Of f(x) − f(b): what `skip` may lack of completeness before it takes all steps after all. More
+# than a rule itself mostly lacks, less than an image does that is lost.
 _SHORT = 0.2
 
 
