@@ -153,6 +153,11 @@ def test_attributions_are_captums(rows, family, monkeypatch):
     expected, found = by_captum(model, images.double()), by_igmask(model, images.double())
     split = prepare(model, images.double(), precision="fp32").split
     error = float((found - expected).norm() / expected.norm())
+    exact, allowed = f"{error:.0e}", 1e-10
+    if error > allowed:  # a network may make much of a rounding
+        shaken = by_captum(model, images.double() * (1 + 2**-52))
+        allowed = float((shaken - expected).norm() / expected.norm())
+        exact += f", of Captum's own {allowed:.0e}"
     model.float()
 
     def median_error(found: torch.Tensor) -> float:
@@ -169,13 +174,13 @@ def test_attributions_are_captums(rows, family, monkeypatch):
     ends = ", ".join(split.ends) or f"none: {split.why_not}"
     rows.append(
         f"| {family} | {FAMILIES[family]} | {size[-1]}² | {ends} | {', '.join(split.begins[:2])} "
-        f"| {split.n_folded} of {norms} | {split.by} | {split.seconds:.1f} | {error:.0e} | {said} |"
+        f"| {split.n_folded} of {norms} | {split.by} | {split.seconds:.1f} | {exact} | {said} |"
     )
     if path := os.environ.get("IGMASK_TIMM_TABLE"):
         Path(path).write_text(table(rows))
     del model, split
     gc.collect()
-    assert error <= 1e-10
+    assert error <= allowed
     assert more <= 2.5
 
 
@@ -223,7 +228,8 @@ Weights, statistics and images are random, and no parameter is left constant; fl
 black baseline, rule right, m = {N_STEPS}. *Stem* says where it ends, *then* what follows (the first
 two), *folded* how many batch norms went into the layers before them, *by* what took the graph, *s*
 the seconds of taking, cutting and comparing it; the error is the norm of the difference to Captum
-relative to its norm, in float64; *float32* is our error there over Captum's, medians of {N_IMAGES}
+relative to its norm, in float64; *of Captum's own* is what comes of changing the images by one part
+in 2⁵² there, which a network may make much of. *float32* is our error there over Captum's, medians of {N_IMAGES}
 images. Where that is large, more of the images meet the kink of a ReLU, at which the gradient jumps
 by about a thousandth: in the layout that igmask takes, channels-last, oneDNN's convolutions round
 more. *In its layout* is ours over that of Captum on the model in channels-last.
