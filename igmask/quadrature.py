@@ -81,10 +81,35 @@ def checked_rule(name: str, n_steps: int, *, refined: bool = False) -> Rule:
     """
     n_steps = integer("n_steps", n_steps)
     if name == ADAPTIVE:
+        least = 2 if refined else 1  # edges of cells, or cells
+        if n_steps < least:
+            raise InputError(f"n_steps of rule {name!r} must be at least {least}, got {n_steps}")
         return rule("middle", n_steps)
+    found = rule(name, n_steps)
     if refined:
         between(name, n_steps)
-    return rule(name, n_steps)
+    return found
+
+
+def check_asked(
+    name: str, n_steps: int | str, *, of: str = "probability", skip: float | None = None
+) -> None:
+    """Raise InputError if steps cannot be taken so.
+
+    n_steps: a number, or `auto`
+    of:      what is attributed;  skip: see `steep`
+    """
+    is_auto = n_steps == "auto"
+    checked_rule(name, 25 if is_auto else int(n_steps), refined=is_auto)
+    if skip is None:
+        return
+    if isinstance(skip, bool) or not isinstance(skip, int | float) or not 0 < skip <= 0.25:
+        raise InputError(f"skip is a slope p (1 − p), above 0 and at most 0.25; got {skip!r}")
+    if is_auto or name == ADAPTIVE or of != "probability":
+        raise InputError(
+            "skip leaves out steps of a fixed rule and number, of a probability; not with of "
+            f"{of!r}, rule {name!r}, n_steps {n_steps}"
+        )
 
 
 def with_ends(rule: Rule) -> Rule:
@@ -96,8 +121,8 @@ def with_ends(rule: Rule) -> Rule:
 
 # -- the rule `adaptive` ------------------------------------------------------------------------
 
-# Where f is asked before steps are placed, the image first, the baseline last.
-PROBES = tuple(1 - h / 15 for h in range(16))
+# Where f is asked before steps are placed, from the baseline to the image.
+PROBES = tuple(h / 15 for h in range(16))
 # Of the density, the part that follows f; the rest is uniform, since gradients change where f does
 # not. It and the power ½ were chosen on ResNet-20 and CIFAR-10, and held on the other networks.
 _FOLLOWS = 0.8
@@ -112,13 +137,21 @@ def cells(values: Sequence[float], n_cells: int) -> np.ndarray:
 
     values: (16,) f(b + α (x − b)) at each α of PROBES
     """
-    places, f = np.array(PROBES[::-1]), np.asarray(values, np.float64)[::-1]
-    mass = widths = np.diff(places)
-    if np.isfinite(f).all() and f.min() < f.max():
-        following = np.sqrt(np.abs(np.diff(f)) * widths)  # √|f′| times the width
+    mass = widths = np.diff(PROBES)
+    with np.errstate(invalid="ignore", over="ignore"):
+        following = np.sqrt(np.abs(np.diff(np.asarray(values, np.float64))) * widths)
+    if 0 < following.sum() < np.inf:  # not where it is NaN, either
         mass = _FOLLOWS * following / following.sum() + (1 - _FOLLOWS) * widths
     below = np.concatenate([[0.0], np.cumsum(mass)])
-    return np.interp(np.linspace(0, below[-1], n_cells + 1), below, places)
+    return np.interp(np.linspace(0, below[-1], n_cells + 1), below, PROBES)
+
+
+def following(probed: Sequence[Sequence[float]], n_steps: int) -> list[Rule]:
+    """Return the steps of rule `adaptive` on each path: the middles of its cells.
+
+    probed: (N, 16), f at the PROBES of each path
+    """
+    return [middles(cells(values, n_steps)) for values in probed]
 
 
 def middles(edges: np.ndarray) -> tuple[list[float], list[float]]:
@@ -226,27 +259,20 @@ def steep(rule: Rule, values: Sequence[float], least: float) -> np.ndarray:
     """Return which steps of a rule, (m,) bool, lie where the softmax is at least so steep.
 
     The largest slope of a probability p by a logit is p (1 − p). A step is not where both probes
-    around it say that the slope is less, and that p hardly changes between them.
+    around it say that the slope is less, and that p hardly changes between them. The last step is
+    taken if no other is.
 
     values: (16,) p at each α of PROBES
     """
-    places, p = np.array(PROBES[::-1]), np.asarray(values, np.float64)[::-1]
+    p = np.asarray(values, np.float64)
     is_flat = p * (1 - p) < least
     is_flat = is_flat[1:] & is_flat[:-1] & (np.abs(np.diff(p)) < least)
-    return ~is_flat[np.clip(np.searchsorted(places, rule[0]) - 1, 0, len(places) - 2)]
-
-
-def split(rule: Rule, taken: np.ndarray) -> tuple[Rule, Rule]:
-    """Return the steps of a rule that are `taken`, (m,) bool, the last at least, and the others."""
-    taken = taken.copy()
+    taken = ~is_flat[np.clip(np.searchsorted(PROBES, rule[0]) - 1, 0, len(PROBES) - 2)]
     taken[-1] |= not taken.any()
-    steps = list(zip(*rule, taken, strict=True))
-    kept, left = (
-        [(alpha, weight) for alpha, weight, is_taken in steps if is_taken == wanted]
-        for wanted in (True, False)
-    )
-    return _rule_of(kept), _rule_of(left)
+    return taken
 
 
-def _rule_of(steps: list[tuple[float, float]]) -> Rule:
-    return [alpha for alpha, _ in steps], [weight for _, weight in steps]
+def some(rule: Rule, which: np.ndarray) -> Rule:
+    """Return those steps of a rule that are marked, (m,) bool."""
+    positions, weights = np.asarray(rule)[:, which].tolist()
+    return positions, weights

@@ -145,7 +145,16 @@ def test_weights_of_cells_sum_to_1_and_integrate_lines_exactly(f, of_cells):
     assert all(weight > 0 for weight in weights)
 
 
-@pytest.mark.parametrize("values", [[0.3] * 16, [*[0.0] * 15, np.nan], [np.inf] * 16])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.3] * 16,
+        [*[0.0] * 15, np.nan],
+        [np.inf] * 16,
+        [0.0] * 15 + [5e-324],
+        [1e308, -1e308] * 8,
+    ],
+)
 def test_where_f_does_not_change_or_is_not_known_cells_are_alike(values):
     np.testing.assert_allclose(cells(values, 10), np.linspace(0, 1, 11), atol=1e-15)
 

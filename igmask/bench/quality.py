@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from igmask.bench.pages import Row, describe
 from igmask.devices import n_cores, take_device
-from igmask.engine.ig import Auto, integrated_gradients
+from igmask.engine.ig import Auto, integrated_gradients, overlap
 from igmask.engine.network import Network
 from igmask.engine.ready import keep_freed_memory, prepare
 from igmask.errors import InputError
-from igmask.inputs import models, sample
+from igmask.inputs import models
 from igmask.inputs.data import index, opener
+from igmask.inputs.decode import fit
 from igmask.kernels import select, square_scores
 from igmask.progress import progress, say
 from igmask.study.settings import Model, Study
@@ -96,26 +97,38 @@ def measure(
     threads = threads or n_cores()
     torch.set_num_threads(threads)
     if trained := [name for name in names or study.models if study.models[name].train]:
-        raise InputError(f"{', '.join(trained)}: not trained yet; name models that have weights")
+        raise InputError(
+            f"{', '.join(trained)}: not trained yet; --configfile says of a study whose networks "
+            "have weights, such as config/photos.yaml"
+        )
     records, _ = index(study.dataset)
     open_image = opener(study.dataset, seed=study.seed)
     rows: list[Row] = []
     for name in names or tuple(study.models):
         model = models.complete(study.models[name])
-        drawn = sample.images(records, open_image, model.geometry)
-        good = [image for image in drawn.values() if isinstance(image, np.ndarray)][:n_images]
-        if not good:
-            raise InputError(f"{name}: none of the images tried can be read")
-        pixels = models.pixels(np.stack(good), where)
+        chosen = np.random.default_rng(0).permutation(len(records))[:n_images]
+        if len(chosen) < n_images:
+            say(f"{name}: there are {len(chosen)} images, not {n_images}")
+        shown = records.iloc[chosen].itertuples(index=False)
+        read = np.stack([fit(open_image(record), model.geometry) for record in shown])
+        pixels = models.pixels(read, where)
         rows += [row | {"model": name} for row in _measure_model(name, model, pixels, repeats)]
         yield {"machine": describe(str(where), threads, _PACKAGES), "rows": rows}
 
 
 def _measure_model(name: str, model: Model, images: Tensor, repeats: int) -> list[Row]:
     network = models.load(model, device=images.device)
+    if note := models.random_weights(network, model):
+        say(f"warning: {name} {note}, and what is found holds for trained networks")
     with torch.no_grad():
         targets = torch.cat([network(few).argmax(dim=1) for few in images.split(_GROUP)])
     exact = converged(network, images, targets, label=f"{name}: converged")
+    moves = exact.flatten(1).norm(dim=1) > 0
+    if not moves.all():  # an image that is the baseline has no error relative to nothing
+        say(f"{name}: left out {int((~moves).sum())} images without any attribution")
+        images, targets, exact = images[moves], targets[moves], exact[moves]
+    if not len(images):
+        raise InputError(f"{name}: no image has any attribution")
     truth = _Truth(network, images, exact)
     captum, ready = _Captum(network, images, targets), _Igmask(network, images, targets)
     ways = _ways()
@@ -165,20 +178,18 @@ class _Truth:
 
     def __init__(self, network: nn.Module, images: Tensor, values: Tensor) -> None:
         self._network, self._images, self._values = network, images, values
-        self._masks = {p: _masks(values, p) for p in _P}
-        self._predicted = self._of_masked(self._masks[50])
+        self._predicted = self._of_masked(_masks(values))
 
     def quality(self, values: Tensor) -> Row:
         """Return how near attributions (N, C, H, W) come: means, and standard errors of IoU."""
         n = len(values)
         error = (values - self._values).flatten(1).norm(dim=1) / self._values.flatten(1).norm(dim=1)
         row: Row = {"l2": float(error.mean()), "l2_worst": float(error.max())}
-        masks = {p: _masks(values, p) for p in _P}
-        for p, mask in masks.items():
-            both, either = mask & self._masks[p], mask | self._masks[p]
-            iou = both.sum(dim=(1, 2)) / either.sum(dim=(1, 2)).clamp(min=1)
-            row |= {f"iou_{p}": float(iou.mean()), f"se_{p}": float(iou.std() / n**0.5)}
-        for mode, predicted in self._of_masked(masks[50]).items():
+        for p in _P:
+            iou = overlap(values.float(), self._values.float(), p=p).double()
+            row[f"iou_{p}"] = float(iou.mean())
+            row[f"se_{p}"] = float(iou.std() / n**0.5) if n > 1 else None
+        for mode, predicted in self._of_masked(_masks(values)).items():
             row[f"same_{mode}"] = float((predicted == self._predicted[mode]).double().mean())
         return row
 
@@ -199,8 +210,8 @@ class _Truth:
             }
 
 
-def _masks(values: Tensor, p: float) -> Tensor:
-    return select(square_scores(values.float(), side=3), p)
+def _masks(values: Tensor) -> Tensor:
+    return select(square_scores(values.float(), side=3), 50)
 
 
 class _Igmask:

@@ -102,11 +102,11 @@ _ABOUT = (
 def write(result: dict[str, Any], folder: Path, command: str) -> list[Path]:
     """Write quality-cpu (or -cuda) as .json, .md and .png; return their paths.
 
-    Networks that were measured there before, on the same machine in as many turns, stay.
+    Networks measured there before, on the same machine with as many images and turns, stay.
     """
     stem = folder / f"quality-{result['machine']['kind']}"
     rows = [row | {"command": command} for row in result["rows"]]
-    before = kept(stem.with_suffix(".json"), result, "n_turns")
+    before = kept(stem.with_suffix(".json"), result, "n_turns", "n_images")
     result = result | {"rows": before + rows}
     paths = write_result(stem, result | {"summary": summary(result["rows"])}, to_markdown(result))
     picture = stem.with_suffix(".png")
@@ -184,7 +184,9 @@ _ROWS: dict[str, Cell] = {
     "taken": of("steps_taken", ".0f"),
     "ms": _ms("seconds"),
     "fastest – slowest": lambda row: f"{1000 * row['fastest']:.1f} – {1000 * row['slowest']:.1f}",
-    "IoU 50": lambda row: f"{row['iou_50']:.3f} ± {row['se_50']:.3f}",
+    "IoU 50": lambda row: (
+        f"{row['iou_50']:.3f}" + ("" if row["se_50"] is None else f" ± {row['se_50']:.3f}")
+    ),
     "IoU 90": of("iou_90", ".3f"),
     "L2": of("l2", ".3f"),
     "worst": of("l2_worst", ".3f"),

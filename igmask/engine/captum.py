@@ -195,9 +195,7 @@ class _Paths:
         """The steps of each example's path, by the outputs at the probes if they are asked for."""
         if self.method != quadrature.ADAPTIVE:
             return [self.rule] * len(self.ends[0])
-        n_steps = len(self.rule[0])
-        cells = (quadrature.cells(f, n_steps) for f in outputs().tolist())
-        return [quadrature.middles(edges) for edges in cells]
+        return quadrature.following(outputs().tolist(), len(self.rule[0]))
 
     def behind_the_stem(self, network: Network) -> Tensors:
         """Return the sums of gradients of a module with one input, by the engine."""
@@ -236,10 +234,10 @@ class _Paths:
                 return gradient_func(f, *self._at(pairs))
 
         def outputs_of(pairs: Pairs) -> Tensors:
-            with running(), torch.no_grad():
+            with running(), torch.enable_grad():
                 points, targets, extra = self._at(pairs)
-                outputs = f(*points, *(extra or ()))
-            return (pick_target(outputs, targets, range(len(pairs.owners))),)
+                outputs = f(*(point.detach() for point in points), *(extra or ()))
+            return (pick_target(outputs, targets, range(len(pairs.owners))).detach(),)
 
         options: dict[str, Any] = {"size": size, "least": contract.least_batch(device)}
         if self.method == quadrature.ADAPTIVE and gradient_func is not gradients:

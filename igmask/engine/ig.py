@@ -20,7 +20,7 @@ from igmask.engine.targets import classes_of
 from igmask.errors import InputError, integer
 from igmask.inputs.contract import check_classifier, check_scores
 from igmask.kernels import attribution_parts, grid, on_device, select, square_parts, square_scores
-from igmask.quadrature import Following, Refinement, Rule, Uniform, checked_rule, split, with_ends
+from igmask.quadrature import Following, Refinement, Rule, Uniform, checked_rule, some, with_ends
 
 # name → of the logits of a batch, (B, classes), the f of each class.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -140,7 +140,8 @@ def integrated_gradients(
         raise InputError(f"unknown function {of!r}; choose from {', '.join(FUNCTIONS)}")
     side = at_least_1("the side of squares", side)
     steps = _checked_steps(n_steps, rule, side)
-    _check_skip(skip, of, rule, steps)
+    asked = "auto" if isinstance(steps, Auto) else steps
+    quadrature.check_asked(rule, asked, of=of, skip=skip)
     images, baselines = _checked_images(images, baselines)
     _check_network(model, images, precision, engine)
     classes = None if target is None else classes_of(target, len(images))
@@ -170,22 +171,18 @@ def attribute_squares(
 def _checked_steps(n_steps: Any, rule: str, side: int | None) -> int | Auto:
     if not isinstance(n_steps, Auto):
         return integer("n_steps", n_steps, "an integer or igmask.Auto()")
-    auto = n_steps if side is None else replace(n_steps, side=side)
-    if auto.most < 2 * auto.first_of(rule):
+    first = integer("the first number of steps of Auto", n_steps.first_of(rule))
+    auto = replace(n_steps, first=first, side=n_steps.side if side is None else side)
+    if _refinement(rule, first).finer() > auto.most:
         raise InputError(f"{auto} leaves no room for one doubling")
     return auto
 
 
-def _check_skip(skip: float | None, of: str, rule: str, n_steps: int | Auto) -> None:
-    if skip is None:
-        return
-    if not 0 < skip <= 0.25:
-        raise InputError(f"skip is a slope p (1 − p), above 0 and at most 0.25; got {skip}")
-    if of != "probability" or rule == quadrature.ADAPTIVE or isinstance(n_steps, Auto):
-        raise InputError(
-            "skip leaves out steps of a fixed rule and number, of a probability; not with of "
-            f"{of!r}, rule {rule!r}, n_steps {n_steps}"
-        )
+def _refinement(rule: str, first: int, n_images: int = 0, probed: Any = ()) -> Refinement:
+    """What doubles the steps of a rule; `probed` as `Following` takes it."""
+    checked_rule(rule, first, refined=True)
+    adaptive = rule == quadrature.ADAPTIVE
+    return Following(probed, first) if adaptive else Uniform(rule, first, n_images)
 
 
 def _checked_images(images: Any, baselines: Any) -> tuple[Tensor, Tensor]:
@@ -263,13 +260,12 @@ class _Study:
         if isinstance(n_steps, Auto):
             found = self._until_settled(rule, n_steps)
         else:
-            fixed = checked_rule(rule, n_steps)
 
-            def rules(baseline: int) -> Sequence[Rule]:
-                if rule != quadrature.ADAPTIVE:
-                    return [fixed if self.skip is not None else with_ends(fixed)] * len(self.images)
-                cells = (quadrature.cells(f, n_steps) for f in self._probed(baseline))
-                return [quadrature.middles(edges) for edges in cells]
+            def rules(number: int) -> Sequence[Rule]:
+                if rule == quadrature.ADAPTIVE:
+                    return quadrature.following(self._probed(number), n_steps)
+                fixed = checked_rule(rule, n_steps)
+                return [with_ends(fixed) if self.skip is None else fixed] * len(self.images)
 
             if side is not None and len(self.baselines) == 1:
                 parts = self._of_squares(rules, side)
@@ -313,67 +309,57 @@ class _Study:
             return self._sums(number, rules)
         return self._skipping(number, rules, self.skip)
 
-    def _sums(self, number: int, rules: Sequence[Rule], first: int = 0) -> Iterator[Tensor]:
-        """The sums of so many images as there are rules, from the `first` on."""
-        images, baselines = (t[first:][: len(rules)] for t in (self.images, self.baselines[number]))
-
-        def pick(logits: Tensor, owners: list[int], alphas: list[float]) -> Tensor:
-            return self._pick(logits, [first + owner for owner in owners], alphas)
-
-        on_path = self.network, images, baselines, pick, rules
-        try:
-            yield from path_gradients(*on_path, batch_size=self.batch_size)
-        except NotFinite as error:
-            raise NotFinite(first + error.image, error.alpha, error.step) from None
+    def _sums(self, number: int, rules: Sequence[Rule]) -> Iterator[Tensor]:
+        on_path = self.network, self.images, self.baselines[number], self._pick, rules
+        return path_gradients(*on_path, batch_size=self.batch_size)
 
     def _skipping(self, number: int, rules: Sequence[Rule], least: float) -> Iterator[Tensor]:
         """The sums of the steps that count; of all where those fall short of completeness."""
-        parts = [
-            split(rule, quadrature.steep(rule, p, least))
-            for rule, p in zip(rules, self._probed(number), strict=True)
-        ]
+        taken = list(map(partial(quadrature.steep, least=least), rules, self._probed(number)))
         baseline, change = self.baselines[number], self._output - self._at_baseline
-        for i, slope in enumerate(self._sums(number, [kept for kept, _ in parts])):
-            left = parts[i][1]
-            total = ((self.images[i] - baseline[i]) * slope[0]).double().sum()
-            is_short = (total - change[i]).abs() > _SHORT * change[i].abs()
-            if left[0] and is_short:
-                [rest] = self._sums(number, [left], first=i)
-                slope = slope + rest
-            else:
-                self._left_out[i] += len(left[0])
-            yield slope
+        i = 0
+        try:
+            for i, slope in enumerate(self._sums(number, list(map(some, rules, taken)))):
+                total = ((self.images[i] - baseline[i]) * slope[0]).double().sum()
+                is_short = (total - change[i]).abs() > _SHORT * change[i].abs()
+                if is_short and not taken[i].all():
+                    alone = self._of_images(torch.tensor([i]))
+                    [rest] = alone._sums(number, [some(rules[i], ~taken[i])])
+                    slope = slope + rest
+                else:
+                    self._left_out[i] += int((~taken[i]).sum())
+                yield slope
+        except NotFinite as error:  # of the steps kept, or of the others of an image alone
+            image = max(i, error.image)
+            step = sorted(rules[image][0]).index(error.alpha) + 1
+            raise NotFinite(image, error.alpha, step) from None
+
+    def _of_images(self, images: Tensor) -> "_Study":
+        """The same of some images, whose classes are known by now."""
+        return replace(
+            self,
+            images=self.images[images],
+            baselines=self.baselines[:, images],
+            target=self._classes[images],
+        )
 
     def _probed(self, number: int) -> list[list[float]]:
         """f at the probes of each image's path from a baseline, by forward passes alone."""
-        return path_outputs(
-            self.network,
-            self.images,
-            self.baselines[number],
-            self._pick,
-            quadrature.PROBES,
-            batch_size=self.batch_size,
-        ).tolist()
+        at = quadrature.PROBES[::-1]  # the image first, whose predicted class is asked for
+        on_path = self.network, self.images, self.baselines[number], self._pick, at
+        return path_outputs(*on_path, batch_size=self.batch_size).flip(1).tolist()
 
     def _until_settled(self, rule: str, auto: Auto) -> Attribution:
         """As many steps as `auto` asks for, image by image."""
-        steps: Refinement
+        probed: list[Any] = []
         if rule == quadrature.ADAPTIVE:
             probed = [self._probed(number) for number in range(len(self.baselines))]
-            steps = Following(probed, auto.first_of(rule))
-        else:
-            steps = Uniform(rule, auto.first_of(rule), len(self.images))
+        steps = _refinement(rule, auto.first_of(rule), len(self.images), probed)
         found = self._answer(*self._of_pixels(steps.rules), steps.n_steps)
         open_images = torch.arange(len(self.images))
         while len(open_images) and steps.finer() <= auto.most:
             before = found.values[open_images]
-            part = replace(
-                self,
-                images=self.images[open_images],
-                baselines=self.baselines[:, open_images],
-                target=self._classes[open_images],
-            )
-            at = open_images.tolist()
+            part, at = self._of_images(open_images), open_images.tolist()
             try:
                 between, _ = part._of_pixels(partial(steps.between, images=at))
             except NotFinite as error:

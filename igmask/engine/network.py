@@ -113,9 +113,15 @@ class Network:
             return self._scaled(f, points)
 
     def outputs(self, points: tuple[Tensor, ...]) -> Tensor:
-        """Return what the network says at points, which may be overwritten; forward alone."""
-        with torch.no_grad(), self._running():
+        """Return what the network says at points, which may be overwritten; forward alone.
+
+        Without no_grad, in which a network that differentiates by itself would fail: of frozen
+        weights and points that ask for no gradient PyTorch keeps nothing.
+        """
+        with torch.enable_grad(), self._running():
             outputs = self._trunk(*points)
+        if isinstance(outputs, Tensor):
+            outputs = outputs.detach()
         return outputs.float() if self.dtype is not None else outputs
 
     def _scaled(self, f: Callable[..., Tensor], points: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -213,6 +213,11 @@ def outputs_at(
     rules = [_asked(positions)] * n_images
     found = torch.zeros(n_images * len(positions), dtype=torch.float64, device=device)
     for pairs, (values,) in batches(rules, compute=compute, **options):
+        if values.shape != (len(pairs.owners),):
+            raise InputError(
+                "rule adaptive asks how the output of each example changes on its path, and the "
+                f"function gives {tuple(values.shape)} for {len(pairs.owners)} examples"
+            )
         rest = found[pairs.start : pairs.start + len(values)]  # after which are rows that only fill
         rest[:] = values[: len(rest)]
     return found.reshape(n_images, len(positions))
@@ -237,7 +242,8 @@ def _size(
 
 def _n_slots(size: int, rules: Sequence[Rule]) -> int:
     """How many images a batch meets at most, and one more."""
-    return -(-size // min(len(positions) for positions, _ in rules)) + 1
+    least = min(len(positions) for positions, _ in rules)
+    return min(-(-size // least) + 1, len(rules))
 
 
 class _Paths:

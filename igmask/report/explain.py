@@ -81,8 +81,9 @@ def explain(
     number = None if target == "predicted" else _class_number(target, names, numbers)
     read = _read(image_path, model)
     baselines.check(attribution.baseline, model.geometry)
-    if isinstance(attribution.n_steps, int):
-        quadrature.checked_rule(attribution.rule, attribution.n_steps)
+    if attribution.is_integrated:
+        of, skip = attribution.of, attribution.skip
+        quadrature.check_asked(attribution.rule, attribution.n_steps, of=of, skip=skip)
     where = pick_device(device)
     network = models.load(model, device=where)
     n_classes = models.n_classes(network, model, read[None])

@@ -266,6 +266,7 @@ def _said(made_by: dict[str, Any]) -> str:
         of += (
             f"'s {asked['of']}, baseline {asked['baseline']}, rule {asked['rule']}, "
             f"m = {asked['n_steps']}"
+            + (f", without steps below a slope of {asked['skip']:g}" if asked.get("skip") else "")
         )
     said = (
         f"{of}; {made_by['score']} scores of {made_by['side']}×{made_by['side']} squares, selected "

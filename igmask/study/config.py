@@ -22,7 +22,6 @@ from igmask.study.recipes import Condition
 from igmask.study.settings import (
     BASELINES,
     LIBRARIES,
-    Attribution,
     Dataset,
     Model,
     Study,
@@ -150,22 +149,6 @@ def of_bytes(model: Model) -> list[str]:
     ]
 
 
-def _wrong_steps(asked: Attribution) -> Iterator[str]:
-    rule, n_steps = asked.rule, asked.n_steps
-    is_adaptive, is_auto = rule == quadrature.ADAPTIVE, isinstance(n_steps, str)
-    if asked.skip and (is_adaptive or is_auto or asked.of != "probability"):
-        yield (
-            "attribution.skip: leaves out steps of a fixed rule and number, of a probability; not "
-            f"with of {asked.of}, rule {rule}, n_steps {n_steps}"
-        )
-    if is_adaptive:
-        return
-    try:
-        quadrature.between(rule, 25) if is_auto else quadrature.rule(rule, int(n_steps))
-    except InputError as error:
-        yield f"attribution: {error}"
-
-
 def _inconsistencies(study: Study) -> Iterator[str]:
     names = [percent(p) for p in study.selection.p]
     for name in sorted({name for name in names if names.count(name) > 1}):
@@ -178,7 +161,12 @@ def _inconsistencies(study: Study) -> Iterator[str]:
     fills = study.masking.fills
     if len({Condition("keep", 50, fill).name for fill in fills}) < len(fills):
         yield f"masking.fills: two of {', '.join(fills)} name the same files"
-    yield from _wrong_steps(study.attribution)
+    asked = study.attribution
+    try:
+        if asked.is_integrated:
+            quadrature.check_asked(asked.rule, asked.n_steps, of=asked.of, skip=asked.skip)
+    except InputError as error:
+        yield f"attribution: {error}"
     for name, item in study.models.items():
         if item.library == "torchvision" and not item.weights and not item.train:
             random = f"{item.source} would be random (weights: none says that it is meant)"

@@ -242,7 +242,7 @@ class Attribution:
     n_steps:     steps m: the gradients taken on each path; auto: 25 (adaptive: 17), doubled for
                  each image until tolerance and agreement are reached
     skip:        leave out steps where the softmax's slope p (1 - p) is less than this, such as
-                 1e-4, and take them after all where an image then lacks more than 20 % of
+                 0.0001, and take them after all where an image then lacks more than 20 % of
                  completeness; by default all steps are taken. For a fixed rule and number of steps
     tolerance:   of n_steps auto: largest error of completeness, relative to f(x) − f(b)
     agreement:   of n_steps auto: least intersection over union of an image's masks (the top 50 %)

@@ -79,12 +79,15 @@ def attribute_loader(
 def _made_by(
     model: nn.Module, target: str, n_steps: int | Auto, options: dict[str, Any]
 ) -> dict[str, Any]:
-    steps = dataclasses.asdict(n_steps) if isinstance(n_steps, Auto) else n_steps
+    steps: Any = n_steps
+    if isinstance(n_steps, Auto):
+        first = n_steps.first_of(options.get("rule", "right"))
+        steps = dataclasses.asdict(n_steps) | {"first": first}
     # What changes no result may differ from run to run.
     kept = {
         key: _digest(value) if isinstance(value, Tensor) else value
         for key, value in options.items()
-        if key not in ("batch_size", "engine")
+        if key not in ("batch_size", "engine") and (key, value) != ("skip", None)
     }
     own = {"target": target, "n_steps": steps, "model": _digest(_said(model), *_values(model))}
     return stamp("attribute") | own | kept

@@ -1,6 +1,8 @@
 """The benchmark of quality over time at its smallest, and its figures on rows by hand."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +95,25 @@ def test_the_reference_is_the_definition():
         n_steps=quality.CONVERGED,
     )
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_an_image_that_is_the_baseline_is_left_out(study, tmp_path, monkeypatch):
+    for name, size in (("CONVERGED", 4), ("_CAPTUM_STEPS", (2,)), ("CAPTUM_BATCHES", (8,))):
+        monkeypatch.setattr(quality, name, size)
+    monkeypatch.setattr(quality, "_STEPS", {"right": (2,)})
+    photo = Path(study.dataset.root) / "0.png"
+    (tmp_path / "a.png").write_bytes(photo.read_bytes())
+    Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
+    dataset = replace(study.dataset, root=str(tmp_path))
+    options = {"n_images": 5, "repeats": 1, "device": "cpu", "threads": 1}
+    (found,) = quality.measure(replace(study, dataset=dataset), (), **options)
+    for row in found["rows"]:
+        assert (row["n_images"], row["se_50"]) == (1, None)
+        assert np.isfinite([row["l2"], row["iou_50"]]).all()
+    json.dumps(found["rows"], allow_nan=False)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(InputError, match="no image has any attribution"):
+        next(quality.measure(replace(study, dataset=dataset), (), **options))
 
 
 def row(who, rule, steps, seconds, iou, l2):

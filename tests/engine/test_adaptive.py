@@ -7,7 +7,7 @@ from torch import nn
 
 import igmask
 from igmask import quadrature
-from igmask.engine.ig import Auto, integrated_gradients
+from igmask.engine.ig import Auto, NotFinite, integrated_gradients
 from igmask.errors import InputError
 
 
@@ -202,8 +202,8 @@ def test_what_lacks_completeness_has_all_steps_after_all(monkeypatch):
     images = images_of_sum_1(3)
     model = OfSum(8, 0.4).eval()
     full = integrated_gradients(model, images, target=0, n_steps=20)
-    none = np.zeros(20, bool)
-    monkeypatch.setattr(quadrature, "steep", lambda *_: none)
+    none = np.arange(20) == 19  # but the last
+    monkeypatch.setattr(quadrature, "steep", lambda *_, least: none)
     found = integrated_gradients(model, images, target=0, n_steps=20, skip=1e-4)
     assert found.n_steps.tolist() == [20] * 3
     torch.testing.assert_close(found.values, full.values, rtol=1e-12, atol=0)
@@ -224,8 +224,90 @@ def test_a_path_on_which_f_is_flat_keeps_one_step():
         {"skip": 0.0},
         {"skip": 0.3},
         {"skip": float("nan")},
+        {"skip": "1e-4"},
+        {"skip": True},
     ],
 )
 def test_what_skip_is_not_for(options):
     with pytest.raises(InputError, match="skip"):
         integrated_gradients(OfSum().eval(), images_of_sum_1(1), **{"skip": 1e-4} | options)
+
+
+@pytest.mark.parametrize(
+    ("rule", "auto", "says"),
+    [
+        ("adaptive", Auto(first=1), "must be at least 2, got 1"),
+        ("adaptive", Auto(first=0), "must be at least 2, got 0"),
+        ("adaptive", Auto(first=-3), "must be at least 2"),
+        ("adaptive", Auto(first=3.0), "first number of steps of Auto must be an integer"),
+        ("adaptive", Auto(first=True), "first number of steps of Auto must be an integer"),
+        ("adaptive", Auto(most=32), "no room for one doubling"),
+        ("trapezoid", Auto(first=1), "must be at least 2, got 1"),
+        ("right", Auto(first=0), "must be at least 1, got 0"),
+        ("adaptive", 0, "n_steps of rule .* must be at least 1, got 0"),
+    ],
+)
+def test_too_few_steps(rule, auto, says):
+    with pytest.raises(InputError, match=says):
+        integrated_gradients(OfSum().eval(), images_of_sum_1(1), rule=rule, n_steps=auto)
+
+
+def test_room_for_one_doubling_is_enough():
+    auto = Auto(completeness=0, most=33)
+    found = integrated_gradients(
+        OfSum().eval(), images_of_sum_1(1), target=0, rule="adaptive", n_steps=auto
+    )
+    assert found.n_steps.tolist() == [33]
+
+
+class Gradients(nn.Module):
+    """A network that differentiates by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(48, 4).double()
+
+    def forward(self, x):
+        if not x.requires_grad:
+            x = x.detach().requires_grad_()
+        total = (self.linear(x.flatten(1)) ** 3).sum()
+        return torch.autograd.grad(total, x, create_graph=True)[0].flatten(1)[:, :3]
+
+
+def test_a_network_that_differentiates_by_itself():
+    model, images = Gradients().eval(), torch.rand(2, 3, 4, 4, dtype=torch.float64)
+    fine = integrated_gradients(model, images, target=1, of="logit", rule="middle", n_steps=400)
+    found = integrated_gradients(model, images, target=1, of="logit", rule="adaptive")
+    torch.testing.assert_close(found.values, fine.values, rtol=1e-2, atol=1e-4)
+    of_class = igmask.IntegratedGradients(model).attribute(images, target=1, method="adaptive")
+    torch.testing.assert_close(of_class, found.values, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")  # that answers differ for an image alone
+def test_one_number_a_batch_does_not_say_how_each_example_changes():
+    of_batch = igmask.IntegratedGradients(lambda x: (x**4).sum().reshape(1))
+    with pytest.raises(InputError, match="output of each example changes"):
+        of_batch.attribute(torch.rand(9, 3, 4, 4), method="adaptive", internal_batch_size=16)
+
+
+class RootAt(nn.Module):
+    """Two logits of the sum s, with a slope that is infinite where s is `where`, alone."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where = where
+
+    def forward(self, x):
+        total = x.flatten(1).double().sum(dim=1)
+        far = (total - self.where).abs()
+        return torch.stack([8 * (total - 0.5) + 0 * far.sqrt(), torch.zeros_like(total)], dim=1)
+
+
+@pytest.mark.parametrize("skip", [None, 0.05])
+def test_a_gradient_that_is_not_finite_has_its_number_in_the_rule(skip):
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
+    images[:, 0, 0, 0] = 1
+    images[0] *= 0.99  # whose steps miss it
+    with pytest.raises(NotFinite) as error:
+        integrated_gradients(RootAt(0.625).eval(), images, target=0, n_steps=16, skip=skip)
+    assert (error.value.image, error.value.alpha, error.value.step) == (1, 0.625, 10)

@@ -229,10 +229,10 @@ black baseline, rule right, m = {N_STEPS}. *Stem* says where it ends, *then* wha
 two), *folded* how many batch norms went into the layers before them, *by* what took the graph, *s*
 the seconds of taking, cutting and comparing it; the error is the norm of the difference to Captum
 relative to its norm, in float64; *of Captum's own* is what comes of changing the images by one part
-in 2⁵² there, which a network may make much of. *float32* is our error there over Captum's, medians of {N_IMAGES}
-images. Where that is large, more of the images meet the kink of a ReLU, at which the gradient jumps
-by about a thousandth: in the layout that igmask takes, channels-last, oneDNN's convolutions round
-more. *In its layout* is ours over that of Captum on the model in channels-last.
+in 2⁵² there, which a network may make much of. *float32* is our error there over Captum's, medians
+of {N_IMAGES} images. Where that is large, more of the images meet the kink of a ReLU, at which the
+gradient jumps by about a thousandth: in the layout that igmask takes, channels-last, oneDNN's
+convolutions round more. *In its layout* is ours over Captum's on the model in channels-last.
 
 | family | model | pixels | stem | then | folded | by | s | error | float32 |
 |---|---|---|---|---|---|---|---|---|---|

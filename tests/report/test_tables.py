@@ -310,6 +310,8 @@ def test_published_values_stand_beside_the_same_experiment_only():
         {"model": keep["model"] | {"mean": [0.0, 0.0, 0.0]}},
         {"attribution": keep["attribution"] | {"baseline": "white"}},
         {"attribution": keep["attribution"] | {"of": "logit"}},
+        {"attribution": keep["attribution"] | {"rule": "adaptive"}},
+        {"attribution": keep["attribution"] | {"skip": 0.1}},
     ):
         assert published_top1(keep | changes, n_images=N_IMAGES) is None
 

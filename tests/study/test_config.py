@@ -246,10 +246,10 @@ def test_automatic_steps_need_a_rule_that_can_be_refined():
     "others", [{"rule": "adaptive"}, {"n_steps": "auto"}, {"of": "logit"}], ids=str
 )
 def test_skip_is_for_fixed_steps_of_a_probability(others):
-    settings = changed("attribution", {"skip": 1e-4, "rule": "middle"})
+    settings = changed("attribution", {"skip": 1e-4, "rule": "left"})
     assert config.parse(settings).attribution.skip == 1e-4
     settings["attribution"] |= others
-    with pytest.raises(InputError, match=r"attribution\.skip: leaves out steps of a fixed rule"):
+    with pytest.raises(InputError, match="attribution: skip leaves out steps of a fixed rule"):
         config.parse(settings)
 
 

@@ -49,6 +49,17 @@ def test_labels_can_be_the_targets(network, data, tmp_path):
         )
 
 
+def test_what_is_as_by_default_may_be_said(network, data, tmp_path):
+    loader = DataLoader(data, batch_size=7)
+    (path,) = igmask.attribute_loader(network, loader, tmp_path, n_steps=Auto(first=25))
+    written = path.stat().st_mtime_ns
+    igmask.attribute_loader(network, loader, tmp_path, n_steps=Auto(), skip=None)
+    assert path.stat().st_mtime_ns == written
+    _, made_by = arrays.read_records(arrays.records_of(path))
+    assert made_by["n_steps"]["first"] == 25
+    assert "skip" not in made_by
+
+
 def test_a_run_that_was_cut_short_goes_on(network, data, tmp_path):
     class Cut(DataLoader):
         def __iter__(self):
