@@ -81,7 +81,12 @@ def class_of(name: str, numbers: Mapping[str, int], known: Mapping[str, int]) ->
 
 def class_name(classes: list[str], label: int) -> str:
     """Return the name of a class, without the wnid before it, or its number where it has none."""
-    return _WNID.sub("", classes[label]) if label < len(classes) else f"class {label}"
+    return without_wnid(classes[label]) if label < len(classes) else f"class {label}"
+
+
+def without_wnid(name: str) -> str:
+    """Return a class's name without the wnid before it; a wnid alone stays."""
+    return _WNID.sub("", name)
 
 
 def class_names(numbers: Mapping[str, int]) -> list[str]:

@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from steps import run_attribute, run_evaluate, run_index, run_mask, run_prepare
+from torchvision.models import ResNet50_Weights
 
 from igmask import arrays
 from igmask.errors import InputError
+from igmask.inputs.classes import class_labels
 from igmask.inputs.data import check_order, index, opener
 from igmask.inputs.sources import parquet as parquet_source
 from igmask.plan import Workflow
@@ -497,3 +499,16 @@ def test_classes_in_another_order_than_the_outputs_are_named():
     said = r"'emu' is its class 0, and output 4 of the network; set dataset.classes"
     with pytest.raises(InputError, match=said):
         check_order(["emu", "goldfish", "koala", "tench, Tinca tinca"], outputs)
+
+
+def test_wnids_before_the_names_hide_no_other_order():
+    own = class_labels(["n01440764"], "imagenet", of="photos")[1]
+    assert own[0] == "n01440764 tench"
+    outputs = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
+    check_order(own, outputs)
+    check_order(outputs, own)
+    said = r"'n01440764 tench' is its class 0, and output 999 of the network; set dataset.classes"
+    with pytest.raises(InputError, match=said):
+        check_order(own, outputs[::-1])
+    with pytest.raises(InputError, match="'n01443537 goldfish' is its class 0, and output 1 "):
+        check_order(["n01443537 goldfish", "n01440764 tench"], outputs)
