@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
 
 import igmask
+from igmask import cli
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.inputs.decode import fit
@@ -115,6 +117,15 @@ def test_integrated_gradients_are_captums(hub):
     )
     found = igmask.integrated_gradients(network, x, target=target, n_steps=8, of="logit")
     torch.testing.assert_close(found.values, wanted, rtol=0, atol=1e-13)
+
+
+def test_inspect_needs_no_weights(hub):
+    place = hub("a/b", small(), transformers.ViTImageProcessor(**SQUASHED))
+    (place / "model.safetensors").unlink()
+    result = CliRunner().invoke(cli.app, ["inspect", "hf/a/b", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "hf/a/b, input 3 × 32 × 32" in result.output
+    assert "network.vit.embeddings" in result.output
 
 
 def test_weights_may_be_a_files(hub, tmp_path):

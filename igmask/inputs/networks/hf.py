@@ -109,8 +109,8 @@ def _affine(
             f"{model.source}: its processor changes colours by more than mean and std; wrap the "
             "network in a module:callable that does"
         )
-    mean, std = (tuple(float(f"{x:.6g}") + 0.0 for x in of) for of in (mean, std))  # no −0
-    return black.shape[1], mean, std
+    # + 0.0, lest a mean be −0
+    return black.shape[1], *(tuple(float(f"{x:.6g}") + 0.0 for x in of) for of in (mean, std))
 
 
 def _geometry(
