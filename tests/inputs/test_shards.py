@@ -220,6 +220,42 @@ def test_rows_without_paths_of_their_own_go_by_file_and_row(tree):
     assert names.tolist() == ["a/000000", "a/000001", "a/000002", "b/000000", "b/000001"]
 
 
+def test_other_images_whose_paths_count_alike_go_by_file_and_row(tree):
+    """As two splits have them, each of which counts from 0.png."""
+    for split, files in (("train", tree[:3]), ("val", tree[3:6])):
+        path = write_parquet(f"rows/{split}/a.parquet", files)
+        table = pq.read_table(path)
+        numbered = pa.array([f"{i}.png" for i in range(3)])
+        parts = [table["image"].combine_chunks().field("bytes"), numbered]
+        image = pa.StructArray.from_arrays(parts, ["bytes", "path"])
+        pq.write_table(table.set_column(0, "image", image), path)
+    dataset = config.dataset(PARQUET)
+    records, _ = index(dataset)
+    names = [f"{split}/a/{i:06d}" for split in ("train", "val") for i in range(3)]
+    assert records["name"].tolist() == names
+    assert records["label"].tolist() == [label(file) for file in tree[:6]]
+    open_image = opener(dataset, seed=0)
+    for record, file in zip(records.itertuples(), tree[:6], strict=True):
+        expected = np.asarray(Image.open(file).convert("RGB"))
+        np.testing.assert_array_equal(np.asarray(open_image(record)), expected)
+
+
+OF_OTHER_KINDS = [
+    None, [], {}, 3, {"info": None}, {"info": []}, {"info": {"features": None}},
+    {"info": {"features": {"label": None}}}, {"info": {"features": {"label": {"names": 3}}}},
+    {"info": {"features": {"label": {"names": {"0": "cat"}}}}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", [*map(json.dumps, OF_OTHER_KINDS), "no JSON", b"\xff"], ids=str)
+def test_what_else_is_kept_beside_the_columns_names_no_classes(tree, said):
+    path = write_parquet("rows/0.parquet", tree, classes=None)
+    table = pq.read_table(path).replace_schema_metadata({"huggingface": said})
+    pq.write_table(table, path)
+    records, classes = index(config.dataset(PARQUET))
+    assert (classes, records["label"].tolist()) == ([], [label(file) for file in tree])
+
+
 def test_files_says_which_count(tree):
     write_parquet("rows/data/train-0.parquet", tree[:10])
     write_parquet("rows/data/validation-0.parquet", tree[10:])
@@ -306,6 +342,13 @@ BAD_PARQUET = {
         lambda tree: [
             write_parquet("rows/0.parquet", tree),
             write_parquet("rows/1.parquet", tree, compression="zstd"),
+        ],
+        "rows/0.parquet and rows/1.parquet have the same images",
+    ),
+    "written again in another order": (
+        lambda tree: [
+            write_parquet("rows/0.parquet", tree, row_group_size=7),
+            write_parquet("rows/1.parquet", tree[::-1], row_group_size=5),
         ],
         "rows/0.parquet and rows/1.parquet have the same images",
     ),
