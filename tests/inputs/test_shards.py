@@ -436,6 +436,17 @@ def test_keys_go_up_to_the_first_dot_and_what_is_hidden_is_none(tree, capsys):
     )
 
 
+@pytest.mark.parametrize("above", ["../", "../../", "./../", "a/../", "a/../../"])
+def test_members_above_where_they_were_packed_are_taken(tree, above):
+    write_tar("tars/0.tar", samples(tree, folder=f"{above}pics/"))
+    check_as_folder(TARS, ending=False, prefix="pics/")
+    with tarfile.open("tars/0.tar") as tar:
+        assert len(tar.getnames()) == 2 * N_IMAGES
+    write_tar("tars/0.tar", [*samples(tree, folder="pics/"), *samples(tree[:1], folder="../pics/")])
+    with pytest.raises(InputError, match=r"'\.\./pics/cat/000\.jpg' is there twice"):
+        index(config.dataset(TARS))
+
+
 @pytest.mark.parametrize("kind", ["w:gz", "w:xz", "w:bz2"])
 def test_compressed_tars_are_refused(tree, kind):
     ending = kind.removeprefix("w:")
