@@ -5,7 +5,6 @@ is wrong, and here is what keys ask of each other, and of files.
 """
 
 import contextlib
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,11 +15,12 @@ from textwrap import indent, shorten
 from typing import Any
 
 from igmask import quadrature
-from igmask.errors import InputError, refusing
+from igmask.errors import InputError, no_file, refusing, suggestion
 from igmask.study.fields import of_plain
 from igmask.study.recipes import Condition
 from igmask.study.settings import (
     BASELINES,
+    CLASSES,
     LIBRARIES,
     Attribution,
     Dataset,
@@ -101,8 +101,9 @@ def missing_files(study: Study) -> dict[str, str]:
         if item.weights_kind == "file":
             files[f"models.{name}.weights"] = item.weights
     hints = {"attribution.baseline": f", and baselines by name are {', '.join(BASELINES)}"}
+    known = {"dataset.classes": CLASSES}
     problems = {
-        key: f"there is no file {path!r}{hints.get(key, '')}"
+        key: no_file(path, known.get(key, ())) + hints.get(key, "")
         for key, path in files.items()
         if path is not None and not Path(path).is_file()
     }
@@ -247,7 +248,7 @@ def _explain(error: Any) -> list[str]:
         known = list(rules["properties"])
         return [
             f"{where + '.' if where else ''}{key}: unknown key"
-            + (_suggestion(key, known) or f"; known are {', '.join(known)}")
+            + (suggestion(key, known) or f"; known are {', '.join(known)}")
             for key in sorted(set(value) - set(known), key=str)
         ]
     if error.validator == "required":
@@ -258,7 +259,7 @@ def _explain(error: Any) -> list[str]:
     where = where or "configuration"
     names = rules.get("enum") or rules.get("examples")
     if names and error.validator in ("enum", "pattern"):
-        hint = _suggestion(value, [str(name) for name in names])
+        hint = suggestion(value, [str(name) for name in names])
         return [f"{where}: {_shown(value)} is not {_allowed(rules)}{hint}"]
     return [f"{where}: {_problem(error)}; it must be {_allowed(rules)}{_remedy(value, rules)}"]
 
@@ -332,8 +333,3 @@ def _remedy(value: Any, rules: dict[str, Any]) -> str:
         if _validator()(rules).is_valid(form):
             return f"; write {form}"
     return ""
-
-
-def _suggestion(key: Any, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(key), known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

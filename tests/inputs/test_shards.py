@@ -321,6 +321,13 @@ BAD_PARQUET = {
         lambda tree: write_parquet("rows/0.parquet", tree, labels=[3] * N_IMAGES),
         r"the label 3 is none of its classes 0 … 2",
     ),
+    "too large": (
+        lambda tree: pq.write_table(
+            pa.table({"image": [b""], "label": pa.array([2**63 + 1], pa.uint64())}),
+            "rows/0.parquet",
+        ),
+        "rows: a label of 2⁶³ or more is too large for a class",
+    ),
     "orders": (
         lambda tree: [
             write_parquet("rows/0.parquet", tree[:9]),
@@ -383,6 +390,18 @@ def test_rows_without_bytes_are_bad_images(tree):
 
 JPG = ("a.jpg", b"...")
 BAD_TARS = {
+    "too large": (
+        [JPG, ("a.cls", b"12345678901234567890123")],
+        "0.tar: a: the label 12345678901234567890123 is too large for a class",
+    ),
+    "too large in json": (
+        [JPG, ("a.json", b'{"label": 12345678901234567890123}')],
+        "0.tar: a: the label 12345678901234567890123 is too large for a class",
+    ),
+    "no text": (
+        [("caf\udce9.jpg", b"..."), ("caf\udce9.cls", b"1")],
+        r"0.tar: the file name b'caf\\xe9.jpg' is not UTF-8; rename it",
+    ),
     "no number": ([JPG, ("a.cls", b"seven")], r"0.tar: a: the label 'seven' is no number"),
     "empty": ([JPG, ("a.cls", b" ")], r"0.tar: a.cls: there is no label in it"),
     "binary": ([JPG, ("a.cls", b"\xff\xfe")], r"0.tar: a.cls: not UTF-8 text"),
@@ -405,6 +424,13 @@ def test_bad_tars_are_named(tree, wrong):
     members, message = BAD_TARS[wrong]
     write_tar("tars/0.tar", members)
     with pytest.raises(InputError, match=message):
+        index(config.dataset(TARS))
+
+
+def test_shards_whose_names_are_no_text_are_named(tree):
+    Path("tars").mkdir()
+    write_tar("tars/0.tar", samples(tree)).rename(os.fsdecode(b"tars/caf\xe9.tar"))
+    with pytest.raises(InputError, match=r"caf\\xe9.tar' is not UTF-8; rename it"):
         index(config.dataset(TARS))
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from igmask.devices import n_cores
 from igmask.errors import InputError, refusing
-from igmask.inputs.classes import NO_LABEL, class_labels, relabelled
+from igmask.inputs.classes import NO_LABEL, as_labels, class_labels, relabelled
 from igmask.inputs.sources.shards import check_mark, opened_by, shard_files
 from igmask.study.settings import Dataset
 
@@ -235,5 +235,6 @@ def _labelled(
             raise InputError(f"{dataset.root}: {len(given) - len(texts):,} images have no label")
         numbers, classes = class_labels(named, dataset.classes, of=dataset.root)
         return [numbers[label] for label in given], classes
-    labels = np.array([NO_LABEL if label is None else label for label in given], dtype=np.int64)
+    with_none = [NO_LABEL if label is None else label for label in given]
+    labels = as_labels(with_none, of=dataset.root)
     return relabelled(labels, known, dataset.classes, of=dataset.root)

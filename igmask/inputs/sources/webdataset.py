@@ -25,7 +25,7 @@ from igmask.inputs.classes import (
     identifiers,
     label_of,
 )
-from igmask.inputs.files import EXTENSIONS, counts, existing, files_below
+from igmask.inputs.files import EXTENSIONS, check_text, counts, existing, files_below
 from igmask.inputs.sources.shards import check_mark, is_meant, opened_by, shard_files
 from igmask.progress import say
 from igmask.study.settings import Dataset
@@ -108,6 +108,8 @@ def _samples(path: str, file: BinaryIO) -> dict[str, tuple[Member, tuple[str, Me
         stem, _, ending = base.partition(".")
         if not stem or not all(map(counts, filter(None, folder.split("/")))):
             continue
+        with refusing(InputError, says=lambda error: f"{path}: {error}"):
+            check_text(name)
         of_key = parts.setdefault(f"{folder}/{stem}" if folder else stem, {})
         if of_key.setdefault(f".{ending.lower()}", member) is not member:
             raise InputError(f"{path}: {name!r} is there twice")
