@@ -16,7 +16,7 @@ from typing import Any
 
 from igmask import quadrature
 from igmask.errors import InputError, no_file, refusing, suggestion
-from igmask.study.fields import of_plain
+from igmask.study.fields import misplaced, of_plain
 from igmask.study.recipes import Condition
 from igmask.study.settings import (
     BASELINES,
@@ -26,7 +26,6 @@ from igmask.study.settings import (
     Dataset,
     Model,
     Study,
-    hardly_meant,
     is_baseline_file,
     percent,
     rules,
@@ -118,10 +117,21 @@ def warnings(study: Study) -> list[str]:
     return [f"selection.p: {doubt}" for doubt in doubts if doubt]
 
 
+def hardly_meant(p: float) -> str:
+    """Return what to say of a percentage that may be a share, 0.5 for 50 %; else nothing."""
+    if not 0 < p < 1:
+        return ""
+    whole = percent(100 * p)
+    return f"{percent(p)} means {percent(p)} %; write {whole} if {whole} % is meant"
+
+
 def dataset(settings: Mapping[str, Any]) -> Dataset:
     """Return a dataset from the keys of `Dataset`, or raise InputError."""
-    full = valid(settings, rules("dataset"), "the dataset's settings are")
-    return _named(of_plain(Dataset, full))
+    what = "the dataset's settings are"
+    found = of_plain(Dataset, valid(settings, rules("dataset"), what))
+    if problems := [f"  {problem}" for problem in _misplaced(found)]:
+        raise InputError(f"{what} not valid:\n" + "\n".join(problems))
+    return _named(found)
 
 
 def model(settings: Mapping[str, Any]) -> Model:
@@ -176,6 +186,7 @@ def _inconsistencies(study: Study) -> Iterator[str]:
             yield f"selection.p: {p} has more than two decimals"
     if study.dataset.source == "photos" and study.attribution.target == "label":
         yield "attribution.target: photographs have no labels; leave it out, or say predicted"
+    yield from (f"dataset.{problem}" for problem in _misplaced(study.dataset))
     fills = study.masking.fills
     if len({Condition("keep", 50, fill).name for fill in fills}) < len(fills):
         yield f"masking.fills: two of {', '.join(fills)} name the same files"
@@ -198,6 +209,11 @@ def _inconsistencies(study: Study) -> Iterator[str]:
         if item.size and item.resize and item.resize < item.size:
             yield f"models.{name}.resize: {item.resize} is less than size {item.size}"
         yield from (f"models.{name}.{problem}" for problem in of_bytes(item))
+
+
+def _misplaced(dataset: Dataset) -> Iterator[str]:
+    for key, sources in misplaced(dataset).items():
+        yield f"{key}: not for source {dataset.source}; it belongs to {', '.join(sources)}"
 
 
 def _named(dataset: Dataset) -> Dataset:
