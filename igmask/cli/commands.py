@@ -142,7 +142,9 @@ def preflight(index: Path, output: Path, recipe: recipes.Preflight) -> None:
     default="bilinear",
     help="Of the resizing.",
 )
-@click.option("--squash", type=bool, default=False, help="Both sides get the length --resize.")
+@click.option(
+    "--squash", type=bool, default=False, help="Both sides get the length --resize, or else --size."
+)
 @click.option("--shard", default="1-of-1", help="Which part of the images.")
 @setting("dataset", "on_bad_image")
 @count("--workers", "Threads that decode; all cores by default.")

@@ -110,13 +110,17 @@ class Dataset:
 class Geometry:
     """How an image becomes a square of `size` pixels: resize the shorter side, crop the centre.
 
-    With `squash` both sides are resized to `resize`, whatever the image's shape.
+    With `squash` both sides are resized to `resize`, or else to `size`, whatever the image's shape.
     """
 
     size: int
     resize: int | None
     interpolation: str
     squash: bool = setting(False, counts=lambda geometry: geometry.squash)
+
+    def __post_init__(self) -> None:
+        if self.squash and self.resize is None:
+            object.__setattr__(self, "resize", self.size)
 
     @property
     def name(self) -> str:
@@ -162,7 +166,7 @@ class Model:
                    tuple, list, dict or dataclass
     size:          side of the square input, in pixels; torchvision's weights, timm and the hub know
     resize:        length of the shorter side before the centre crop to size; none: crop only
-    squash:        both sides get the length `resize`, whatever the image's shape
+    squash:        both sides get the length `resize`, or else `size`, whatever the image's shape
     interpolation: of the resizing (bilinear)
     mean:          of the normalisation, a colour (0 0 0)
     std:           of the normalisation, a colour (1 1 1)

@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from igmask.errors import InputError
-from igmask.inputs import decode
+from igmask.inputs import decode, models
 from igmask.inputs.data import index, left_out
 from igmask.inputs.decode import fit, read_rgb
 from igmask.inputs.files import EXTENSIONS, NOT_TAKEN
@@ -166,6 +166,20 @@ def test_images_smaller_than_the_crop_are_an_error():
 
 def test_a_resize_makes_small_images_fit():
     assert fit(Image.new("RGB", (20, 40)), Geometry(32, 32, "bilinear")).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("resize", [None, 24, 40])
+def test_squashed_images_are_pillows(resize):
+    image = noise("RGB", (53, 41))
+    settings = {"source": "igmask.zoo:small_vgg", "size": 24, "squash": True, "weights": "none"}
+    model = models.complete(config.model(settings | ({"resize": resize} if resize else {})))
+    side = resize or 24
+    assert model.geometry.name == f"24-squash{side}-bilinear"
+    assert model.geometry == Geometry(24, resize, "bilinear", squash=True)
+    cut = (side - 24) // 2
+    expected = image.resize((side, side), Image.Resampling.BILINEAR)
+    expected = expected.crop((cut, cut, cut + 24, cut + 24))
+    np.testing.assert_array_equal(fit(image, model.geometry), expected)
 
 
 @pytest.mark.parametrize("name", ["plain.jpg", "ein Bild; 'ü\".jpg"])
