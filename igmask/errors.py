@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from fnmatch import filter as matches
 from typing import Any
 
@@ -23,6 +24,18 @@ def refusing(*kinds: type[Exception], says: Callable[[Exception], str] = str) ->
 def with_kind(error: Exception) -> str:
     """Return an error's message behind its kind: `KeyError: 'weight'`."""
     return f"{type(error).__name__}: {error}"
+
+
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """Return which of the known names may be meant, in whatever case, as a question, or nothing."""
+    by_case = {one.casefold(): one for one in known}
+    close = get_close_matches(str(name).casefold(), by_case, n=1)
+    return f"; did you mean {by_case[close[0]]!r}?" if close else ""
+
+
+def no_file(path: str, known: Iterable[str] = ()) -> str:
+    """Return that there is no file, and which of the names may be meant that stand for one."""
+    return f"there is no file {path!r}{suggestion(path, known)}"
 
 
 def integer(what: str, value: Any, kind: str = "an integer") -> int:

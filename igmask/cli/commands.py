@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,9 @@ def preflight(index: Path, output: Path, recipe: recipes.Preflight) -> None:
     default="bilinear",
     help="Of the resizing.",
 )
-@click.option("--squash", type=bool, default=False, help="Both sides get the length --resize.")
+@click.option(
+    "--squash", type=bool, default=False, help="Both sides get the length --resize, or else --size."
+)
 @click.option("--shard", default="1-of-1", help="Which part of the images.")
 @setting("dataset", "on_bad_image")
 @count("--workers", "Threads that decode; all cores by default.")
@@ -316,8 +319,9 @@ def export(images: tuple[Path, ...], **options: Any) -> None:
 def inspect(model: str, size: int | None, device: str) -> None:
     """Where the affine stem of MODEL ends, its share of the work, memory an image and a step.
 
-    MODEL is a classifier of torchvision by name, or the settings of a model as in config.yaml.
-    Weights are not needed: a network without them is drawn at random.
+    MODEL is a classifier by name, of torchvision, timm (timm/NAME) or the Hugging Face hub
+    (hf/OWNER/NAME), or the settings of a model as in config.yaml. Weights are not needed: a network
+    is drawn at random, unless they are named.
     """
     import torch
 
@@ -327,9 +331,12 @@ def inspect(model: str, size: int | None, device: str) -> None:
     from igmask.tools.inspect import inspect as inspected
     from igmask.tools.inspect import report
 
-    described = config.model(read_settings(model) if are_settings(model) else {"source": model})
-    side = size or described.size or library_of(described).usual_size(described)
-    where = pick_device(device)
+    asked = config.model(read_settings(model) if are_settings(model) else {"source": model})
+    if asked.weights_kind == "library":
+        asked = replace(asked, weights="none")
+    library, where = library_of(asked), pick_device(device)
+    described = library.described(replace(asked, size=size or asked.size))
+    side = described.size or library.usual_size(asked)
     network = models.with_output(models.evaluating(models.build(described)), described).to(where)
     images = torch.rand(2, 3, side, side, device=where)
     print(report(described.source, inspected(network, images), (3, side, side)))

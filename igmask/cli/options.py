@@ -44,7 +44,7 @@ class Number(click.FloatRange):
             self.fail(f"{value} is not above {self.above:g}{to}.", param, ctx)
         if is_percentage and number != round(number, 2):
             self.fail(f"{value} has more than two decimals.", param, ctx)
-        if is_percentage and (doubt := settings.hardly_meant(number)):
+        if is_percentage and (doubt := config.hardly_meant(number)):
             say(f"warning: {doubt}")
         return number
 

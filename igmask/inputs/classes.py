@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from igmask.errors import InputError, refusing
+from igmask.errors import InputError, no_file, refusing
 from igmask.inputs.files import read_text
 from igmask.study.settings import CLASSES
 
@@ -19,6 +19,7 @@ NO_LABEL = -1  # of an image whose label is what a network says of it, or that i
 # torchvision's weights have them.
 _IMAGENET = Path(__file__).with_name("imagenet.txt")
 _WNID = re.compile(r"^n\d{8} (?=\S)")
+_DIGITS = 18  # of numbers that are less than 2⁶³
 _MOST = 100_000  # a number beyond is no class: a date, say
 
 
@@ -29,12 +30,15 @@ def class_numbers(path: Path | str) -> dict[str, int]:
     by its first word, where that is one of the `identifiers`. JSON has a list of names, or
     {name: index}, {index: name}, or {index: [name, ...]} as Keras' imagenet_class_index.json.
 
-    raises InputError naming the file if it is none of these
+    raises InputError naming the file if it is none of these, or not there
     """
     path = _IMAGENET if str(path) in CLASSES else Path(path)
+    if not path.is_file():
+        raise InputError(f"dataset.classes: {no_file(str(path), CLASSES)}")
     text, says = read_text(path), f"{path}: expected names, {{name: index}} or {{index: name}}"
     if path.suffix != ".json":
-        return _numbered([line.strip() for line in text.splitlines() if line.strip()], path)
+        # str.splitlines ends lines in the middle of names, too: at U+2028 and form feeds.
+        return _numbered([line.strip() for line in text.split("\n") if line.strip()], path)
     with refusing(json.JSONDecodeError, says=lambda error: f"{path}: not JSON ({error})"):
         content = json.loads(text, object_pairs_hook=partial(_once, path))
     match content:
@@ -81,7 +85,12 @@ def class_of(name: str, numbers: Mapping[str, int], known: Mapping[str, int]) ->
 
 def class_name(classes: list[str], label: int) -> str:
     """Return the name of a class, without the wnid before it, or its number where it has none."""
-    return _WNID.sub("", classes[label]) if label < len(classes) else f"class {label}"
+    return without_wnid(classes[label]) if label < len(classes) else f"class {label}"
+
+
+def without_wnid(name: str) -> str:
+    """Return a class's name without the wnid before it; a wnid alone stays."""
+    return _WNID.sub("", name)
 
 
 def class_names(numbers: Mapping[str, int]) -> list[str]:
@@ -135,6 +144,14 @@ def relabelled(
     return np.array([numbers[name] for name in classes])[labels] if classes else labels, names
 
 
+def as_labels(numbers: list[int], *, of: object) -> np.ndarray:
+    """Return whole numbers as labels (N,) int64; raise InputError for one that is too large."""
+    try:
+        return np.array(numbers, dtype=np.int64)
+    except OverflowError:
+        raise InputError(f"{of}: a label of 2⁶³ or more is too large for a class") from None
+
+
 def check_given(labels: np.ndarray, *, of: object) -> None:
     """Raise InputError if images have no label: splits that are to be predicted have −1."""
     if n_none := int((labels < 0).sum()):
@@ -155,6 +172,8 @@ def label_of(text: str, numbers: Mapping[str, int], known: Mapping[str, int], wh
         return label
     # Where names are numbers, one that is none of them is no place in the list, either.
     if text.strip().isdecimal() and not any(map(str.isdecimal, numbers)):
+        if len(text.strip().lstrip("0")) > _DIGITS:
+            raise InputError(f"{where}: the label {text.strip()[:30]} is too large for a class")
         return int(text)
     problem = "is not in dataset.classes" if numbers else "is no number; set dataset.classes"
     raise InputError(f"{where}: the label {text!r} {problem}")

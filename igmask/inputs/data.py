@@ -11,6 +11,7 @@ from PIL import Image
 
 from igmask.errors import InputError
 from igmask.inputs import files
+from igmask.inputs.classes import without_wnid
 from igmask.inputs.decode import naming, without_border
 from igmask.inputs.sources import source_of
 from igmask.study.settings import Dataset
@@ -107,13 +108,14 @@ def unnamed_classes(made_by: Mapping[str, Any], n_classes: int) -> str | None:
 def check_order(classes: list[str], outputs: list[str]) -> None:
     """Raise InputError if most of a dataset's classes are a network's, but in another order.
 
-    A class goes by its first name: the `tench` of one list is the `tench, Tinca tinca` of another.
+    A class goes by its first name: the `tench` of one list is the `tench, Tinca tinca` of another,
+    and the `n01440764 tench` of a third.
 
     classes: names of the dataset's classes 0, 1, …
     outputs: names of the network's, or none if it does not say them
     """
     own, theirs = (
-        [name.partition(",")[0].strip().casefold() for name in names]
+        [without_wnid(name).partition(",")[0].strip().casefold() for name in names]
         for names in (classes, outputs)
     )
     places = {name: i for i, name in enumerate(theirs) if theirs.count(name) == 1}

@@ -7,6 +7,7 @@ colour mode, EXIF orientation ignored, resize of the shorter side, centre crop.
 
 import io
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from igmask.errors import InputError
+from igmask.errors import InputError, refusing, with_kind
 from igmask.study.settings import Geometry
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF files, and one of its values
@@ -39,11 +40,15 @@ def open_rgb(file: Path | BinaryIO, *, scale: float | None = None) -> Image.Imag
     with Image.open(file) as image:
         # Pillow only warns up to twice its limit, and what becomes of a warning is the process's
         # choice, which no thread can make for itself.
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and image.width * image.height > limit:
-            size = f"{image.width}×{image.height} pixels are"
-            raise Image.DecompressionBombError(f"{size} more than {limit}")
+        _check_area(*image.size)
         return to_rgb(image, scale=scale)
+
+
+def _check_area(width: int, height: int) -> None:
+    """Raise DecompressionBombError for more pixels than Pillow's limit."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise Image.DecompressionBombError(f"{width}×{height} pixels are more than {limit}")
 
 
 def to_rgb(image: Image.Image, *, scale: float | None = None) -> Image.Image:
@@ -117,7 +122,10 @@ def _shares_a_file(image: Image.Image) -> bool:
 
 @contextmanager
 def naming(image: object) -> Iterator[None]:
-    """Turn what Pillow raises within the block into InputError that names the image."""
+    """Turn what decoding raises within the block into InputError that names the image.
+
+    A damaged file makes decoders raise anything. What igmask's own code raises stays as it is.
+    """
     try:
         yield
     except InputError as error:
@@ -128,20 +136,36 @@ def naming(image: object) -> Iterator[None]:
         raise InputError(f"{image}: not an image") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{image}: too large to be decoded safely ({error})") from None
+    except MemoryError:
+        said = "there is not the memory for the pixels that it says it has; is it damaged?"
+        raise InputError(f"{image}: {said}") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
         raise InputError(f"{image}: cannot be decoded ({error})") from None
+    except Exception as error:
+        if _is_own(error):
+            raise
+        raise InputError(f"{image}: cannot be decoded ({with_kind(error)})") from error
+
+
+def _is_own(error: Exception) -> bool:
+    """Whether a line of igmask raised it, and nothing that the line called."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]
 
 
 def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:
     """Return (size, size, 3) uint8, resized as the geometry says, the centre cropped.
 
-    raises InputError if the image is smaller than the crop
+    raises InputError if the image is smaller than the crop, or so long that its resized form would
+           be larger than what Pillow decodes
     """
     shorter = min(image.size)
     if geometry.resize:
         width, height = (shorter, shorter) if geometry.squash else image.size
         size = int(geometry.resize * width / shorter), int(geometry.resize * height / shorter)
     if geometry.resize and size != image.size:
+        with refusing(Image.DecompressionBombError, says="too large when resized ({})".format):
+            _check_area(*size)
         image = image.resize(size, INTERPOLATIONS[geometry.interpolation])
     width, height = image.size
     if width < geometry.size or height < geometry.size:

@@ -125,12 +125,17 @@ def indexed_images(folder: Path) -> dict[str, str]:
     """Return `images_below`; raise InputError for a name that is no text, as records have to be."""
     found = images_below(folder)
     for path in found.values():
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            name = os.fsencode(path)
-            raise InputError(f"the file name {name!r} is not UTF-8; rename it") from None
+        check_text(path)
     return found
+
+
+def check_text(name: str) -> None:
+    """Raise InputError for a name of a file, or of one within it, that is no text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        said = os.fsencode(name)
+        raise InputError(f"the file name {said!r} is not UTF-8; rename it") from None
 
 
 def located(path: str, beside: Path) -> str:
@@ -167,6 +172,13 @@ def with_located(recipe: Any, beside: Path) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """Return a text file's content; raise InputError, naming it, if it is not UTF-8."""
-    with refusing(UnicodeDecodeError, says=lambda error: f"{path}: not UTF-8 text ({error})"):
+    """Return a text file's content, its lines ended by \\n.
+
+    raises InputError, naming it, if it is not there, cannot be read, or is not UTF-8
+    """
+    with (
+        refusing(UnicodeDecodeError, says=lambda error: f"{path}: not UTF-8 text ({error})"),
+        refusing(OSError, says=lambda error: f"{path}: cannot be read ({error})"),
+        refusing(FileNotFoundError, says=lambda _: f"{path}: there is no such file"),
+    ):
         return path.read_text("utf-8-sig")  # spreadsheets put a mark at the beginning

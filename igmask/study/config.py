@@ -5,7 +5,6 @@ is wrong, and here is what keys ask of each other, and of files.
 """
 
 import contextlib
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,16 +15,16 @@ from textwrap import indent, shorten
 from typing import Any
 
 from igmask import quadrature
-from igmask.errors import InputError, refusing
-from igmask.study.fields import of_plain
+from igmask.errors import InputError, no_file, refusing, suggestion
+from igmask.study.fields import misplaced, of_plain
 from igmask.study.recipes import Condition
 from igmask.study.settings import (
     BASELINES,
+    CLASSES,
     LIBRARIES,
     Dataset,
     Model,
     Study,
-    hardly_meant,
     is_baseline_file,
     percent,
     rules,
@@ -100,8 +99,9 @@ def missing_files(study: Study) -> dict[str, str]:
         if item.weights_kind == "file":
             files[f"models.{name}.weights"] = item.weights
     hints = {"attribution.baseline": f", and baselines by name are {', '.join(BASELINES)}"}
+    known = {"dataset.classes": CLASSES}
     problems = {
-        key: f"there is no file {path!r}{hints.get(key, '')}"
+        key: no_file(path, known.get(key, ())) + hints.get(key, "")
         for key, path in files.items()
         if path is not None and not Path(path).is_file()
     }
@@ -116,10 +116,21 @@ def warnings(study: Study) -> list[str]:
     return [f"selection.p: {doubt}" for doubt in doubts if doubt]
 
 
+def hardly_meant(p: float) -> str:
+    """Return what to say of a percentage that may be a share, 0.5 for 50 %; else nothing."""
+    if not 0 < p < 1:
+        return ""
+    whole = percent(100 * p)
+    return f"{percent(p)} means {percent(p)} %; write {whole} if {whole} % is meant"
+
+
 def dataset(settings: Mapping[str, Any]) -> Dataset:
     """Return a dataset from the keys of `Dataset`, or raise InputError."""
-    full = valid(settings, rules("dataset"), "the dataset's settings are")
-    return _named(of_plain(Dataset, full))
+    what = "the dataset's settings are"
+    found = of_plain(Dataset, valid(settings, rules("dataset"), what))
+    if problems := [f"  {problem}" for problem in _misplaced(found)]:
+        raise InputError(f"{what} not valid:\n" + "\n".join(problems))
+    return _named(found)
 
 
 def model(settings: Mapping[str, Any]) -> Model:
@@ -158,6 +169,7 @@ def _inconsistencies(study: Study) -> Iterator[str]:
             yield f"selection.p: {p} has more than two decimals"
     if study.dataset.source == "photos" and study.attribution.target == "label":
         yield "attribution.target: photographs have no labels; leave it out, or say predicted"
+    yield from (f"dataset.{problem}" for problem in _misplaced(study.dataset))
     fills = study.masking.fills
     if len({Condition("keep", 50, fill).name for fill in fills}) < len(fills):
         yield f"masking.fills: two of {', '.join(fills)} name the same files"
@@ -185,6 +197,11 @@ def _inconsistencies(study: Study) -> Iterator[str]:
         if item.size and item.resize and item.resize < item.size:
             yield f"models.{name}.resize: {item.resize} is less than size {item.size}"
         yield from (f"models.{name}.{problem}" for problem in of_bytes(item))
+
+
+def _misplaced(dataset: Dataset) -> Iterator[str]:
+    for key, sources in misplaced(dataset).items():
+        yield f"{key}: not for source {dataset.source}; it belongs to {', '.join(sources)}"
 
 
 def _named(dataset: Dataset) -> Dataset:
@@ -235,7 +252,7 @@ def _explain(error: Any) -> list[str]:
         known = list(rules["properties"])
         return [
             f"{where + '.' if where else ''}{key}: unknown key"
-            + (_suggestion(key, known) or f"; known are {', '.join(known)}")
+            + (suggestion(key, known) or f"; known are {', '.join(known)}")
             for key in sorted(set(value) - set(known), key=str)
         ]
     if error.validator == "required":
@@ -246,7 +263,7 @@ def _explain(error: Any) -> list[str]:
     where = where or "configuration"
     names = rules.get("enum") or rules.get("examples")
     if names and error.validator in ("enum", "pattern"):
-        hint = _suggestion(value, [str(name) for name in names])
+        hint = suggestion(value, [str(name) for name in names])
         return [f"{where}: {_shown(value)} is not {_allowed(rules)}{hint}"]
     return [f"{where}: {_problem(error)}; it must be {_allowed(rules)}{_remedy(value, rules)}"]
 
@@ -320,8 +337,3 @@ def _remedy(value: Any, rules: dict[str, Any]) -> str:
         if _validator()(rules).is_valid(form):
             return f"; write {form}"
     return ""
-
-
-def _suggestion(key: Any, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(key), known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

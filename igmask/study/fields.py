@@ -9,7 +9,7 @@ from dataclasses import MISSING, field, fields
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
-from igmask.study.own import OWN
+from igmask.study.own import OWN, is_own
 
 
 def setting(
@@ -18,6 +18,7 @@ def setting(
     choices: tuple[str, ...] = (),
     own: bool = False,
     counts: Callable[[Any], bool] | None = None,
+    sources: tuple[str, ...] = (),
     **rules: Any,
 ) -> Any:
     """Return the field of a setting, which the docstring of its group has a line of.
@@ -26,9 +27,11 @@ def setting(
     choices: the names that it, or each in a list, may have
     own:     whether a `module:callable` of one's own may stand in place of a name, too
     counts:  the group → whether the setting matters there; it always does if None
+    sources: those of the group's sources by name that alone have it; all do if there are none
     rules:   further ones of JSON schema; `allowed` says in words what a pattern takes
     """
-    metadata = {"choices": choices, "own": own, "counts": counts, "rules": rules}
+    metadata: dict[str, Any] = {"choices": choices, "own": own, "rules": rules}
+    metadata |= {"counts": counts, "sources": sources}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -48,6 +51,18 @@ def given(group: Any) -> dict[str, Any]:
     defaults = {one.name.rstrip("_"): _default(one) for one in fields(group)}
     values = json.loads(json.dumps(plain(group)))
     return {name: value for name, value in values.items() if value != defaults[name]}
+
+
+def misplaced(group: Any) -> dict[str, tuple[str, ...]]:
+    """Return {key: sources that have it} of what is given to a group of another source.
+
+    A source of the user's own may use all keys.
+    """
+    if is_own(group.source):
+        return {}
+    limited = {one.name.rstrip("_"): one.metadata.get("sources", ()) for one in fields(group)}
+    found = {name: limited[name] for name in given(group) if limited[name]}
+    return {name: sources for name, sources in found.items() if group.source not in sources}
 
 
 def counting_fields(group: Any) -> list[dataclasses.Field]:
@@ -79,7 +94,8 @@ def of_plain(kind: Any, values: Any) -> Any:
 def json_schema(group: Any) -> dict[str, Any]:
     """Return the JSON schema of a group: a dataclass whose fields are settings.
 
-    What its `NEEDS` list has to be given with each of its sources.
+    What its `NEEDS` list has to be given with each of its sources; the description of a key that
+    few sources have begins with their names.
     """
     listed = {one.name.rstrip("_"): one for one in fields(group)}
     means = meanings(group)
@@ -118,6 +134,9 @@ def _of_field(one: dataclasses.Field, means: str) -> dict[str, Any]:
             of_one = {"type": "string", "examples": list(names), "pattern": pattern}
             of_one["allowed"] = f"{allowed} or module:callable"
         found = found | {"items": of_one} if "items" in found else of_one
+    sources = said.get("sources", ())
+    if means and len(sources) in (1, 2):
+        means = f"{', '.join(sources)}: {means}"
     found |= said.get("rules", {}) | {"description": means}
     default = _default(one)
     return found if default is MISSING else found | {"default": default}

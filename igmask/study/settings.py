@@ -17,7 +17,8 @@ from igmask.study.fields import json_schema, setting
 from igmask.study.own import is_own, own_code
 
 BASELINES = ("black", "white", "mean", "blur", "uniform")
-SOURCES = ("demo", "folder", "photos", "csv", "parquet", "webdataset", "torchvision")
+_OF_FILES = ("folder", "photos", "csv", "parquet", "webdataset", "torchvision")
+SOURCES = ("demo", *_OF_FILES)
 CLASSES = ("imagenet",)  # lists of classes that come with igmask
 
 _NAME: dict[str, Any] = {
@@ -42,9 +43,9 @@ class Dataset:
                   by default
     root:         folder of the images or of the files that hold them, or where torchvision keeps
                   its data; of photos by default those that come with scikit-image
-    files:        parquet, webdataset: pattern of the names of those that count, such as
-                  validation-*; by default all below root, in alphabetical order
-    labels:       csv: the table, with a header
+    files:        pattern of the names of those that count, such as validation-*; by default all
+                  below root, in alphabetical order
+    labels:       the table, with a header
     columns:      csv: its columns of file names and labels (file label); parquet: of images and
                   labels (image label); webdataset: the second is the label's key in .json (label)
     classes:      file that gives each class name (folder name, wnid) its index: one name a line in
@@ -54,13 +55,13 @@ class Dataset:
     scale:        the value of white in grey images of more than 8 bits (16-bit PNG, float TIFF),
                   such as 65535; without it they are bad images
     border:       pixels removed on every side of an image before anything else, such as a frame
-    class:        torchvision: the name of the dataset class
-    arguments:    torchvision: its keyword arguments, such as train: false
-    download:     torchvision: fetch the data where it is missing
+    class:        the name of the dataset class
+    arguments:    its keyword arguments, such as train: false
+    download:     fetch the data where it is missing
     obtain:       how the files are had; said where some are missing
     n_expected:   how many images there should be; igmask check warns of another number
-    n_images:     demo: how many test images are drawn
-    n_train:      demo: how many training images are drawn
+    n_images:     how many test images are drawn
+    n_train:      how many training images are drawn
     limit:        only the first n images of each class, or of all without labels, for trial runs
     on_bad_image: an image that cannot be read: stop and name it, or leave it out and list it under
                   the tables
@@ -68,20 +69,20 @@ class Dataset:
 
     source: str = setting(choices=SOURCES, own=True)
     name: str | None = setting(None, **_NAME)
-    root: str | None = None
-    files: str | None = None
-    labels: str | None = None
-    columns: tuple[str, str] | None = None
-    classes: str | None = None
+    root: str | None = setting(None, sources=_OF_FILES)
+    files: str | None = setting(None, sources=("parquet", "webdataset"))
+    labels: str | None = setting(None, sources=("csv",))
+    columns: tuple[str, str] | None = setting(None, sources=("csv", "parquet", "webdataset"))
+    classes: str | None = setting(None, sources=_OF_FILES)
     scale: float | None = setting(None, exclusiveMinimum=0)
     border: int = setting(0, minimum=0)
-    class_: str | None = None
-    arguments: dict[str, Any] = setting({})
-    download: bool = False
+    class_: str | None = setting(None, sources=("torchvision",))
+    arguments: dict[str, Any] = setting({}, sources=("torchvision",))
+    download: bool = setting(False, sources=("torchvision",))
     obtain: str | None = None
     n_expected: int | None = setting(None, minimum=1)
-    n_images: int = setting(300, minimum=10)
-    n_train: int = setting(1500, minimum=10)
+    n_images: int = setting(300, sources=("demo",), minimum=10)
+    n_train: int = setting(1500, sources=("demo",), minimum=10)
     limit: int | None = setting(None, minimum=1)
     on_bad_image: str = setting("error", choices=("error", "skip"))
 
@@ -109,13 +110,17 @@ class Dataset:
 class Geometry:
     """How an image becomes a square of `size` pixels: resize the shorter side, crop the centre.
 
-    With `squash` both sides are resized to `resize`, whatever the image's shape.
+    With `squash` both sides are resized to `resize`, or else to `size`, whatever the image's shape.
     """
 
     size: int
     resize: int | None
     interpolation: str
     squash: bool = setting(False, counts=lambda geometry: geometry.squash)
+
+    def __post_init__(self) -> None:
+        if self.squash and self.resize is None:
+            object.__setattr__(self, "resize", self.size)
 
     @property
     def name(self) -> str:
@@ -161,7 +166,7 @@ class Model:
                    tuple, list, dict or dataclass
     size:          side of the square input, in pixels; torchvision's weights, timm and the hub know
     resize:        length of the shorter side before the centre crop to size; none: crop only
-    squash:        both sides get the length `resize`, whatever the image's shape
+    squash:        both sides get the length `resize`, or else `size`, whatever the image's shape
     interpolation: of the resizing (bilinear)
     mean:          of the normalisation, a colour (0 0 0)
     std:           of the normalisation, a colour (1 1 1)
@@ -440,11 +445,3 @@ def rules(*path: str) -> dict[str, Any]:
 def percent(p: float) -> str:
     """Return p as file names and tables have it: 50, 12.5."""
     return f"{p:g}"
-
-
-def hardly_meant(p: float) -> str:
-    """Return what to say of a percentage that may be a share, 0.5 for 50 %; else nothing."""
-    if not 0 < p < 1:
-        return ""
-    whole = percent(100 * p)
-    return f"{percent(p)} means {percent(p)} %; write {whole} if {whole} % is meant"

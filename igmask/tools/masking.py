@@ -23,7 +23,7 @@ from igmask.errors import InputError, integer, refusing
 from igmask.inputs.decode import naming, read_rgb, to_rgb
 from igmask.kernels import select, square_scores
 from igmask.plain import Fill
-from igmask.study.settings import hardly_meant
+from igmask.study.config import hardly_meant
 
 Picture = Tensor | np.ndarray | Image.Image | str | os.PathLike[str]
 

@@ -1,5 +1,6 @@
 """Datasets of every source → the same kind of index."""
 
+import csv
 import json
 import os
 import time
@@ -432,6 +433,37 @@ def test_bad_class_lists_are_named(flat, name, content, message):
         index(csv_dataset(flat, "file,label\nILSVRC_0,1\n", classes=str(flat / name)))
 
 
+def test_lines_of_a_class_list_end_where_editors_end_them(tmp_path):
+    """Not at the form feed, U+2028 and their like, which str.splitlines takes for ends, too."""
+    names = ["cat\x0cdog", "a\u2028b", "c\x85d", "e\x1cf", "egg"]
+    for end in ("\n", "\r\n"):
+        (tmp_path / "names.txt").write_bytes((end.join(names) + end).encode())
+        assert class_numbers(tmp_path / "names.txt") == {name: i for i, name in enumerate(names)}
+        with (tmp_path / "names.txt").open(encoding="utf-8", newline="") as file:
+            assert [*csv.reader(file)] == [[name] for name in names]
+
+
+@pytest.mark.parametrize("name", ["ImageNet", "IMAGENET", "imagnet"])
+def test_a_class_list_that_is_not_there_is_named(flat, monkeypatch, name):
+    monkeypatch.chdir(flat)
+    said = rf"dataset\.classes: there is no file '{name}'; did you mean 'imagenet'\?"
+    with pytest.raises(InputError, match=said):
+        index(csv_dataset(flat, "file,label\nILSVRC_0,1\n", classes=name))
+    models = {"a": {"source": "m:f", "size": 8}}
+    dataset = {"source": "photos", "root": str(flat), "classes": name}
+    with pytest.raises(InputError, match=said):
+        config.parse({"dataset": dataset, "models": models})
+    with pytest.raises(InputError, match=r"classes: there is no file 'names\.txt'$"):
+        index(csv_dataset(flat, "file,label\nILSVRC_0,1\n", classes="names.txt"))
+
+
+def test_a_table_that_is_not_there_is_named(flat):
+    dataset = csv_dataset(flat, "")
+    (flat / "labels.csv").unlink()
+    with pytest.raises(InputError, match=r"labels\.csv: there is no such file"):
+        index(dataset)
+
+
 def test_tables_of_spreadsheets(flat):
     dataset = csv_dataset(flat, "")
     (flat / "labels.csv").write_bytes("\ufefffile,label\nILSVRC_0,1\n".encode())
@@ -444,8 +476,9 @@ def test_tables_of_spreadsheets(flat):
 def test_names_that_are_no_text_are_named(tree):
     folder = os.fsencode(tree / "c;class")
     os.rename(folder + b"/plain.jpg", folder + b"/caf\xe9.jpg")
-    with pytest.raises(InputError, match=r"caf\\xe9.jpg' is not UTF-8; rename it"):
-        index(config.dataset({"source": "folder", "root": str(tree)}))
+    for source in ({"source": "folder"}, {"source": "torchvision", "class": "ImageFolder"}):
+        with pytest.raises(InputError, match=r"caf\\xe9.jpg' is not UTF-8; rename it"):
+            index(config.dataset({"root": str(tree)} | source))
 
 
 def test_bad_images_of_torchvision_datasets_are_named(tree):
@@ -465,6 +498,8 @@ def test_bad_images_of_torchvision_datasets_are_named(tree):
         ("file,label\nILSVRC_9.JPEG,1\n", r"line 2: no image 'ILSVRC_9.JPEG'"),
         ("file,label\nILSVRC_1,1\nILSVRC_2,cat\n", r"line 3: the label 'cat'"),
         ("file,label\nILSVRC_1,1\nILSVRC_2,\n", r"line 3: the label ''"),
+        (f"file,label\nILSVRC_1,{2**63}\n", f"line 2: the label {2**63} is too large for a class"),
+        (f"file,label\nILSVRC_1,{'9' * 5000}\n", "line 2: the label 9{30} is too large"),
         ("file,label\nILSVRC_1,1\nILSVRC_1.JPEG,1\n", "there twice"),
         ("file,label\n", "no images"),
     ],

@@ -6,12 +6,14 @@ import warnings
 import numpy as np
 import pytest
 from PIL import Image, features
-from steps import run_index
+from PIL.PngImagePlugin import PngImageFile
+from steps import run_index, run_prepare
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from igmask.errors import InputError
+from igmask.inputs import decode, models
 from igmask.inputs.data import index, left_out
 from igmask.inputs.decode import fit, read_rgb
 from igmask.inputs.files import EXTENSIONS, NOT_TAKEN
@@ -166,6 +168,20 @@ def test_a_resize_makes_small_images_fit():
     assert fit(Image.new("RGB", (20, 40)), Geometry(32, 32, "bilinear")).shape == (32, 32, 3)
 
 
+@pytest.mark.parametrize("resize", [None, 24, 40])
+def test_squashed_images_are_pillows(resize):
+    image = noise("RGB", (53, 41))
+    settings = {"source": "igmask.zoo:small_vgg", "size": 24, "squash": True, "weights": "none"}
+    model = models.complete(config.model(settings | ({"resize": resize} if resize else {})))
+    side = resize or 24
+    assert model.geometry.name == f"24-squash{side}-bilinear"
+    assert model.geometry == Geometry(24, resize, "bilinear", squash=True)
+    cut = (side - 24) // 2
+    expected = image.resize((side, side), Image.Resampling.BILINEAR)
+    expected = expected.crop((cut, cut, cut + 24, cut + 24))
+    np.testing.assert_array_equal(fit(image, model.geometry), expected)
+
+
 @pytest.mark.parametrize("name", ["plain.jpg", "ein Bild; 'ü\".jpg"])
 def test_bad_files_are_named(tmp_path, name):
     path = tmp_path / name
@@ -186,6 +202,53 @@ def test_bad_files_are_named(tmp_path, name):
     path.unlink()
     with pytest.raises(InputError, match="no such file"):
         read_rgb(path)
+
+
+def raising(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("part", ["open", "load"])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("damaged tile"), r"cannot be decoded \(RuntimeError: damaged tile\)"),
+        (OverflowError("too large"), r"cannot be decoded \(OverflowError: too large\)"),
+        (AssertionError(), r"cannot be decoded \(AssertionError: "),
+        (struct.error("short"), r"cannot be decoded \(error: short\)"),
+        (MemoryError(), "there is not the memory for the pixels"),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_whatever_a_decoder_raises_is_of_the_image(tmp_path, monkeypatch, part, error, said):
+    path = tmp_path / "c" / "a.png"
+    path.parent.mkdir()
+    noise("RGB").save(path)
+    dataset = {"source": "folder", "root": str(tmp_path)}
+    run_index(dataset, tmp_path / "index.parquet")
+    where = (Image, "open") if part == "open" else (PngImageFile, "load")
+    monkeypatch.setattr(*where, raising(error))
+    with pytest.raises(InputError, match=rf"a\.png: {said}"):
+        read_rgb(path)
+    with pytest.raises(InputError, match=rf"a\.png: .*{said}"):
+        run_prepare(
+            tmp_path / "index.parquet", tmp_path / "1.npy", geometry=Geometry(8, 8, "nearest")
+        )
+
+
+def test_a_mistake_in_our_own_code_is_not_taken_for_a_bad_image(tmp_path, monkeypatch):
+    noise("RGB").save(tmp_path / "a.png")
+    monkeypatch.setattr(decode, "_check_area", None)  # which is then called
+    with pytest.raises(TypeError, match="not callable"):
+        read_rgb(tmp_path / "a.png")
+
+
+def test_images_that_grow_beyond_the_limit_when_resized_are_refused():
+    with pytest.raises(InputError, match=r"too large when resized \(64×640000000 pixels"):
+        fit(Image.new("RGB", (1, 10_000_000)), Geometry(64, 64, "bilinear"))
 
 
 # Pillow raises beyond twice its limit of 89 million pixels, and warns between.

@@ -5,15 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
 
 import igmask
+from igmask import cli
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.inputs.decode import fit
 from igmask.inputs.networks import library_of
 from igmask.study import config
+from igmask.study.settings import Geometry
 
 transformers = pytest.importorskip("transformers")
 
@@ -24,7 +27,7 @@ NAMES = {"id2label": {0: "cat", 1: "dog", 2: "egg"}}
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """Put networks into the hub's cache: name, network, processor → nothing."""
+    """Put networks into the hub's cache: name, network, processor or None → their folder."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -34,7 +37,8 @@ def hub(tmp_path, monkeypatch):
         (place / "refs").mkdir(parents=True)
         (place / "refs/main").write_text("0" * 40)
         network.save_pretrained(place / "snapshots" / ("0" * 40))
-        processor.save_pretrained(place / "snapshots" / ("0" * 40))
+        if processor is not None:
+            processor.save_pretrained(place / "snapshots" / ("0" * 40))
         return place / "snapshots" / ("0" * 40)
 
     return put
@@ -73,6 +77,7 @@ PROCESSORS = {
         "crop_pct": 0.9,
     },
     "PvtImageProcessor": SQUASHED,
+    "DeiTImageProcessor": {"size": {"height": 40, "width": 40}, "crop_size": 32},
     "SiglipImageProcessor": SQUASHED | {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.2] * 3},
 }
 
@@ -114,6 +119,15 @@ def test_integrated_gradients_are_captums(hub):
     torch.testing.assert_close(found.values, wanted, rtol=0, atol=1e-13)
 
 
+def test_inspect_needs_no_weights(hub):
+    place = hub("a/b", small(), transformers.ViTImageProcessor(**SQUASHED))
+    (place / "model.safetensors").unlink()
+    result = CliRunner().invoke(cli.app, ["inspect", "hf/a/b", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "hf/a/b, input 3 × 32 × 32" in result.output
+    assert "network.vit.embeddings" in result.output
+
+
 def test_weights_may_be_a_files(hub, tmp_path):
     hub("a/b", small(), transformers.ViTImageProcessor(**SQUASHED))
     torch.manual_seed(7)
@@ -130,6 +144,116 @@ def test_what_is_said_goes_before_the_description(hub):
     assert (described("a/b").resize, described("a/b").squash) == (36, False)
     model = described("a/b", size=64, std=[0.5, 0.5, 0.5])
     assert (model.size, model.resize, model.std) == (64, 72, (0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_size_mean_and_std_alone_leave_the_rest_to_the_processor(name, hub):
+    hub("a/b", small(), getattr(transformers, name)(**PROCESSORS[name]))
+    whole = described("a/b")
+    said = {"size": 32, "mean": [0.1, 0.2, 0.3], "std": [0.3, 0.2, 0.1]}
+    assert described("a/b", **said).geometry == whole.geometry
+    assert described("a/b", **said).mean == (0.1, 0.2, 0.3)
+
+
+def test_where_all_is_said_no_processor_is_needed(hub):
+    place = hub("a/b", small(), transformers.ViTImageProcessor(**SQUASHED))
+    (place / "preprocessor_config.json").unlink()
+    said = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    with pytest.raises(
+        InputError, match=r"hf/a/b: .*or set the model's size, resize, interpolation"
+    ):
+        described("a/b", **said)
+    said |= {"resize": 40, "interpolation": "bicubic"}
+    assert described("a/b", **said).geometry == Geometry(32, 40, "bicubic")
+    assert igmask.load_model("hf/a/b", **said)(torch.rand(1, 3, 32, 32)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(("crop", "mode"), [(0.875, "center"), (0.95, "center"), (0.9, "squash")])
+def test_networks_of_timm_on_the_hub_are_as_timm_has_them(hub, crop, mode):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs = timm.create_model("resnet10t", num_classes=3).eval()
+    described_by_timm = {"input_size": [3, 64, 64], "crop_pct": crop, "crop_mode": mode,
+                         "interpolation": "bicubic", "mean": [0.5, 0.4, 0.3], "std": [0.3] * 3,
+                         "fixed_input_size": False}  # fmt: skip
+    made = transformers.TimmWrapperConfig(
+        architecture="resnet10t", num_labels=3, pretrained_cfg=described_by_timm
+    )
+    network = transformers.TimmWrapperForImageClassification(made)
+    network.timm_model.load_state_dict(theirs.state_dict())
+    hub("timm/resnet10t.mine", network, None)
+    model, image = described("timm/resnet10t.mine"), photograph(192, 128)
+    transform = timm.data.create_transform(
+        **timm.data.resolve_data_config(pretrained_cfg=described_by_timm)
+    )
+    pixels = torch.from_numpy(fit(image, model.geometry).copy())[None]
+    x = models.pixels(pixels)
+    found = models.load(config.model({"source": "hf/timm/resnet10t.mine"}))
+    torch.testing.assert_close(found[0](x)[0], transform(image), rtol=0, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(found(x), theirs(transform(image)[None]), rtol=1e-3, atol=1e-6)
+
+
+WITHOUT_SQUARE = {
+    "no crop": ("CLIP", {"size": {"shortest_edge": 32}, "do_center_crop": False}, "32, 48"),
+    "no resize": ("ViT", SQUASHED | {"do_resize": False}, "320, 480"),
+    "of detectors": ("Detr", {"size": {"shortest_edge": 32, "longest_edge": 64}}, "32, 48"),
+    "other sides": ("ViT", {"size": {"height": 40, "width": 48}}, "40, 48"),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_SQUARE)
+def test_an_input_that_is_not_always_square_is_refused(kind, hub):
+    name, settings, shape = WITHOUT_SQUARE[kind]
+    hub("a/b", small(), getattr(transformers, f"{name}ImageProcessor")(**settings))
+    said = (
+        rf"hf/a/b: of a wide image its processor makes \(3, {shape}\), no square.*set the model's"
+    )
+    with pytest.raises(InputError, match=said):
+        described("a/b")
+
+
+class Changing:
+    """A processor that says nothing of itself, and answers as a function says."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def to_dict(self):
+        return {"size": 32, "crop_pct": None}
+
+    def __call__(self, image, return_tensors):
+        made = self.answer(np.asarray(image, dtype=np.float32))
+        return {"pixel_values": [torch.from_numpy(np.ascontiguousarray(made.transpose(2, 0, 1)))]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda image: image[:320, :320] if image.shape[1] < 600 else image, "cuts images in a"),
+        (lambda image: 0 * image[:32, :32], "changes colours by more than mean and std"),
+        (lambda image: 255 - image[:32, :32], "changes colours by more than mean and std"),
+    ],
+    ids=["square of some", "black", "negative"],
+)
+def test_other_processors_are_refused_in_words(answer, said, hub, monkeypatch):
+    hub("a/b", small(), transformers.ViTImageProcessor(**SQUASHED))
+    processor = transformers.AutoImageProcessor
+    monkeypatch.setattr(processor, "from_pretrained", lambda *_, **__: Changing(answer))
+    with pytest.raises(InputError, match=said):
+        described("a/b")
+
+
+@pytest.mark.parametrize("settings", [{"resample": 4}, {"resample": 5}], ids=str)
+def test_what_a_processor_raises_names_the_network(settings, hub, monkeypatch):
+    hub("a/b", small(), transformers.ViTImageProcessor(**SQUASHED | settings))
+    with pytest.raises(InputError, match=r"hf/a/b: NotImplementedError.*; set the model's size"):
+        described("a/b")
+    hub("a/c", small(), transformers.ViTImageProcessor(**SQUASHED))
+    processor = transformers.ViTImageProcessor
+    monkeypatch.setattr(processor, "__call__", lambda *_, **__: {"patches": []})
+    with pytest.raises(InputError, match="hf/a/c: KeyError: 'pixel_values'; set the model's size"):
+        described("a/c")
 
 
 def test_a_half_of_a_network_is_loaded_whole(hub):

@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from steps import run_attribute, run_evaluate, run_index, run_mask, run_prepare
+from torchvision.models import ResNet50_Weights
 
 from igmask import arrays
 from igmask.errors import InputError
+from igmask.inputs.classes import class_labels
 from igmask.inputs.data import check_order, index, opener
 from igmask.inputs.sources import parquet as parquet_source
 from igmask.plan import Workflow
@@ -218,6 +220,42 @@ def test_rows_without_paths_of_their_own_go_by_file_and_row(tree):
     assert names.tolist() == ["a/000000", "a/000001", "a/000002", "b/000000", "b/000001"]
 
 
+def test_other_images_whose_paths_count_alike_go_by_file_and_row(tree):
+    """As two splits have them, each of which counts from 0.png."""
+    for split, files in (("train", tree[:3]), ("val", tree[3:6])):
+        path = write_parquet(f"rows/{split}/a.parquet", files)
+        table = pq.read_table(path)
+        numbered = pa.array([f"{i}.png" for i in range(3)])
+        parts = [table["image"].combine_chunks().field("bytes"), numbered]
+        image = pa.StructArray.from_arrays(parts, ["bytes", "path"])
+        pq.write_table(table.set_column(0, "image", image), path)
+    dataset = config.dataset(PARQUET)
+    records, _ = index(dataset)
+    names = [f"{split}/a/{i:06d}" for split in ("train", "val") for i in range(3)]
+    assert records["name"].tolist() == names
+    assert records["label"].tolist() == [label(file) for file in tree[:6]]
+    open_image = opener(dataset, seed=0)
+    for record, file in zip(records.itertuples(), tree[:6], strict=True):
+        expected = np.asarray(Image.open(file).convert("RGB"))
+        np.testing.assert_array_equal(np.asarray(open_image(record)), expected)
+
+
+OF_OTHER_KINDS = [
+    None, [], {}, 3, {"info": None}, {"info": []}, {"info": {"features": None}},
+    {"info": {"features": {"label": None}}}, {"info": {"features": {"label": {"names": 3}}}},
+    {"info": {"features": {"label": {"names": {"0": "cat"}}}}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", [*map(json.dumps, OF_OTHER_KINDS), "no JSON", b"\xff"], ids=str)
+def test_what_else_is_kept_beside_the_columns_names_no_classes(tree, said):
+    path = write_parquet("rows/0.parquet", tree, classes=None)
+    table = pq.read_table(path).replace_schema_metadata({"huggingface": said})
+    pq.write_table(table, path)
+    records, classes = index(config.dataset(PARQUET))
+    assert (classes, records["label"].tolist()) == ([], [label(file) for file in tree])
+
+
 def test_files_says_which_count(tree):
     write_parquet("rows/data/train-0.parquet", tree[:10])
     write_parquet("rows/data/validation-0.parquet", tree[10:])
@@ -283,6 +321,13 @@ BAD_PARQUET = {
         lambda tree: write_parquet("rows/0.parquet", tree, labels=[3] * N_IMAGES),
         r"the label 3 is none of its classes 0 … 2",
     ),
+    "too large": (
+        lambda tree: pq.write_table(
+            pa.table({"image": [b""], "label": pa.array([2**63 + 1], pa.uint64())}),
+            "rows/0.parquet",
+        ),
+        "rows: a label of 2⁶³ or more is too large for a class",
+    ),
     "orders": (
         lambda tree: [
             write_parquet("rows/0.parquet", tree[:9]),
@@ -304,6 +349,13 @@ BAD_PARQUET = {
         lambda tree: [
             write_parquet("rows/0.parquet", tree),
             write_parquet("rows/1.parquet", tree, compression="zstd"),
+        ],
+        "rows/0.parquet and rows/1.parquet have the same images",
+    ),
+    "written again in another order": (
+        lambda tree: [
+            write_parquet("rows/0.parquet", tree, row_group_size=7),
+            write_parquet("rows/1.parquet", tree[::-1], row_group_size=5),
         ],
         "rows/0.parquet and rows/1.parquet have the same images",
     ),
@@ -338,6 +390,18 @@ def test_rows_without_bytes_are_bad_images(tree):
 
 JPG = ("a.jpg", b"...")
 BAD_TARS = {
+    "too large": (
+        [JPG, ("a.cls", b"12345678901234567890123")],
+        "0.tar: a: the label 12345678901234567890123 is too large for a class",
+    ),
+    "too large in json": (
+        [JPG, ("a.json", b'{"label": 12345678901234567890123}')],
+        "0.tar: a: the label 12345678901234567890123 is too large for a class",
+    ),
+    "no text": (
+        [("caf\udce9.jpg", b"..."), ("caf\udce9.cls", b"1")],
+        r"0.tar: the file name b'caf\\xe9.jpg' is not UTF-8; rename it",
+    ),
     "no number": ([JPG, ("a.cls", b"seven")], r"0.tar: a: the label 'seven' is no number"),
     "empty": ([JPG, ("a.cls", b" ")], r"0.tar: a.cls: there is no label in it"),
     "binary": ([JPG, ("a.cls", b"\xff\xfe")], r"0.tar: a.cls: not UTF-8 text"),
@@ -360,6 +424,13 @@ def test_bad_tars_are_named(tree, wrong):
     members, message = BAD_TARS[wrong]
     write_tar("tars/0.tar", members)
     with pytest.raises(InputError, match=message):
+        index(config.dataset(TARS))
+
+
+def test_shards_whose_names_are_no_text_are_named(tree):
+    Path("tars").mkdir()
+    write_tar("tars/0.tar", samples(tree)).rename(os.fsdecode(b"tars/caf\xe9.tar"))
+    with pytest.raises(InputError, match=r"caf\\xe9.tar' is not UTF-8; rename it"):
         index(config.dataset(TARS))
 
 
@@ -389,6 +460,17 @@ def test_keys_go_up_to_the_first_dot_and_what_is_hidden_is_none(tree, capsys):
     assert (
         "0.tar: 1 keys have no image that is taken, the first d (.heic" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("above", ["../", "../../", "./../", "a/../", "a/../../"])
+def test_members_above_where_they_were_packed_are_taken(tree, above):
+    write_tar("tars/0.tar", samples(tree, folder=f"{above}pics/"))
+    check_as_folder(TARS, ending=False, prefix="pics/")
+    with tarfile.open("tars/0.tar") as tar:
+        assert len(tar.getnames()) == 2 * N_IMAGES
+    write_tar("tars/0.tar", [*samples(tree, folder="pics/"), *samples(tree[:1], folder="../pics/")])
+    with pytest.raises(InputError, match=r"'\.\./pics/cat/000\.jpg' is there twice"):
+        index(config.dataset(TARS))
 
 
 @pytest.mark.parametrize("kind", ["w:gz", "w:xz", "w:bz2"])
@@ -497,3 +579,16 @@ def test_classes_in_another_order_than_the_outputs_are_named():
     said = r"'emu' is its class 0, and output 4 of the network; set dataset.classes"
     with pytest.raises(InputError, match=said):
         check_order(["emu", "goldfish", "koala", "tench, Tinca tinca"], outputs)
+
+
+def test_wnids_before_the_names_hide_no_other_order():
+    own = class_labels(["n01440764"], "imagenet", of="photos")[1]
+    assert own[0] == "n01440764 tench"
+    outputs = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
+    check_order(own, outputs)
+    check_order(outputs, own)
+    said = r"'n01440764 tench' is its class 0, and output 999 of the network; set dataset.classes"
+    with pytest.raises(InputError, match=said):
+        check_order(own, outputs[::-1])
+    with pytest.raises(InputError, match="'n01443537 goldfish' is its class 0, and output 1 "):
+        check_order(["n01443537 goldfish", "n01440764 tench"], outputs)

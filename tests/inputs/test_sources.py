@@ -72,6 +72,9 @@ def no_integers(dataset):
 def halves(dataset):
     return ["a", "b"], [0.0, 1.0], [], Image.open
 
+def astronomical(dataset):
+    return ["a", "b"], [0, 2**63], [], Image.open
+
 def too_large(dataset):
     return ["a", "b"], [0, 2], ["cat", "dog"], Image.open
 
@@ -150,6 +153,7 @@ def test_a_class_list_orders_the_classes_of_a_function(table):
         ("no_integers", "the label of 'b' must be an integer, got 'dog'"),
         ("halves", r"the label of 'a' must be an integer, got 0\.0"),
         ("too_large", "the label of 'b' is 2, and the classes are 0 … 1"),
+        ("astronomical", "own_images:astronomical: a label of 2⁶³ or more is too large"),
         ("twice", "own_images:twice: 'a' is there twice"),
         ("empty", "dataset 'own_images-empty' has no images"),
         ("no_key", "own_images:no_key: KeyError: 'split'"),

@@ -1,5 +1,6 @@
 """timm's networks by name: as timm itself makes and describes them. Nothing is fetched."""
 
+import re
 import sys
 
 import numpy as np
@@ -80,11 +81,37 @@ def test_classes_have_names():
     [
         ("resnet5O", "timm has no network 'resnet5O'; did you mean timm/resnet50"),
         ("resnet50.a1_in2k", r"did you mean timm/resnet50\.a1_in1k"),
+        ("efficientnet_b0.", "timm has no network 'efficientnet_b0.'; did you mean timm/effic"),
     ],
 )
 def test_a_name_that_timm_does_not_have_is_named(name, message):
     with pytest.raises(InputError, match=message):
         models.complete(config.model({"source": f"timm/{name}"}))
+
+
+def test_names_of_before_are_refused_with_those_of_now():
+    for name in ("tf_efficientnet_b0_ns", "vit_base_patch16_224_in21k", "adv_inception_v3"):
+        with pytest.warns(UserWarning, match="Mapping deprecated model name"):
+            of_timm = timm.create_model(name).pretrained_cfg
+        now = f"{of_timm['architecture']}.{of_timm['tag']}"
+        with pytest.raises(
+            InputError, match=rf"timm calls {name} .*; write timm/{re.escape(now)}$"
+        ):
+            models.complete(config.model({"source": f"timm/{name}"}))
+        assert (
+            models.complete(config.model({"source": f"timm/{now}"})).size
+            == of_timm["input_size"][1]
+        )
+
+
+@pytest.mark.parametrize("key", ["pretrained_cfg", "pretrained_cfg_overlay"])
+def test_arguments_that_choose_another_description_are_refused(key):
+    value = {"mean": [0, 0, 0]} if "overlay" in key else "ap_in1k"
+    model = config.model({"source": "timm/tf_efficientnet_b0", "arguments": {key: value}})
+    with pytest.raises(
+        InputError, match=rf"the argument '{key}' .*name the weights' tag in the so"
+    ):
+        models.complete(model)
 
 
 def test_what_is_missing_is_named(monkeypatch):

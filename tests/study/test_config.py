@@ -356,3 +356,43 @@ def test_what_is_merged_in_may_be_said_again():
     found = config.of_yaml(text, "mine.yaml")
     assert found["own"] == {"size": 64, "mean": [0, 0, 0]}
     assert (found["1"], found[1]) == ("a", "b")
+
+
+KEYS = {
+    "root": "photos", "files": "val-*", "labels": "l.csv", "columns": ["a", "b"],
+    "classes": "imagenet", "class": "CIFAR10", "arguments": {"train": False}, "download": True,
+    "n_images": 20, "n_train": 20, "scale": 255, "border": 1, "obtain": "ask", "n_expected": 3,
+    "limit": 2, "on_bad_image": "skip", "name": "mine",
+}  # fmt: skip
+TAKEN = {  # by each source, beside those that all take
+    "demo": {"n_images", "n_train"},
+    "folder": {"root", "classes"},
+    "photos": {"root", "classes"},
+    "csv": {"root", "classes", "labels", "columns"},
+    "parquet": {"root", "classes", "files", "columns"},
+    "webdataset": {"root", "classes", "files", "columns"},
+    "torchvision": {"root", "classes", "class", "arguments", "download"},
+}
+OF_SOME = set().union(*TAKEN.values())
+
+
+@pytest.mark.parametrize("source", TAKEN)
+def test_keys_of_other_sources_are_refused(source):
+    models = {"a": {"source": "m:f", "size": 8}}
+    others = OF_SOME - TAKEN[source]
+    right = {"source": source} | {key: x for key, x in KEYS.items() if key not in others}
+    config.parse({"dataset": right, "models": models}, with_files=False)
+    for key in others:
+        having = [name for name, keys in TAKEN.items() if key in keys]
+        said = f"{key}: not for source {source}; it belongs to {', '.join(having)}$"
+        with pytest.raises(InputError, match=rf"(?m)^  dataset\.{said}"):
+            config.parse({"dataset": right | {key: KEYS[key]}, "models": models}, with_files=False)
+        with pytest.raises(InputError, match=rf"(?m)^  {said}"):
+            config.dataset(right | {key: KEYS[key]})
+    defaults = {"n_images": 300, "n_train": 1500, "download": False, "files": None}
+    assert config.dataset(right | {x: value for x, value in defaults.items() if x in others})
+
+
+def test_a_source_of_ones_own_takes_all_keys():
+    found = config.dataset(KEYS | {"source": "mine:photos"})
+    assert (found.class_, found.n_train, found.columns) == ("CIFAR10", 20, ("a", "b"))

@@ -1,5 +1,6 @@
 """The names that a configuration may have are those of the code, no more and no fewer, in order."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -45,6 +46,15 @@ def test_sources_are_those_of_the_code():
     rules = schema()["properties"]["dataset"]
     assert rules["properties"]["source"]["examples"] == list(sources.SOURCES)
     assert set(Dataset.NEEDS) <= set(sources.SOURCES)
+
+
+def test_the_sources_of_a_key_are_sources():
+    limited = {one.name: one.metadata.get("sources", ()) for one in dataclasses.fields(Dataset)}
+    assert {name for of in limited.values() for name in of} == set(sources.SOURCES)
+    for source, needed in Dataset.NEEDS.items():
+        assert all(source in limited.get(key, limited.get(f"{key}_")) for key in needed)
+    described = schema()["properties"]["dataset"]["properties"]
+    assert described["files"]["description"].startswith("parquet, webdataset: pattern")
 
 
 def test_baselines_are_listed_once_and_explained():

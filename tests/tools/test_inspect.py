@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
@@ -40,6 +41,22 @@ def test_the_command_needs_no_weights():
     assert result.exit_code == 0, result.output
     assert "input 3 × 224 × 224" in result.output
     assert "features.0 (Conv2d)" in result.output
+
+
+def test_the_command_fetches_nothing_of_timm(monkeypatch):
+    timm = pytest.importorskip("timm")
+    made, create = [], timm.create_model
+
+    def noting(name, **options):
+        made.append(options.pop("pretrained"))
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", noting)
+    words = ["inspect", "timm/mobilenetv3_small_050", "--size", "64", "--device", "cpu"]
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 0, result.output
+    assert "input 3 × 64 × 64" in result.output
+    assert made == [False]
 
 
 def test_the_command_takes_an_entry_of_the_output(tmp_path, monkeypatch):

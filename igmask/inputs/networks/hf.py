@@ -20,17 +20,20 @@ from igmask.study.settings import Geometry, Model
 
 NEEDED = "pip install 'igmask[transformers]'"
 _CAUTION = {"trust_remote_code": False}  # of the hub; else it asks at a terminal, and a job hangs
+_ADVICE = "set the model's size, resize, interpolation, mean and std"
 _CLOSE = 2.5  # in 0..255, on average: they interpolate and round in other places
 
 
 def described(model: Model) -> Model:
     """Return the model with what is not said of its input filled in, as its processor acts.
 
+    Where all is said, no processor is needed.
+
     raises InputError if the hub has no such network, its processor does to images what settings
            here cannot say, or transformers is not installed
     """
     model = replace(model, output="logits" if model.output is None else model.output)
-    if model.size and model.mean and model.std:
+    if model.size and model.resize and model.interpolation and model.mean and model.std:
         return model
     process = _processor(model)
     size, mean, std = _affine(model, process)
@@ -87,21 +90,27 @@ def _affine(
 
     A third in colours, red the least, tells of channels in another order.
     """
-    shades = [np.full((320, 320, 3), shade, np.uint8) for shade in (0, 255, (40, 80, 160))]
+    shades = [np.full((320, 480, 3), shade, np.uint8) for shade in (0, 255, (40, 80, 160))]
     black, white, coloured = (process(shade) for shade in shades)
     if black.ndim != 3 or len(black) != 3 or black.shape[1] != black.shape[2]:
-        raise InputError(f"{model.source}: its input is {black.shape}, no square of three colours")
+        raise InputError(
+            f"{model.source}: of a wide image its processor makes {black.shape}, no square of "
+            f"three colours; {_ADVICE}"
+        )
     lows, highs, between = (
         image.reshape(3, -1).mean(1).astype(np.float64) for image in (black, white, coloured)
     )
-    std = 1 / (highs - lows)
-    mean = -lows * std
-    if np.abs(between * std + mean - np.array([40, 80, 160]) / 255).max() > 0.01:
+    with np.errstate(divide="ignore", invalid="ignore"):  # of white that is as black is
+        std = 1 / (highs - lows)
+        mean = -lows * std
+        errors = np.abs(between * std + mean - np.array([40, 80, 160]) / 255)
+    if not (std > 0).all() or not (errors <= 0.01).all():
         raise InputError(
             f"{model.source}: its processor changes colours by more than mean and std; wrap the "
             "network in a module:callable that does"
         )
-    return black.shape[1], *(tuple(float(f"{x:.6g}") for x in of) for of in (mean, std))
+    # + 0.0, lest a mean be −0
+    return black.shape[1], *(tuple(float(f"{x:.6g}") + 0.0 for x in of) for of in (mean, std))
 
 
 def _geometry(
@@ -111,18 +120,18 @@ def _geometry(
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (45, 60, 3), dtype=np.uint8))
     images = [coarse.resize(shape, Image.Resampling.BICUBIC) for shape in ((640, 480), (400, 600))]
-    wanted = [
-        255 * (process(np.asarray(image)).transpose(1, 2, 0) * std + mean) for image in images
-    ]
+    made = [process(np.asarray(image)) for image in images]
     errors = {}
-    for geometry in _candidates(process.settings, size):
-        pairs = zip(images, wanted, strict=True)
-        errors[geometry] = max(_difference(fit(image, geometry), want) for image, want in pairs)
-    best = min(errors, key=errors.__getitem__)
-    if errors[best] > _CLOSE:
+    if {image.shape for image in made} == {(3, size, size)}:
+        wanted = [255 * (image.transpose(1, 2, 0) * std + mean) for image in made]
+        for geometry in _candidates(process.settings, size):
+            pairs = zip(images, wanted, strict=True)
+            errors[geometry] = max(_difference(fit(image, geometry), want) for image, want in pairs)
+    best = min(errors, key=errors.__getitem__, default=None)
+    if best is None or errors[best] > _CLOSE:
         raise InputError(
             f"{model.source}: its processor cuts images in a way that resize, squash and a crop of "
-            "the centre do not give; set the model's size, resize, interpolation, mean and std"
+            f"the centre do not give; {_ADVICE}"
         )
     return best
 
@@ -138,9 +147,11 @@ def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def _candidates(settings: dict[str, Any], size: int) -> Iterator[Geometry]:
     """What a processor's settings may mean."""
-    sides = {*(settings.get("size") or {}).values(), size}
+    given, of_timm = settings.get("size"), settings.get("data_config") or {}
+    sides = {*(given.values() if isinstance(given, dict) else [given]), size}
     sides = {side for side in sides if isinstance(side, int) and side >= size}
-    crops = [settings.get("crop_pct") or 1, 224 / 256]  # the latter is in LeViT's code
+    shares = settings.get("crop_pct"), of_timm.get("crop_pct")
+    crops = [224 / 256, *(share or 1 for share in shares)]  # the first is in LeViT's code
     sides |= {math.floor(side / crop) for side in sides for crop in crops}
     known = {int(number): name for name, number in INTERPOLATIONS.items()}
     resample = settings.get("resample")
@@ -152,23 +163,28 @@ def _candidates(settings: dict[str, Any], size: int) -> Iterator[Geometry]:
 
 
 class _Process:
-    """A processor as a function of one image: (H, W, 3) uint8 → (3, h, w) float32."""
+    """A processor as a function of one image: (H, W, 3) uint8 → (3, h, w) float32.
 
-    def __init__(self, processor: Any) -> None:
-        self._processor, self.settings = processor, processor.to_dict()
+    Whatever it raises becomes InputError that names the network.
+    """
+
+    def __init__(self, processor: Any, model: Model) -> None:
+        self._processor, self._model = processor, model
+        self.settings = processor.to_dict()
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        made = self._processor(Image.fromarray(image), return_tensors="np")
-        return np.asarray(made["pixel_values"][0])
+        with _refusing(self._model, advice=f"; {_ADVICE}"):
+            made = self._processor(Image.fromarray(image), return_tensors="pt")
+            return np.asarray(made["pixel_values"][0])
 
 
 def _name(model: Model) -> str:
     return model.source.partition("/")[2]
 
 
-def _refusing(model: Model) -> Any:
+def _refusing(model: Model, *, advice: str = "") -> Any:
     """Name the network in whatever error: of a hub that cannot be reached come those of many."""
-    return refusing(Exception, says=lambda error: f"{model.source}: {with_kind(error)}")
+    return refusing(Exception, says=lambda error: f"{model.source}: {with_kind(error)}{advice}")
 
 
 def _config(model: Model) -> Any:
@@ -180,8 +196,8 @@ def _config(model: Model) -> Any:
 def _processor(model: Model) -> _Process:
     make = _transformers().AutoImageProcessor
     state = {key: value for key, value in model.arguments.items() if key == "revision"}
-    with _refusing(model):
-        return _Process(make.from_pretrained(_name(model), **_CAUTION | state))
+    with _refusing(model, advice=f"; or {_ADVICE}, which needs no image processor"):
+        return _Process(make.from_pretrained(_name(model), **_CAUTION | state), model)
 
 
 def _transformers() -> Any:

@@ -11,14 +11,22 @@ from igmask.errors import InputError, refusing, with_kind
 from igmask.study.settings import Model
 
 NEEDED = "pip install 'igmask[timm]'"
+_OTHER_DESCRIPTIONS = ("pretrained_cfg", "pretrained_cfg_overlay")  # arguments of timm's
 
 
 def described(model: Model) -> Model:
     """Return the model with what is not said of its input filled in, as timm has it.
 
-    raises InputError if timm has no such network, its input is no square of three colours, or timm
-           is not installed
+    raises InputError if timm has no such network, or another name for it, its input is no square of
+           three colours, the arguments choose another description, or timm is not installed
     """
+    for key in _OTHER_DESCRIPTIONS:
+        if key in model.arguments:
+            raise InputError(
+                f"{model.source}: the argument {key!r} says what the input is in igmask's stead; "
+                "name the weights' tag in the source, such as timm/resnet50.a1_in1k, and set size, "
+                "resize, mean, std and weights where they are to be others"
+            )
     description = _description(model)
     input_ = _timm().data.resolve_data_config(pretrained_cfg=description.to_dict())
     shape, crop = input_["input_size"], input_["crop_mode"]
@@ -71,9 +79,11 @@ def _description(model: Model) -> Any:
     timm, name = _timm(), _name(model)
     plain, _, tag = name.partition(".")
     tags = {known.partition(".")[2] for known in timm.list_pretrained(f"{plain}.*")}
-    if timm.is_model(plain) and (not tag or tag in tags):
+    if current := timm.models.get_deprecated_models().get(plain):
+        raise InputError(f"timm calls {plain} by another name now; write timm/{current}")
+    if timm.is_model(plain) and (tag in tags or name == plain):
         return timm.get_pretrained_cfg(name)
-    known = [f"{plain}.{one}" for one in sorted(tags)] if tags else timm.list_models()
+    known = [plain, *(f"{plain}.{one}" for one in sorted(tags))] if tags else timm.list_models()
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.3 if tags else 0.6)
     advice = f"; did you mean {', '.join(f'timm/{one}' for one in close)}?" if close else ""
     raise InputError(f"timm has no network {name!r}{advice}")

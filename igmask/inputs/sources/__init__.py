@@ -1,7 +1,7 @@
 """Where images come from: a file a kind of dataset, and its entry in `SOURCES`.
 
 Another one is a file with the two functions of a `Source`, an entry here, its name in
-`study.settings.SOURCES`, and the keys that it needs in `study.settings.Dataset`.
+`study.settings.SOURCES`, and in `study.settings.Dataset` the keys that it needs and has.
 """
 
 from collections.abc import Callable

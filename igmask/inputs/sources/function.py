@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from igmask.errors import InputError, integer, refusing, with_kind
-from igmask.inputs.classes import relabelled
+from igmask.inputs.classes import as_labels, relabelled
 from igmask.inputs.decode import by_place
 from igmask.inputs.own import called
 from igmask.study.settings import Dataset
@@ -71,4 +71,4 @@ def _images(
         numbers.append(integer(what, label))
         if known and not 0 <= numbers[-1] < len(known):
             raise InputError(f"{what} is {label}, and the classes are 0 … {len(known) - 1}")
-    return names, np.array(numbers, dtype=np.int64), known, open_image
+    return names, as_labels(numbers, of=source), known, open_image

@@ -4,11 +4,13 @@ Rows are read in place, one after another: a page of the file is in memory at a 
 does not grow with the number of images, or of those in a row group.
 """
 
+import hashlib
 import json
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +21,7 @@ from PIL import Image
 
 from igmask.devices import n_cores
 from igmask.errors import InputError, refusing
-from igmask.inputs.classes import NO_LABEL, class_labels, relabelled
+from igmask.inputs.classes import NO_LABEL, as_labels, class_labels, relabelled
 from igmask.inputs.sources.shards import check_mark, opened_by, shard_files
 from igmask.study.settings import Dataset
 
@@ -44,7 +46,7 @@ def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
         parts[path] = names, classes, _mark(path)
         own_names += names
         labels += of_file
-    _check_alike(parts)
+    _check_alike(parts, columns[0])
     are_names = None not in own_names and len({*own_names}) == len(own_names)
     found: dict[str, Any] = {"name": own_names, "path": [], "row": [], "mark": []}
     if not are_names:
@@ -121,11 +123,7 @@ class _Rows:
 
 def _read(path: str, image: str, label: str) -> tuple[list[Any], list[Any], list[str]]:
     """The images' own names, or None, and labels in a file, and what it calls its classes."""
-    says = f"{path}: no parquet file, or not a whole one"
-    with (
-        refusing(pa.ArrowException, OSError, says=lambda error: f"{says} ({error})"),
-        pq.ParquetFile(path) as file,
-    ):
+    with _refusing(path), pq.ParquetFile(path) as file:
         schema = file.schema_arrow
         if missing := [x for x in (image, label) if x not in schema.names]:
             raise InputError(
@@ -154,6 +152,11 @@ def _read(path: str, image: str, label: str) -> tuple[list[Any], list[Any], list
     return names, given.to_pylist(), _class_names(schema, label)
 
 
+def _refusing(path: str) -> Any:
+    says = f"{path}: no parquet file, or not a whole one"
+    return refusing(pa.ArrowException, OSError, says=lambda error: f"{says} ({error})")
+
+
 def _bytes_column(schema: pa.Schema, image: str) -> str:
     """The name of the column of bytes: image, or image.bytes; nothing if there is none."""
     kind, name = schema.field(image).type, image
@@ -168,9 +171,12 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _class_names(schema: pa.Schema, label: str) -> list[str]:
     """The names of the classes 0, 1, … that `datasets` keeps beside the columns, if it does."""
-    said = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(said).get("info", {}).get("features", {}) if said else {}
-    return [str(name) for name in features.get(label, {}).get("names") or []]
+    found: Any = None
+    with suppress(ValueError):  # of what is not JSON
+        found = json.loads((schema.metadata or {}).get(b"huggingface", "null"))
+    for key in ("info", "features", label, "names"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return [str(name) for name in found] if isinstance(found, list) else []
 
 
 def _mark(path: str) -> int:
@@ -182,16 +188,41 @@ def _mark(path: str) -> int:
         return zlib.crc32(file.read(length))
 
 
-def _check_alike(parts: dict[str, tuple[list[Any], list[str], int]]) -> None:
-    """Raise InputError for files that have the same images, or number classes differently."""
+def _check_alike(parts: dict[str, tuple[list[Any], list[str], int]], image: str) -> None:
+    """Raise InputError for files that have the same images, or number classes differently.
+
+    The same are those of the same names, in whatever order, to the byte.
+    """
     (first, (_, classes, _)), *others = parts.items()
     for path, (_, own, _) in others:
         if own != classes:
             raise InputError(f"{first} and {path} have other names of classes, or other orders")
-    seen: dict[tuple[Any, ...], str] = {}
-    for path, (names, *_) in parts.items():
-        if names and None not in names and (same := seen.setdefault(tuple(names), path)) != path:
-            raise InputError(f"{same} and {path} have the same images; remove one of them")
+    named = {x: names for x, (names, *_) in parts.items() if names and None not in names}
+
+    def one_image(path: str) -> Any:
+        with _refusing(path):
+            return _Rows(path, image).read(named[path].index(min(named[path])))
+
+    def all_images(path: str) -> tuple[tuple[str, bytes], ...]:
+        with _refusing(path):
+            rows = _Rows(path, image)
+            contents = [
+                hashlib.sha256(rows.read(i) or b"").digest() for i in range(len(named[path]))
+            ]
+        return tuple(sorted(zip(named[path], contents, strict=True)))
+
+    for same_names in _alike(named, lambda path: tuple(sorted(named[path]))):
+        for likely in _alike(same_names, one_image):  # which mostly spares reading the others
+            for one, other, *_ in _alike(likely, all_images):
+                raise InputError(f"{one} and {other} have the same images; remove one of them")
+
+
+def _alike(paths: Iterable[str], what: Callable[[str], Any]) -> list[list[str]]:
+    """The files of which something is the same, several each."""
+    by_what: dict[Any, list[str]] = {}
+    for path in paths:
+        by_what.setdefault(what(path), []).append(path)
+    return [alike for alike in by_what.values() if len(alike) > 1]
 
 
 def _labelled(
@@ -204,5 +235,6 @@ def _labelled(
             raise InputError(f"{dataset.root}: {len(given) - len(texts):,} images have no label")
         numbers, classes = class_labels(named, dataset.classes, of=dataset.root)
         return [numbers[label] for label in given], classes
-    labels = np.array([NO_LABEL if label is None else label for label in given], dtype=np.int64)
+    with_none = [NO_LABEL if label is None else label for label in given]
+    labels = as_labels(with_none, of=dataset.root)
     return relabelled(labels, known, dataset.classes, of=dataset.root)

@@ -12,14 +12,14 @@ from PIL import Image
 
 from igmask.errors import InputError
 from igmask.inputs.decode import naming, open_rgb
-from igmask.inputs.files import existing, files_below
+from igmask.inputs.files import check_text, existing, files_below
 from igmask.study.settings import Dataset
 
 
 def shard_files(dataset: Dataset) -> dict[str, str]:
     """Return {name: path} of the files below `root` that hold the images, in order.
 
-    raises InputError if there are none, or if two of them are the same
+    raises InputError if there are none, if two of them are the same, or a name is no text
     """
     root, ending = existing(dataset.root), Dataset.ARCHIVES[dataset.source]
     there, pattern = files_below(root, (ending,)), dataset.files or "*"
@@ -30,6 +30,7 @@ def shard_files(dataset: Dataset) -> dict[str, str]:
         raise InputError(f"{root}: no {ending} files{named}{all_of_them}")
     by_size: dict[int, list[str]] = {}
     for path in found.values():
+        check_text(path)
         by_size.setdefault(os.path.getsize(path), []).append(path)
     for alike in by_size.values():
         for first, second in combinations(alike, 2):

@@ -9,7 +9,7 @@ from PIL import Image
 from igmask.errors import InputError, refusing, with_kind
 from igmask.inputs.classes import class_labels, relabelled
 from igmask.inputs.decode import by_place
-from igmask.inputs.files import EXTENSIONS, class_folders, names_that_count
+from igmask.inputs.files import EXTENSIONS, check_text, class_folders, names_that_count
 from igmask.inputs.sources import folder
 from igmask.progress import progress
 from igmask.study.settings import Dataset
@@ -30,6 +30,8 @@ def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
     classes = [str(x[0] if isinstance(x, tuple) else x) for x in getattr(source, "classes", [])]
     if _is_tree(type(source)):
         paths = [path for path, _ in source.samples]
+        for path in paths:
+            check_text(path)
         names = [f"{name} {path}" for name, path in zip(names, paths, strict=True)]
         if dataset.classes or classes == [*source.labels]:  # no names but those of the folders
             classes = source.class_names

@@ -1,11 +1,12 @@
 """WebDataset's tar files: an image and its label under one key, key.jpg beside key.cls or key.json.
 
-A key is a path up to the first dot of its last part. Images are read in place, at the offsets that
-the headers gave when they were listed.
+A key is a path up to the first dot of its last part, without ./ and ../ before it. Images are
+read in place, at the offsets that the headers gave when they were listed.
 """
 
 import json
 import os
+import posixpath
 import re
 import tarfile
 import zlib
@@ -24,7 +25,7 @@ from igmask.inputs.classes import (
     identifiers,
     label_of,
 )
-from igmask.inputs.files import EXTENSIONS, counts, existing, files_below
+from igmask.inputs.files import EXTENSIONS, check_text, counts, existing, files_below
 from igmask.inputs.sources.shards import check_mark, is_meant, opened_by, shard_files
 from igmask.progress import say
 from igmask.study.settings import Dataset
@@ -102,10 +103,13 @@ def _samples(path: str, file: BinaryIO) -> dict[str, tuple[Member, tuple[str, Me
     """{key: (image, (ending, label))} of a tar, in its order."""
     parts: dict[str, dict[str, Member]] = {}
     for name, member in _members(path, file):
-        folder, _, base = name.removeprefix("./").rpartition("/")
+        below = re.sub(r"^(\.\./)+", "", posixpath.normpath(name))
+        folder, _, base = below.rpartition("/")
         stem, _, ending = base.partition(".")
         if not stem or not all(map(counts, filter(None, folder.split("/")))):
             continue
+        with refusing(InputError, says=lambda error: f"{path}: {error}"):
+            check_text(name)
         of_key = parts.setdefault(f"{folder}/{stem}" if folder else stem, {})
         if of_key.setdefault(f".{ending.lower()}", member) is not member:
             raise InputError(f"{path}: {name!r} is there twice")
