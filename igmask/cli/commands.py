@@ -242,7 +242,10 @@ def curves(accuracy: Path, **options: Any) -> None:
 @click.argument("image", type=File)
 @recipe(recipes.Mask, "selection", p={"names": ["-p", "--p"], "default": [50.0]})
 @fill
-@click.option("--classes", type=File, help="Names of the network's classes, one a line.")
+@click.option(
+    "--classes",
+    help="A file of the names of the network's classes, one a line; imagenet: ILSVRC 2012's.",
+)
 @recipe(
     recipes.Attribute,
     target={
@@ -371,9 +374,11 @@ def bench(models: tuple[str, ...], output: Path, **options: Any) -> None:
     resnet50, densenet121, vit_b_16; all of them by default. Needs Captum (pip install -e
     '.[bench]'), and a machine with nothing else to do.
 
-    `igmask bench quality [MODEL]...` instead measures the time to a given quality, of the networks
-    and images of a configuration: how near igmask's rules and Captum's come to the converged
-    attributions and masks, in how much time.
+    `igmask bench quality --configfile FILE [MODEL]...` instead measures the time to a given
+    quality, of the networks and images of a study: how near igmask's rules and Captum's come, in
+    how much time, to what 1,200 steps give. Each takes some minutes; quality-cpu.md says, and
+    quality-cpu.png shows, what was found. Of the options --n-images, --repeats, --device and
+    --threads count.
 
     `igmask bench kernels` sets each Triton kernel beside PyTorch, eager and compiled, and
     beside a copy of as many bytes. Without a GPU it only shows that it works.

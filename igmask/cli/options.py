@@ -13,7 +13,7 @@ import click
 from igmask.errors import InputError
 from igmask.progress import say
 from igmask.study import config, settings
-from igmask.study.settings import LIBRARIES, Attribution, Model
+from igmask.study.settings import Attribution, Model
 
 File = click.Path(path_type=Path)
 FOLDER = "The folder to write to."
@@ -175,9 +175,22 @@ def are_settings(text: str) -> bool:
 
 def _read_model(_context: click.Context, _option: click.Parameter, text: str) -> Model:
     if are_settings(text):
-        return config.model(read_settings(text))
+        return config.model(_only_model(read_settings(text), text))
     model = config.model({"source": text})
-    return model if model.library in LIBRARIES else replace(model, weights="IMAGENET1K_V1")
+    return replace(model, weights="IMAGENET1K_V1") if model.library == "torchvision" else model
+
+
+def _only_model(given: dict[str, Any], text: str) -> dict[str, Any]:
+    """The settings of a model; of a study those of its only one."""
+    of_study = given.get("models")
+    if not isinstance(of_study, dict):
+        return given
+    if len(of_study) != 1:
+        raise InputError(
+            f"{text} is of a study, of the models {', '.join(map(str, of_study))}; put what stands "
+            "below one of them into a file of its own"
+        )
+    return next(iter(of_study.values()))
 
 
 def output(default: str | None = None, **changes: Any) -> Callable:
@@ -203,8 +216,8 @@ model = click.option(
     required=True,
     callback=_read_model,
     help="A classifier of torchvision by name, with its weights IMAGENET1K_V1, or the settings "
-    "of a model as in config.yaml: a YAML or JSON file, or JSON itself, such as "
-    """'{"source": "resnet50", "weights": "IMAGENET1K_V2"}'.""",
+    "of a model as in config.yaml: a YAML or JSON file, which may be that of a study of one model, "
+    """or JSON itself, such as '{"source": "resnet50", "weights": "IMAGENET1K_V2"}'.""",
 )
 
 

@@ -33,7 +33,7 @@ from igmask.progress import say
 from igmask.report.drawing import check_output, draw_explanation
 from igmask.steps.attribute import arguments
 from igmask.steps.methods import method_of
-from igmask.study import config
+from igmask.study import config, settings
 from igmask.study.recipes import Attribute, Mask
 from igmask.study.settings import Model, percent
 
@@ -55,7 +55,7 @@ def explain(
     recipe: Attribute,
     selection: Mask,
     *,
-    classes: Path | None,
+    classes: str | None,
     fill: str,
     device: str,
     batch_size: int | None,
@@ -66,29 +66,25 @@ def explain(
     to see is seen before the network is loaded.
 
     recipe:  its target is `predicted`, or a class by its number or name
-    classes: a file that gives names to the classes of a network of one's own
+    classes: what gives names to the classes of a network of one's own, as `dataset.classes`
     raises   InputError, also for an output that cannot be written, or is the image itself
     """
     check_output(output)
     if output.exists() and image_path.exists() and output.samefile(image_path):
         raise InputError(f"{output}: is the image itself; name another file to write")
     model, side, attribution = models.complete(recipe.model), recipe.side, recipe.attribution
-    if classes and not classes.is_file():
-        raise InputError(f"{classes}: there is no such file")
     numbers = class_numbers(classes) if classes else {}
     names = class_names(numbers) if classes else library_of(model).class_names(model)
     target = attribution.target
     number = None if target == "predicted" else _class_number(target, names, numbers)
     read = _read(image_path, model)
     baselines.check(attribution.baseline, model.geometry)
-    if attribution.is_integrated:
-        of, skip = attribution.of, attribution.skip
-        quadrature.check_asked(attribution.rule, attribution.n_steps, of=of, skip=skip)
+    how = _checked(attribution)
     where = pick_device(device)
     network = models.load(model, device=where)
     n_classes = models.n_classes(network, model, read[None])
     if classes:
-        check_classes({"dataset": {"classes": str(classes)}, "classes": names}, n_classes)
+        check_classes({"dataset": {"classes": classes}, "classes": names}, n_classes)
     if note := models.random_weights(network, model):
         say(f"warning: the network {note}")
     image = models.pixels(read[None], where)
@@ -109,7 +105,15 @@ def explain(
             [share] = area(kept.numpy(force=True), *image.shape[-2:], side=side)
             title = f"{mode} {percent(percentage)} %\n{100 * share:.0f} % of the area"
             panels.append((title, _picture(masked), _prediction(network, masked, names)))
-    draw_explanation(output, panels, title=f"{image_path.name}, {model.source}")
+    draw_explanation(output, panels, title=f"{image_path.name}, {model.source}; {how}")
+
+
+def _checked(asked: settings.Attribution) -> str:
+    """How is attributed, in words; InputError if it cannot be."""
+    if not asked.is_integrated:
+        return asked.method
+    quadrature.check_asked(asked.rule, asked.n_steps, of=asked.of, skip=asked.skip)
+    return f"rule {asked.rule}, m = {asked.n_steps}"
 
 
 def _read(path: Path, model: Model) -> np.ndarray:

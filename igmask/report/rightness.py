@@ -38,7 +38,7 @@ RIGHTNESS = {  # by what accuracy.csv has in its column `truth`
         title="Agreement with the network's own answer to the original, in %",
         means="images of which the network says what it says of the original, in %; they have no "
         "labels, so that this is no accuracy, and it is 100 for the originals by definition",
-        axis="agreement with the own answer, %",
+        axis="agreement with the answer to the original, %",
         heading="predicted",
         ticks="✓: as of the original",
     ),

@@ -66,6 +66,25 @@ def call(*words, image="photo.png", output="out.png", model="model.yaml"):
     return done
 
 
+def test_a_study_of_one_model_says_which_it_is(here, monkeypatch):
+    (here / "study.yaml").write_text(
+        f"dataset: {{source: photos}}\nmodels: {{a: {{source: explain_net:net, size: {SIZE}}}}}"
+    )
+    titles = []
+    monkeypatch.setattr(explain, "draw_explanation", lambda *_, title: titles.append(title))
+    call("--rule", "adaptive", model="study.yaml")
+    assert titles == ["photo.png, explain_net:net; rule adaptive, m = 4"]
+
+
+def test_imagenets_names_are_at_hand(here, monkeypatch):
+    (here / "explain_wide.py").write_text(NETWORK.replace("1444, 3", "1444, 1000"))
+    (here / "wide.yaml").write_text(f"source: explain_wide:net\nsize: {SIZE}\n")
+    drawn = []
+    monkeypatch.setattr(explain, "draw_explanation", lambda _, found, **__: drawn.extend(found))
+    call("--classes", "imagenet", "--target", "n02123045", model="wide.yaml")
+    assert drawn[1][0] == "attribution\ntarget: tabby, tabby cat"
+
+
 @pytest.fixture
 def network(here):
     return models.load(config.model(options.read_settings("model.yaml")))
@@ -157,7 +176,11 @@ def test_baselines_of_every_kind_and_steps_by_themselves(panels):
         ({"output": "photo.png"}, (), "photo.png: is the image itself"),
         ({"output": "folder.png/../photo.png"}, (), "is the image itself"),
         ({"output": "closed/new/out.png"}, (), "the folder .*closed cannot be written to"),
-        ({}, ("--classes", "none.txt"), "none.txt: there is no such file"),
+        ({}, ("--classes", "none.txt"), "there is no file 'none.txt'"),
+        ({}, ("--classes", "ImageNet"), "did you mean 'imagenet'"),
+        ({}, ("--skip", "0.01", "--rule", "adaptive"), "skip leaves out steps of a fixed rule"),
+        ({}, ("--n-steps", "auto", "--rule", "middle"), "not 'middle'"),
+        ({"model": "study.yaml"}, (), "study.yaml is of a study, of the models a, b; put what"),
         ({}, ("--target", "02 dog"), "no class has that name; did you mean 'n02 dog'"),
         ({}, ("--target", "whale"), "no class has that name; give its number"),
         ({}, ("--target", "3"), "target 3: the classes are 0 … 2"),
@@ -174,6 +197,7 @@ def test_what_is_cheap_is_seen_first(here, monkeypatch, changes, words, message)
     monkeypatch.setattr(  # root may write everywhere
         os, "access", lambda path, mode: Path(path).name != "closed" and access(path, mode)
     )
+    (here / "study.yaml").write_text("models: {a: {source: resnet18}, b: {source: resnet50}}")
     (here / "folder.png").mkdir()
     (here / "closed").mkdir()
     Image.new("RGB", (8, 8)).save(here / "small.png")

@@ -151,7 +151,7 @@ def test_every_page_says_that_it_is_agreement(photos, monkeypatch):
         assert "of the predicted class" in text
     assert "agreement" in found["table1.csv"]
     assert "top-1" not in found["table1.csv"]
-    assert set(axes) == {"agreement with the own answer, %"}
+    assert set(axes) == {"agreement with the answer to the original, %"}
     titles = [said["title"] for said in drawn if isinstance(said, dict)]
     assert {*titles} == {"net; ✓: as of the original"}
     rows = [name for said in drawn if isinstance(said, dict) for name in said["row_names"]]
