@@ -82,7 +82,7 @@ def test_imagenets_names_are_at_hand(here, monkeypatch):
     drawn = []
     monkeypatch.setattr(explain, "draw_explanation", lambda _, found, **__: drawn.extend(found))
     call("--classes", "imagenet", "--target", "n02123045", model="wide.yaml")
-    assert drawn[1][0] == "attribution\ntarget: tabby, tabby cat"
+    assert drawn[1][0] == "attribution\ntarget: tabby"
 
 
 @pytest.fixture
