@@ -1,6 +1,7 @@
 """What a node of a network's graph does, by torch.fx or torch.export, and whether it is affine."""
 
 import inspect
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -66,7 +67,7 @@ def affine_in(
             continue
         depends.add(node)
         of_affine = node.op != "output" and all(n in affine for n in of_input)
-        of_affine = of_affine and _is_as_fine(node, image)
+        of_affine = of_affine and _is_as_fine(node, image) and _is_finite(node, layers)
         if of_affine and node not in without and _is_affine(node, layers, affine):
             affine.add(node)
     return affine
@@ -116,6 +117,14 @@ def _is_as_fine(node: fx.Node, image: fx.Node) -> bool:
     if len(types) < 2:
         return True
     return types[0].is_floating_point and torch.promote_types(*types) == types[0]
+
+
+def _is_finite(node: fx.Node, layers: Mapping[str, Any]) -> bool:
+    """Whether there are no infinities, as of a padding before a maximum: ∞ − ∞ lies on no path."""
+    layer = layer_of(node, layers)
+    given = [*node.args, *node.kwargs.values(), getattr(layer, "value", 0.0)]
+    numbers = [value for value in given if isinstance(value, float)]
+    return node.meta.get("finite", True) and all(map(math.isfinite, numbers))
 
 
 def _is_affine(node: fx.Node, layers: Mapping[str, nn.Module], affine: set[fx.Node]) -> bool:

@@ -278,6 +278,13 @@ class _Study:
     def _answer(
         self, values: Tensor, baseline_output: Tensor, n_steps: int, of_squares: bool = False
     ) -> Attribution:
+        unknown = (self._output.isnan() | baseline_output.isnan()).tolist()
+        if any(unknown):
+            raise InputError(
+                f"image {unknown.index(True)}: the network's output at the image or the baseline "
+                "is NaN; look for infinities that meet in the network, or, in half precision, for "
+                "overflow"
+            )
         steps = n_steps - self._left_out.to(values.device) // len(self.baselines)
         known = self._predicted, self._classes.clone(), self._output
         return Attribution(values, *known, baseline_output, steps, of_squares)

@@ -107,7 +107,7 @@ class _Change:
 
 
 class _Observing(fx.Interpreter):
-    """Runs a graph and notes of each node's value its shape and type, and what changes in place."""
+    """Runs a graph and notes of each node's value shape, type, finiteness, and changes in place."""
 
     def __init__(self, found: Traced) -> None:
         super().__init__(_holding(found.parts), graph=found.graph)
@@ -127,6 +127,8 @@ class _Observing(fx.Interpreter):
             self._owners.setdefault(_memory(x), (x.untyped_storage(), []))[1].append(n)
         if isinstance(value, Tensor):
             n.meta["dtype"] = value.dtype
+            if value.is_floating_point() and not value.isfinite().all():
+                n.meta["finite"] = False
             n.meta.setdefault("shapes", []).append(value.shape)
         return value
 

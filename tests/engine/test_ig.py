@@ -520,3 +520,13 @@ def test_no_images_have_no_squares_and_sides_are_positive(network):
             attribute_squares(network, images, side=0, **options)
         with pytest.raises(InputError, match=r"the side of squares must be an integer, got 3\.0"):
             attribute_squares(network, images, side=3.0, **options)
+
+
+def test_an_output_that_is_nan_is_no_attribution():
+    def f(x):  # whose gradient is finite all the same
+        total = x.flatten(1).sum(dim=1, keepdim=True)
+        return torch.where(total > 3, total * 0 + torch.nan, total)
+
+    images = torch.stack([torch.zeros(1, 2, 2), torch.ones(1, 2, 2)])
+    with pytest.raises(InputError, match=r"image 1: the network's output .* is NaN"):
+        integrated_gradients(f, images, of="logit", target=0, n_steps=2)

@@ -810,3 +810,36 @@ class Classes(nn.Module):
 
     def forward(self, x):
         return self.classes(x.mean((2, 3)))
+
+
+class PaddedWithInfinity(nn.Module):
+    """A maximum whose padding is -inf, as timm's "same" pooling has it."""
+
+    def __init__(self, pad):
+        super().__init__()
+        self.conv, self.rest = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.pad = pad
+
+    def forward(self, x):
+        padded = self.pad(self.conv(x))
+        return self.rest(nn.functional.max_pool2d(padded, 3, 2).tanh().mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    "pad",
+    [
+        lambda u: nn.functional.pad(u, (0, 1, 0, 1), value=-float("inf")),
+        nn.ConstantPad2d((0, 1, 0, 1), -float("inf")),
+        lambda u: u + torch.where(torch.arange(10) > 8, -float("inf"), 0.0),
+    ],
+)
+def test_infinities_are_behind_the_stem(pad):
+    torch.manual_seed(0)
+    network = PaddedWithInfinity(pad).double().eval()
+    images = torch.rand(2, 3, 12, 12, dtype=torch.float64)
+    assert "conv" in split(network, images).ends[0]
+    found = integrated_gradients(network, images, of="logit", target=1, n_steps=3)
+    expected = captum.attr.IntegratedGradients(network).attribute(
+        images, target=1, method="riemann_right", n_steps=3
+    )
+    torch.testing.assert_close(found.values, expected)
