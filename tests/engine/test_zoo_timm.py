@@ -240,6 +240,8 @@ def table(rows: list[str]) -> str:
 
     IGMASK_TIMM_TABLE=docs/timm.md pytest -m zoo -k timm
 
+The rows are of runs in parts, on one machine.
+
 Weights, statistics and images are random, and no parameter is left constant; float64, a logit,
 black baseline, rule right, m = {N_STEPS}. *Stem* says where it ends, *then* what follows (the first
 two), *folded* how many batch norms went into the layers before them, *by* what took the graph, *s*
@@ -254,4 +256,6 @@ ours over Captum's on the model in channels-last.
 | family | model | pixels | stem | then | folded | by | s | error | float32 |
 |---|---|---|---|---|---|---|---|---|---|
 """
-    return head + "\n".join(rows) + "\n"
+    absent = [family for family in FAMILIES if not any(f"| {family} |" in row for row in rows)]
+    rest = f"\nNot run for this page: {', '.join(absent)}.\n" if absent else ""
+    return head + "\n".join(rows) + "\n" + rest
