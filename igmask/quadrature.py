@@ -231,6 +231,7 @@ class Following:
     """
 
     def __init__(self, probed: Sequence[Any], n_steps: int) -> None:
+        checked_rule(ADAPTIVE, n_steps, refined=True)
         self.n_steps = n_steps
         self._edges = [[cells(f, n_steps - 1) for f in values] for values in probed]
 

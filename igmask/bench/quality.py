@@ -28,7 +28,7 @@ from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.inputs.data import index, opener
 from igmask.inputs.decode import fit
-from igmask.kernels import select, square_scores
+from igmask.kernels import occlude, select, square_scores
 from igmask.progress import progress, say
 from igmask.study.settings import Model, Study
 
@@ -120,8 +120,7 @@ def _measure_model(name: str, model: Model, images: Tensor, repeats: int) -> lis
     network = models.load(model, device=images.device)
     if note := models.random_weights(network, model):
         say(f"warning: {name} {note}, and what is found holds for trained networks")
-    with torch.no_grad():
-        targets = torch.cat([network(few).argmax(dim=1) for few in images.split(_GROUP)])
+    targets = _predicted(network, images)
     exact = converged(network, images, targets, label=f"{name}: converged")
     moves = exact.flatten(1).norm(dim=1) > 0
     if not moves.all():  # an image that is the baseline has no error relative to nothing
@@ -194,20 +193,15 @@ class _Truth:
         return row
 
     def _of_masked(self, masks: Tensor) -> dict[str, Tensor]:
-        height, width = self._images.shape[2:]
-        wide = masks.repeat_interleave(3, dim=1).repeat_interleave(3, dim=2)[:, :height, :width]
-        with torch.no_grad():
-            return {
-                mode: torch.cat(
-                    [
-                        self._network(few * left[:, None]).argmax(dim=1)
-                        for few, left in zip(
-                            self._images.split(_GROUP), shown.split(_GROUP), strict=True
-                        )
-                    ]
-                )
-                for mode, shown in (("keep", wide), ("drop", ~wide))
-            }
+        return {
+            mode: _predicted(self._network, occlude(self._images, shown))
+            for mode, shown in (("keep", masks), ("drop", ~masks))
+        }
+
+
+def _predicted(network: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([network(few).argmax(dim=1) for few in images.split(_GROUP)])
 
 
 def _masks(values: Tensor) -> Tensor:

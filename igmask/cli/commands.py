@@ -386,9 +386,9 @@ def bench(models: tuple[str, ...], output: Path, **options: Any) -> None:
     from igmask.bench import attributions, kernels, quality, reached
 
     write: Callable[..., list[Path]]
-    usual = quality.N_IMAGES if models[:1] == ("quality",) else 4
-    options["n_images"] = options["n_images"] or usual
-    if models[:1] == ("quality",):
+    of_quality = models[:1] == ("quality",)
+    options["n_images"] = options["n_images"] or (quality.N_IMAGES if of_quality else 4)
+    if of_quality:
         _leave_out(options, "n_steps", "budget_s", "skip", "compiled", of="quality")
         study = config.parse(read_settings(str(options.pop("configfile") or config.default_file())))
         measured, write = quality.measure(study, models[1:], **options), reached.write

@@ -5,6 +5,7 @@ completeness. queue.py has the sums along the paths, captum.py the class with Ca
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -180,7 +181,6 @@ def _checked_steps(n_steps: Any, rule: str, side: int | None) -> int | Auto:
 
 def _refinement(rule: str, first: int, n_images: int = 0, probed: Any = ()) -> Refinement:
     """What doubles the steps of a rule; `probed` as `Following` takes it."""
-    checked_rule(rule, first, refined=True)
     adaptive = rule == quadrature.ADAPTIVE
     return Following(probed, first) if adaptive else Uniform(rule, first, n_images)
 
@@ -260,12 +260,13 @@ class _Study:
         if isinstance(n_steps, Auto):
             found = self._until_settled(rule, n_steps)
         else:
+            fixed = checked_rule(rule, n_steps)
+            fixed = with_ends(fixed) if self.skip is None else fixed
 
             def rules(number: int) -> Sequence[Rule]:
                 if rule == quadrature.ADAPTIVE:
                     return quadrature.following(self._probed(number), n_steps)
-                fixed = checked_rule(rule, n_steps)
-                return [with_ends(fixed) if self.skip is None else fixed] * len(self.images)
+                return [fixed] * len(self.images)
 
             if side is not None and len(self.baselines) == 1:
                 parts = self._of_squares(rules, side)
@@ -324,22 +325,21 @@ class _Study:
         """The sums of the steps that count; of all where those fall short of completeness."""
         taken = list(map(partial(quadrature.steep, least=least), rules, self._probed(number)))
         baseline, change = self.baselines[number], self._output - self._at_baseline
-        i = 0
         try:
             for i, slope in enumerate(self._sums(number, list(map(some, rules, taken)))):
                 total = ((self.images[i] - baseline[i]) * slope[0]).double().sum()
                 is_short = (total - change[i]).abs() > _SHORT * change[i].abs()
                 if is_short and not taken[i].all():
-                    alone = self._of_images(torch.tensor([i]))
-                    [rest] = alone._sums(number, [some(rules[i], ~taken[i])])
+                    with _naming([i]):
+                        alone = self._of_images(torch.tensor([i]))
+                        [rest] = alone._sums(number, [some(rules[i], ~taken[i])])
                     slope = slope + rest
                 else:
                     self._left_out[i] += int((~taken[i]).sum())
                 yield slope
-        except NotFinite as error:  # of the steps kept, or of the others of an image alone
-            image = max(i, error.image)
-            step = sorted(rules[image][0]).index(error.alpha) + 1
-            raise NotFinite(image, error.alpha, step) from None
+        except NotFinite as error:  # whose step is counted among those that were taken
+            step = sorted(rules[error.image][0]).index(error.alpha) + 1
+            raise NotFinite(error.image, error.alpha, step) from None
 
     def _of_images(self, images: Tensor) -> "_Study":
         """The same of some images, whose classes are known by now."""
@@ -367,10 +367,8 @@ class _Study:
         while len(open_images) and steps.finer() <= auto.most:
             before = found.values[open_images]
             part, at = self._of_images(open_images), open_images.tolist()
-            try:
+            with _naming(at):
                 between, _ = part._of_pixels(partial(steps.between, images=at))
-            except NotFinite as error:
-                raise NotFinite(at[error.image], error.alpha, error.step) from None
             steps.refine()
             found.values[open_images] = (before + between) / 2
             found.n_steps[open_images] = steps.n_steps
@@ -392,6 +390,15 @@ class _Study:
         self._output[rows[image]] = value[image]
         self._at_baseline[rows[baseline]] = value[baseline]
         return picked
+
+
+@contextmanager
+def _naming(images: Sequence[int]) -> Iterator[None]:
+    """Let NotFinite name an image by its place among all, of a part that has but these."""
+    try:
+        yield
+    except NotFinite as error:
+        raise NotFinite(images[error.image], error.alpha, error.step) from None
 
 
 def overlap(before: Tensor, after: Tensor, *, p: float, side: int = 3) -> Tensor:

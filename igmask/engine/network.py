@@ -101,10 +101,7 @@ class Network:
         """
 
         def f(*at: Tensor) -> Tensor:
-            outputs = self._run(*at)
-            if self.dtype is not None and isinstance(outputs, Tensor):
-                outputs = outputs.float()
-            return pick(outputs)
+            return pick(self._in_32_bits(self._run(*at)))
 
         if self.engine == "cudagraph":  # its recording has one place for results
             with self._alone, self._running():
@@ -119,10 +116,12 @@ class Network:
         weights and points that ask for no gradient PyTorch keeps nothing.
         """
         with torch.enable_grad(), self._running():
-            outputs = self._trunk(*points)
-        if isinstance(outputs, Tensor):
-            outputs = outputs.detach()
-        return outputs.float() if self.dtype is not None else outputs
+            outputs = self._in_32_bits(self._trunk(*points))
+        return outputs.detach() if isinstance(outputs, Tensor) else outputs
+
+    def _in_32_bits(self, outputs: Any) -> Any:
+        is_narrow = self.dtype is not None and isinstance(outputs, Tensor)
+        return outputs.float() if is_narrow else outputs
 
     def _scaled(self, f: Callable[..., Tensor], points: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The gradients of f, for fp16 by way of the largest power of two that overflows none."""

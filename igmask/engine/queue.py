@@ -156,9 +156,11 @@ def path_gradients(
     batch_size:        None: from the free memory
     raises             NotFinite; on a GPU, behind the last image
     """
-    if not (size := _size(network, images, rules, batch_size)):
+    lengths = [len(positions) for positions, _ in rules]
+    if not (size := _size(network, images, sum(lengths), batch_size)):
         return
-    paths = _Paths(network, images, baselines, pick, n_slots=_n_slots(size, rules))
+    n_slots = _n_slots(size, min(lengths), len(images))
+    paths = _Paths(network, images, baselines, pick, n_slots=n_slots)
     finite: list[Tensor] = []
     least = least_batch(images.device)
     for pairs, slopes in batches(
@@ -189,11 +191,10 @@ def path_outputs(
 
     The arguments are those of `path_gradients`.
     """
-    n_images, device = len(images), images.device
-    size = _size(network, images, rules := [_asked(positions)] * n_images, batch_size)
-    if size is None:
-        return torch.zeros(n_images, len(positions), dtype=torch.float64, device=device)
-    paths = _Paths(network, images, baselines, pick, n_slots=_n_slots(size, rules))
+    n_images, n_steps, device = len(images), len(positions), images.device
+    size = _size(network, images, n_images * n_steps, batch_size) or 1
+    n_slots = _n_slots(size, n_steps, n_images)
+    paths = _Paths(network, images, baselines, pick, n_slots=n_slots)
     options: dict[str, Any] = {"least": least_batch(device), "padded": True, "size": size}
     return outputs_at(positions, n_images, paths.outputs, device=device, **options)
 
@@ -210,7 +211,7 @@ def outputs_at(
 
     compute: (values,), (B,) of a batch;  options: of `batches`
     """
-    rules = [_asked(positions)] * n_images
+    rules = [(positions, [0.0] * len(positions))] * n_images
     found = torch.zeros(n_images * len(positions), dtype=torch.float64, device=device)
     for pairs, (values,) in batches(rules, compute=compute, **options):
         if values.shape != (len(pairs.owners),):
@@ -223,15 +224,9 @@ def outputs_at(
     return found.reshape(n_images, len(positions))
 
 
-def _asked(positions: Sequence[float]) -> Rule:
-    return positions, [0.0] * len(positions)
-
-
-def _size(
-    network: Network, images: Tensor, rules: Sequence[Rule], batch_size: int | None
-) -> int | None:
+def _size(network: Network, images: Tensor, n_pairs: int, batch_size: int | None) -> int | None:
     """How many pairs a batch takes; None where there are no pairs."""
-    size, n_pairs = at_least_1("the batch size", batch_size), sum(len(rule[0]) for rule in rules)
+    size = at_least_1("the batch size", batch_size)
     if not n_pairs:
         return None
     size = size or network.batch_size(images)
@@ -240,10 +235,9 @@ def _size(
     return size
 
 
-def _n_slots(size: int, rules: Sequence[Rule]) -> int:
-    """How many images a batch meets at most, and one more."""
-    least = min(len(positions) for positions, _ in rules)
-    return min(-(-size // least) + 1, len(rules))
+def _n_slots(size: int, least_steps: int, n_images: int) -> int:
+    """How many images a batch meets at most, and one more, if there are."""
+    return min(-(-size // least_steps) + 1, n_images)
 
 
 class _Paths:

@@ -31,6 +31,7 @@ _ATTRIBUTION = {
     "baseline": "black",
     "rule": "right",
     "n_steps": 50,
+    "skip": None,
 }
 
 
@@ -51,9 +52,7 @@ def published_top1(made_by: dict[str, Any], *, n_images: int) -> str | None:
         return None
     if made_by["mode"] == "original":
         return f"{_ORIGINAL[model['source']]:.1f}"
-    if made_by["attribution"].get("skip") is not None:
-        return None
     same = all(made_by[key] == value for key, value in _SETTINGS.items()) and all(
-        made_by["attribution"][key] == value for key, value in _ATTRIBUTION.items()
+        made_by["attribution"].get(key) == value for key, value in _ATTRIBUTION.items()
     )
     return _MASKED.get((made_by["mode"], made_by["p"])) if same else None

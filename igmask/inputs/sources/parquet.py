@@ -9,7 +9,7 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -22,7 +22,7 @@ from PIL import Image
 from igmask.devices import n_cores
 from igmask.errors import InputError, refusing
 from igmask.inputs.classes import NO_LABEL, as_labels, class_labels, relabelled
-from igmask.inputs.sources.shards import check_mark, opened_by, shard_files
+from igmask.inputs.sources.shards import alike, check_mark, opened_by, shard_files
 from igmask.study.settings import Dataset
 
 COLUMNS = ("image", "label")
@@ -211,18 +211,10 @@ def _check_alike(parts: dict[str, tuple[list[Any], list[str], int]], image: str)
             ]
         return tuple(sorted(zip(named[path], contents, strict=True)))
 
-    for same_names in _alike(named, lambda path: tuple(sorted(named[path]))):
-        for likely in _alike(same_names, one_image):  # which mostly spares reading the others
-            for one, other, *_ in _alike(likely, all_images):
+    for same_names in alike(named, lambda path: tuple(sorted(named[path]))):
+        for likely in alike(same_names, one_image):  # which mostly spares reading the others
+            for one, other, *_ in alike(likely, all_images):
                 raise InputError(f"{one} and {other} have the same images; remove one of them")
-
-
-def _alike(paths: Iterable[str], what: Callable[[str], Any]) -> list[list[str]]:
-    """The files of which something is the same, several each."""
-    by_what: dict[Any, list[str]] = {}
-    for path in paths:
-        by_what.setdefault(what(path), []).append(path)
-    return [alike for alike in by_what.values() if len(alike) > 1]
 
 
 def _labelled(

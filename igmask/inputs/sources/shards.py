@@ -2,7 +2,7 @@
 
 import filecmp
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from io import BytesIO
 from itertools import combinations
@@ -28,15 +28,21 @@ def shard_files(dataset: Dataset) -> dict[str, str]:
         all_of_them = f"; there are {', '.join([*there][:5])}" if there else ""
         named = f" whose name fits dataset.files, {pattern}" if there else ""
         raise InputError(f"{root}: no {ending} files{named}{all_of_them}")
-    by_size: dict[int, list[str]] = {}
     for path in found.values():
         check_text(path)
-        by_size.setdefault(os.path.getsize(path), []).append(path)
-    for alike in by_size.values():
-        for first, second in combinations(alike, 2):
+    for same_size in alike(found.values(), os.path.getsize):
+        for first, second in combinations(same_size, 2):
             if filecmp.cmp(first, second, shallow=False):
                 raise InputError(f"{first} and {second} are the same; remove one of them")
     return found
+
+
+def alike(paths: Iterable[str], what: Callable[[str], Any]) -> list[list[str]]:
+    """Return the files of which something is the same, several each."""
+    by_what: dict[Any, list[str]] = {}
+    for path in paths:
+        by_what.setdefault(what(path), []).append(path)
+    return [same for same in by_what.values() if len(same) > 1]
 
 
 def is_meant(name: str, pattern: str) -> bool:
