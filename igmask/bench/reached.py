@@ -102,11 +102,11 @@ _ABOUT = (
 def write(result: dict[str, Any], folder: Path, command: str) -> list[Path]:
     """Write quality-cpu (or -cuda) as .json, .md and .png; return their paths.
 
-    Networks measured there before, on the same machine with as many images and turns, stay.
+    Networks measured there before, on the same machine and in as many turns, stay.
     """
     stem = folder / f"quality-{result['machine']['kind']}"
     rows = [row | {"command": command} for row in result["rows"]]
-    before = kept(stem.with_suffix(".json"), result, "n_turns", "n_images")
+    before = kept(stem.with_suffix(".json"), result, "n_turns")
     result = result | {"rows": before + rows}
     paths = write_result(stem, result | {"summary": summary(result["rows"])}, to_markdown(result))
     picture = stem.with_suffix(".png")
