@@ -205,6 +205,54 @@ rule attribute:
         " {ENGINE} {COMPUTE} --output {output[0]:q}"
 
 
+# Of the control `randomised` alone: weights drawn anew, and what they attribute.
+rule randomise:
+    input:
+        images=flow.images,
+        beside=beside(flow.images),
+        weights=flow.weights,
+        preflight="results/{data}/models/{model}/preflight.json",
+    output:
+        "results/{data}/models/{model}/randomised/weights.safetensors",
+    log:
+        "results/{data}/logs/randomise/{model}.log",
+    resources:
+        **JOB,
+    params:
+        options=flow.words("randomise"),
+        contents=flow.model_contents,
+        version=code_version("randomise"),
+    shell:
+        "igmask --log {log:q} randomise {input.images:q} {params.options} --output {output:q}"
+
+
+rule attribute_randomised:
+    input:
+        images=flow.images,
+        classes="results/{data}/models/{model}/scores/{shard}.npy",
+        beside=beside(flow.images),
+        classes_beside="results/{data}/models/{model}/scores/{shard}.parquet",
+        weights="results/{data}/models/{model}/randomised/weights.safetensors",
+        baseline=flow.baseline,
+    output:
+        "results/{data}/models/{model}/randomised/scores/{shard}.npy",
+        "results/{data}/models/{model}/randomised/scores/{shard}.parquet",
+    log:
+        "results/{data}/logs/randomise/{model}-{shard}.log",
+    threads: flow.study.compute.threads
+    resources:
+        **NETWORK,
+        gpu=GPU,
+    params:
+        options=flow.words("attribute_randomised"),
+        contents=flow.contents("attribute"),
+        baseline=flow.baseline_contents,
+        version=code_version("attribute"),
+    shell:
+        "igmask --log {log:q} attribute {input.images:q} --classes {input.classes:q}"
+        " {params.options} {ENGINE} {COMPUTE} --output {output[0]:q}"
+
+
 rule mask:
     input:
         scores=flow.scores,
@@ -232,14 +280,21 @@ rule mask:
 rule evaluate:
     input:
         images=flow.images,
+        scores=flow.scores,
+        randomised=flow.randomised_scores,
         masks=flow.masks,
-        beside=beside(flow.images, flow.masks),
+        beside=beside(flow.images, flow.scores, flow.randomised_scores, flow.masks),
         weights=flow.weights,
         preflight="results/{data}/models/{model}/preflight.json",
     output:
         expand(
             "results/{{data}}/models/{{model}}/records/{name}",
             name=flow.record_files(),
+        ),
+        expand(
+            "results/{{data}}/models/{{model}}/curves/{curve}.{kind}",
+            curve=[curve.name for curve in flow.curves],
+            kind=["npy", "parquet"],
         ),
     log:
         "results/{data}/logs/evaluate/{model}.log",
@@ -260,16 +315,18 @@ rule evaluate:
 rule tables:
     input:
         flow.records,
+        flow.curve_files,
+        beside(flow.curve_files),
     output:
-        "results/tables/accuracy.csv",
+        expand("results/tables/{name}", name=flow.long_forms()),
         report(
-            expand("results/tables/table{number}.html", number=[1, 2, 3]),
+            expand("results/tables/table{number}.html", number=flow.table_numbers()),
             category="Tables",
             caption="docs/captions/tables.rst",
         ),
         expand(
             "results/tables/table{number}.{kind}",
-            number=[1, 2, 3],
+            number=flow.table_numbers(),
             kind=["csv", "md", "tex"],
         ),
     log:
@@ -277,9 +334,10 @@ rule tables:
     resources:
         **JOB,
     params:
+        records=flow.record_folders,
         folder=folder,
     shell:
-        "igmask --log {log:q} tables {input:q} --output {params.folder:q}"
+        "igmask --log {log:q} tables {params.records:q} --output {params.folder:q}"
 
 
 rule examples:
@@ -288,7 +346,7 @@ rule examples:
         scores=flow.scores,
         masks=flow.masks,
         beside=beside(flow.images, flow.scores, flow.masks),
-        records=flow.records,
+        records=flow.example_records,
     output:
         report(
             flow.example_figures(),
@@ -309,7 +367,7 @@ rule examples:
 
 rule curves:
     input:
-        "results/tables/accuracy.csv",
+        expand("results/tables/{name}", name=flow.long_forms()),
     output:
         report(
             expand("results/figures/accuracy-{against}.png", against=["p", "area"]),
@@ -321,9 +379,10 @@ rule curves:
     resources:
         **JOB,
     params:
+        areas="--areas results/tables/curves.csv" if flow.curves else "",
         folder=folder,
     shell:
-        "igmask --log {log:q} curves {input:q} --output {params.folder:q}"
+        "igmask --log {log:q} curves {input[0]:q} {params.areas} --output {params.folder:q}"
 
 
 # Not part of the study: `snakemake --cores 1 benchmarks`. Nothing else should run meanwhile.

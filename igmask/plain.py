@@ -5,7 +5,7 @@ definitions of the kernels. What only computes and indexes serves tensors as it 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -37,42 +37,83 @@ def score_parts(parts: Array, score: str) -> Array:
     return _named("score", score, SCORES)(parts[:, 0], parts[:, 1])
 
 
-SELECTIONS = ("mass", "count")
+SELECTIONS = ("mass", "count", "area")
 
 
 def select(
-    scores: np.ndarray, percents: Sequence[float], *, by: str = "mass"
+    scores: np.ndarray,
+    percents: Sequence[float],
+    *,
+    by: str = "mass",
+    sizes: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield for each p the mask of the squares that hold the top p %.
 
-    mass:  squares in descending score, until their sum reaches p % of the sum of all positive
-           scores: the fewest squares that do. A row's scores become integers first (its maximum in
-           [2²⁹, 2³⁰), rounded towards zero), so that no sum depends on its order
-    count: the best ⌈p·K/100⌉ of a row's K squares
+    They are the fewest squares, in descending score, that together reach p % of
 
-    Ties go to the lower index; a row without a positive score selects nothing. Squares are sorted
-    once, which takes most of the time.
+    mass:  the sum of all positive scores. A row's scores become integers first (its maximum in
+           [2²⁹, 2³⁰), rounded towards zero), so that no sum depends on its order
+    count: the number of squares
+    area:  the number of pixels, of which squares at the border may have fewer
+
+    Ties go to the lower index; a row without a positive score selects nothing.
 
     scores:   (N, P, Q) or (N, K) floating point, finite
     percents: in (0, 100], at most two decimals
+    sizes:    (K,) of `pixels_of_squares`, which area needs
     yields    bool, in the shape of `scores`
     """
     flat = _flat(scores)
     values = _masses(flat) if by == "mass" else flat
     ordered = -np.sort(-values, axis=1)
-    total = ordered.cumsum(axis=1) if by == "mass" else None
+    held = ordered  # what each square adds
+    if by == "count":
+        held = np.ones((1, flat.shape[1]), np.int64)
+    elif by == "area":
+        if sizes is None:
+            raise ValueError("select: by area, the sizes of the squares are needed")
+        held = sizes.astype(np.int64)[ranking(flat)]
+    total = held.cumsum(axis=1)
     for points in map(basis_points, percents):
-        if total is not None:
-            needed = (total - ordered) * 10_000 < points * total[:, -1:]  # the mass before is short
-            n_chosen = needed.sum(axis=1, keepdims=True)
-        else:
-            n_best = -(-points * values.shape[1] // 10_000)
-            n_chosen = np.where(ordered[:, :1] > 0, n_best, 0)
-        last = np.take_along_axis(ordered, (n_chosen - 1).clip(min=0), axis=1)
-        above, ties = values > last, values == last
-        n_ties = n_chosen - above.sum(axis=1, keepdims=True)
-        chosen = above | (ties & (ties.cumsum(axis=1) <= n_ties))
-        yield (chosen & (n_chosen > 0)).reshape(scores.shape)
+        needed = (total - held) * 10_000 < points * total[:, -1:]  # what comes before is too little
+        n_chosen = np.where(ordered[:, :1] > 0, needed.sum(axis=1, keepdims=True), 0)
+        yield _first(values, ordered, n_chosen).reshape(scores.shape)
+
+
+def _first(values: np.ndarray, ordered: np.ndarray, n_chosen: np.ndarray) -> np.ndarray:
+    """The n (N, 1) highest of each row (N, K); `ordered` are the same, descending."""
+    last = np.take_along_axis(ordered, (n_chosen - 1).clip(min=0), axis=1)
+    above, ties = values > last, values == last
+    n_ties = n_chosen - above.sum(axis=1, keepdims=True)
+    return (above | (ties & (ties.cumsum(axis=1) <= n_ties))) & (n_chosen > 0)
+
+
+def ranking(scores: np.ndarray) -> np.ndarray:
+    """Return the squares of each image from the highest score to the lowest: (N, K) int64.
+
+    scores: (N, P, Q) or (N, K); of equal ones the lower index comes first
+    """
+    return np.argsort(-_flat(scores), axis=1, kind="stable")
+
+
+def as_large(scores: np.ndarray, mask: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return a mask of exactly the area of another: the squares with the highest other scores.
+
+    As many squares of each size as `mask` has, since at the border they may be partial. Masks that
+    grow give masks that grow.
+
+    scores: (N, P, Q); ties go to the lower index
+    mask:   (N, P, Q) bool
+    sizes:  (P·Q,) of `pixels_of_squares`
+    """
+    flat, selected = _flat(scores), _flat(mask)
+    found = np.zeros_like(selected)
+    for size in np.unique(sizes):
+        of_size = sizes == size
+        values = flat[:, of_size]
+        n_chosen = selected[:, of_size].sum(axis=1, keepdims=True)
+        found[:, of_size] = _first(values, -np.sort(-values, axis=1), n_chosen)
+    return found.reshape(mask.shape)
 
 
 def basis_points(p: float) -> int:
@@ -152,12 +193,20 @@ def pixels_of_squares(shape: tuple[int, ...], height: int, width: int, side: int
     return np.outer(heights, widths).ravel()
 
 
-FillFunction = Callable[[Array, Any], Array]
-Fill = str | FillFunction  # a name of FILLS, or a function like those
+FillFunction = Callable[..., Array]
+Fill = str | FillFunction  # a name of FILLS, or a function (images, mean) like those
+
+NOISE = 0.01  # of noisy-linear: the standard deviation, images being in [0, 1]
+JUST_SEEN = 1 / 510  # half of a step of 8 bits: pixels that differ by less are the same
+_STREAM = 3  # of random numbers; random squares and noise baselines have others
 
 
 def _black(images: np.ndarray, mean: Any) -> np.ndarray:
     return np.zeros((1, 1, 1, images.shape[3]))
+
+
+def _white(images: np.ndarray, mean: Any) -> np.ndarray:
+    return np.ones((1, 1, 1, images.shape[3]))
 
 
 def _mean(images: np.ndarray, mean: Any) -> np.ndarray:
@@ -175,30 +224,84 @@ def _image_mean(images: np.ndarray, mean: Any) -> np.ndarray:
     return rows.sum(axis=2, keepdims=True) / (255 * images.shape[1] * images.shape[2])
 
 
+def _blur(images: np.ndarray, mean: Any, *, sigma: float) -> np.ndarray:
+    """Each image itself, by a Gaussian of `sigma` pixels, mirrored at the border."""
+    down, across = (_gaussian(length, sigma) for length in images.shape[1:3])
+    return np.einsum("ij,njkc,lk->nilc", down, _in_one(images), across, optimize=True)
+
+
+def _shuffle(images: np.ndarray, mean: Any, *, positions: np.ndarray, seed: int) -> np.ndarray:
+    """Each image's own pixels, in an order drawn for its position in the dataset."""
+    pixels = _in_one(images).reshape(len(images), -1, images.shape[3])
+    drawn = [
+        one[np.random.default_rng([seed, _STREAM, position]).permutation(len(one))]
+        for one, position in zip(pixels, positions.tolist(), strict=True)
+    ]
+    return np.stack(drawn).reshape(images.shape)
+
+
+def _noisy_linear(
+    images: np.ndarray, mean: Any, *, positions: np.ndarray, seed: int, kept: Any, solve: Any
+) -> np.ndarray:
+    """The weighted mean of each pixel's eight neighbours, with noise (ROAD)."""
+    if kept is None or solve is None:
+        raise ValueError("fill 'noisy-linear' depends on what is kept, which is not given")
+    filled = solve(_in_one(images), kept)
+    return filled + noise(images.shape, positions, seed).astype(filled.dtype)
+
+
 # name → of images (N, H, W, C), uint8 or floating point in [0, 1], and the normalisation's mean
 # (C,), or None where there is none, what masked pixels become, in [0, 1]: a colour of all,
 # (1, 1, 1, C), or of each image, (N, 1, 1, C), or a picture of each, (N, H, W, C)
 FILLS: dict[str, FillFunction] = {
     "black": _black,
+    "white": _white,
     "mean": _mean,
     "image-mean": _image_mean,
+    "blur": _blur,
+    "shuffle": _shuffle,
+    "noisy-linear": _noisy_linear,
 }
+_ASKS = {  # of those that are given more by `fill_values`, what
+    "blur": ("sigma",),
+    "shuffle": ("positions", "seed"),
+    "noisy-linear": ("positions", "seed", "kept", "solve"),
+}
+OF_MASK = ("noisy-linear",)  # which depend on what is kept
 
 
-def fill_values(images: np.ndarray, fill: Fill, mean: Any = None) -> np.ndarray:
+def fill_values(
+    images: np.ndarray,
+    fill: Fill,
+    mean: Any = None,
+    *,
+    sigma: float = 10,
+    positions: np.ndarray | None = None,
+    seed: int = 0,
+    kept: Array | None = None,
+    solve: Callable[..., Array] | None = None,
+) -> np.ndarray:
     """Return what masked pixels become, broadcastable to `images`: see `FILLS`.
 
-    images:  (N, H, W, C) uint8, or floating point in [0, 1]
-    fill:    a name of FILLS, or a function like those, which is given floating point and a mean
-             that is an array, if there is one, whatever comes here
-    mean:    (C,) the normalisation's mean; needed by fill `mean` only
-    returns  float32, or float64 if the images are
-    raises   InputError for an unknown fill, one that needs the mean, or one of one's own that does
-             not give what FILLS do
+    images:    (N, H, W, C) uint8, or floating point in [0, 1]
+    fill:      a name of FILLS, or a function like those, which is given floating point and a mean
+               that is an array, if there is one, whatever comes here
+    mean:      (C,) the normalisation's mean; needed by fill `mean` only
+    sigma:     of fill `blur`, in pixels
+    positions: (N,) of the images in their dataset, by which and by the seed random numbers are
+               drawn; 0, 1, … if None
+    kept:      (N, H, W) bool, the pixels that stay; needed by `noisy-linear`, whose values are
+    solve:     `kernels.inpainted`
+    returns    float32, or float64 if the images are
+    raises     InputError for an unknown fill, one that needs the mean, or one of one's own that
+               does not give what FILLS do
     """
     dtype = np.result_type(images, np.float32)
     if not callable(fill):
-        return np.asarray(fill_of(fill)(images, mean), dtype)
+        positions = np.arange(len(images)) if positions is None else positions
+        about = {"sigma": sigma, "positions": positions, "seed": seed, "kept": kept, "solve": solve}
+        asked = {name: about[name] for name in _ASKS.get(fill, ())}
+        return np.asarray(fill_of(fill)(images, mean, **asked), dtype)
     if images.dtype == np.uint8:
         images = images / np.float32(255)
     mean = None if mean is None else np.asarray(mean)
@@ -213,6 +316,18 @@ def fill_values(images: np.ndarray, fill: Fill, mean: Any = None) -> np.ndarray:
     return values
 
 
+def noise(shape: tuple[int, ...], positions: np.ndarray, seed: int) -> np.ndarray:
+    """Return N(0, NOISE²) of each pixel and channel of images (N, ...), float32.
+
+    The same for every mask of an image, since it depends on seed and position alone.
+    """
+    drawn = [
+        np.random.default_rng([seed, _STREAM, position]).standard_normal(shape[1:], np.float32)
+        for position in np.asarray(positions).tolist()
+    ]
+    return np.float32(NOISE) * np.stack(drawn).reshape(shape)
+
+
 def fill_of(name: str) -> FillFunction:
     """Return the fill of a name, or raise InputError."""
     return _named("fill", name, FILLS)
@@ -220,10 +335,26 @@ def fill_of(name: str) -> FillFunction:
 
 def common_fill(fill: Fill, n_channels: int, mean: Any = None) -> np.ndarray | None:
     """Return what a fill is for any image, (1, 1, 1, C) float64, or None if each has its own."""
-    if callable(fill):
+    if callable(fill) or fill in OF_MASK:
         return None
     values = fill_values(np.zeros((2, 1, 1, n_channels)), fill, mean)
     return values if len(values) == 1 else None
+
+
+def _gaussian(length: int, sigma: float) -> np.ndarray:
+    """The matrix that blurs a line of pixels: 3 σ to either side, mirrored without the edge."""
+    radius = min(ceil(3 * sigma), length - 1)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    at = np.abs(np.arange(length)[:, None] + np.arange(-radius, radius + 1))
+    at = np.where(at < length, at, 2 * (length - 1) - at)
+    found = np.zeros((length, length))
+    np.add.at(found, (np.arange(length)[:, None], at), weights / weights.sum())
+    return found
+
+
+def _in_one(images: np.ndarray) -> np.ndarray:
+    """Images in [0, 1]."""
+    return images / np.float32(255) if images.dtype == np.uint8 else images
 
 
 def _flat(values: np.ndarray) -> np.ndarray:

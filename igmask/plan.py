@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import product, starmap
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ from igmask.inputs.files import class_folders, files_below, images_below
 from igmask.study import config, recipes
 from igmask.study.fields import given
 from igmask.study.own import code_of
-from igmask.study.recipes import STAGES, Condition, made_by, records_of, stamp
+from igmask.study.recipes import STAGES, made_by, records_of, stamp
 from igmask.study.settings import (
     Dataset,
     Model,
@@ -61,10 +61,11 @@ class Workflow:
         self.folder = f"results/{self.data}"
         self.models = self._placed_models()
         self.geometries = {model.geometry.name: model.geometry for model in self.models.values()}
-        n_shards, masking = self.study.compute.shards, self.study.masking
+        n_shards = self.study.compute.shards
         self.shards = [f"{i}-of-{n_shards}" for i in range(1, n_shards + 1)]
-        masked = product(masking.modes, self.study.selection.p, masking.fills)
-        self.conditions = [Condition("original"), *starmap(Condition, masked)]
+        recipe = self.evaluate(SimpleNamespace(model=next(iter(self.models))))
+        self.conditions = list(recipe.conditions(self.study.selection.p))
+        self.curves = list(recipe.curves())
 
     def weights(self, wildcards: SimpleNamespace) -> list[str]:
         """The local weights file of a model, if it has one, so that a new one re-runs its jobs."""
@@ -85,6 +86,17 @@ class Workflow:
     def scores(self, wildcards: SimpleNamespace) -> list[str]:
         """The score arrays of a model, one a shard."""
         folder = f"{self.folder}/models/{wildcards.model}/scores"
+        return [f"{folder}/{shard}.npy" for shard in self.shards]
+
+    def drawn_weights(self, wildcards: Any) -> str:
+        """The weights of a model that are drawn anew, for the control `randomised`."""
+        return f"{self.folder}/models/{wildcards.model}/randomised/weights.safetensors"
+
+    def randomised_scores(self, wildcards: Any) -> list[str]:
+        """The scores by a model whose weights are drawn anew, if a control asks for them."""
+        if "randomised" not in self.study.masking.controls:
+            return []
+        folder = f"{self.folder}/models/{wildcards.model}/randomised/scores"
         return [f"{folder}/{shard}.npy" for shard in self.shards]
 
     def mask_files(self) -> list[str]:
@@ -109,6 +121,30 @@ class Workflow:
         names = [wildcards.model] if hasattr(wildcards, "model") else list(self.models)
         folders = [self.records_folder(SimpleNamespace(model=name)) for name in names]
         return [f"{folder}/{name}" for folder in folders for name in self.record_files()]
+
+    def curve_files(self, wildcards: SimpleNamespace) -> list[str]:
+        """The arrays of every curve of a model, or of all models for the tables."""
+        names = [wildcards.model] if hasattr(wildcards, "model") else list(self.models)
+        folders = [f"{self.folder}/models/{name}/curves" for name in names]
+        return [f"{folder}/{curve.name}.npy" for folder in folders for curve in self.curves]
+
+    def record_folders(self, wildcards: Any) -> list[str]:
+        """Return the folders of records and curves, whose names would make a command too long."""
+        kinds = ["records", *["curves"] * bool(self.curves)]
+        return [f"{self.folder}/models/{name}/{kind}" for name in self.models for kind in kinds]
+
+    def example_records(self, wildcards: SimpleNamespace) -> list[str]:
+        """Return the records of a model that its pictures show: no control's."""
+        paths = zip(self.conditions, self.records(wildcards), strict=True)
+        return [path for condition, path in paths if not condition.is_control]
+
+    def table_numbers(self) -> list[int]:
+        """Return the numbers of the tables; the last two are of curves."""
+        return [1, 2, 3, 4, 5] if self.curves else [1, 2, 3]
+
+    def long_forms(self) -> list[str]:
+        """Return the names of the tables' long forms."""
+        return ["accuracy.csv", *["curves.csv", "areas.csv"] * bool(self.curves)]
 
     def example_figures(self) -> list[str]:
         """The pictures of one model, with a wildcard for its name."""
@@ -170,7 +206,10 @@ class Workflow:
         """
 
         def options(wildcards: Any) -> str:
-            more = {"masks": self.masks(wildcards)} if step == "evaluate" else {}
+            more = {}
+            if step == "evaluate":
+                more = {"masks": self.masks(wildcards), "scores": self.scores(wildcards)}
+                more["randomised"] = self.randomised_scores(wildcards)
             return shlex.join(recipes.words(getattr(self, step)(wildcards), **more))
 
         return options
@@ -190,7 +229,12 @@ class Workflow:
         """Return the recipe of a model's look ahead."""
         later = (*self.attribute(wildcards).own, *self.evaluate(wildcards).own)
         own = tuple(filter(is_own, dict.fromkeys(later)))
-        return recipes.Preflight(self.models[wildcards.model], self.study.attribution.baseline, own)
+        asked, masking = self.study.attribution, self.study.masking
+        fills, controls = (tuple(filter(is_own, of)) for of in (masking.fills, masking.controls))
+        model = self.models[wildcards.model]
+        return recipes.Preflight(
+            model, asked.baseline, own, fills, controls, self.study.squares.side
+        )
 
     def prepare(self, wildcards: Any) -> recipes.Prepare:
         """Return the recipe of a shard's images in one geometry."""
@@ -202,6 +246,21 @@ class Workflow:
         model, study = self.models[wildcards.model], self.study
         return recipes.Attribute(model, study.attribution, study.squares.side, study.seed)
 
+    def randomise(self, wildcards: Any) -> recipes.Randomise:
+        """Return the recipe of a model's weights, drawn anew."""
+        return recipes.Randomise(self.models[wildcards.model], seed=self.study.seed)
+
+    def attribute_randomised(self, wildcards: Any) -> recipes.Attribute:
+        """Return the recipe of the scores by those weights: of the logit, since nothing is sure.
+
+        The target is what the command is given as classes: those that the trained network predicts.
+        """
+        recipe = self.attribute(wildcards)
+        drawn: dict[str, Any] = {"weights": self.drawn_weights(wildcards), "prefix": ""}
+        model = dataclasses.replace(recipe.model, **drawn, key=None, sha256=None, train=None)
+        attribution = dataclasses.replace(recipe.attribution, of="logit", target="label", skip=None)
+        return dataclasses.replace(recipe, model=model, attribution=attribution)
+
     def mask(self, wildcards: Any) -> recipes.Mask:
         """Return the recipe of masks, the same for all models."""
         selection = self.study.selection
@@ -210,7 +269,9 @@ class Workflow:
     def evaluate(self, wildcards: Any) -> recipes.Evaluate:
         """Return the recipe of a model's records."""
         name, masked = wildcards.model, vars(self.study.masking)
-        return recipes.Evaluate(self.models[name], name, **masked, seed=self.study.seed)
+        how: dict[str, Any] = {"points": self.study.curves.points}
+        how["score"] = self.study.squares.score
+        return recipes.Evaluate(self.models[name], name, **masked, **how, seed=self.study.seed)
 
     def examples(self, wildcards: Any) -> recipes.Examples:
         """Return the recipe of a model's pictures."""
@@ -240,8 +301,8 @@ class Workflow:
                 yield Made(path, settings | made_by(recipe))
         for name in self.models:
             yield from self._made_of(name, settings)
-        kinds = product((1, 2, 3), ("csv", "md", "html", "tex"))
-        tables = ["accuracy.csv", *(f"table{number}.{kind}" for number, kind in kinds)]
+        kinds = product(self.table_numbers(), ("csv", "md", "html", "tex"))
+        tables = [*self.long_forms(), *(f"table{number}.{kind}" for number, kind in kinds)]
         yield from (Made(Path("results/tables", table)) for table in tables)
         yield from (Made(Path(figure)) for figure in self.figures())
 
@@ -258,12 +319,15 @@ class Workflow:
         first = SimpleNamespace(geometry=model.geometry.name, shard=self.shards[0])
         settings = settings | made_by(self.prepare(first))
         del settings["shard"]
-        evaluate, original = self.evaluate(one), settings | stamp("evaluate", settings)
+        before, evaluate = settings, self.evaluate(one)
+        original = settings | stamp("evaluate", settings)
         settings |= stamp("attribute", settings) | made_by(self.attribute(one))
         for shard, array, path in zip(self.shards, images, scores, strict=True):
             read = {"images": [array]} | self.attribute(one).files()
             yield Made(path, settings | {"shard": shard}, read)
-        settings |= stamp("mask", settings) | made_by(self.mask(one))
+        attributed = settings
+        yield from self._made_randomised(one, before, images, scores)
+        settings = settings | stamp("mask", settings) | made_by(self.mask(one))
         masks_of = dict(zip(self.study.selection.p, map(Path, self.masks(one)), strict=True))
         for p, masks in masks_of.items():
             yield Made(masks, settings | {"p": p}, {"scores": scores})
@@ -274,8 +338,37 @@ class Workflow:
             if condition.p is None:
                 yield Made(Path(records), original | said, read | model.files())
             else:
-                applied = {"masks": [masks_of[condition.p]]} | model.files(*evaluate.own)
+                own = str(condition.fill), condition.mask
+                applied = {"masks": [masks_of[condition.p]]} | model.files(*own)
+                if condition.is_control:
+                    applied |= self._ranked_by(condition.mask, one, scores)
                 yield Made(Path(records), settings | said, read | applied)
+        made_of = attributed | stamp("evaluate", attributed)
+        for curve, place in zip(self.curves, self.curve_files(one), strict=True):
+            files = model.files(curve.fill, curve.mask)
+            said = made_of | evaluate.of_curve(curve)
+            ranked_by = self._ranked_by(curve.mask, one, scores)
+            yield Made(Path(place), said, read | ranked_by | files)
+
+    def _ranked_by(
+        self, mask: str, one: SimpleNamespace, scores: list[Path]
+    ) -> dict[str, list[Path]]:
+        """The scores that a ranking is made of."""
+        drawn = list(map(Path, self.randomised_scores(one))) if mask == "randomised" else []
+        return {"scores": scores} | ({"randomised": drawn} if drawn else {})
+
+    def _made_randomised(
+        self, one: SimpleNamespace, before: dict[str, Any], images: list[Path], scores: list[Path]
+    ) -> Iterator[Made]:
+        """The files of the control `randomised`; `before` are the settings of prepared images."""
+        paths = list(map(Path, self.randomised_scores(one)))
+        if paths:
+            yield Made(Path(self.drawn_weights(one)), stamp("randomise"))
+        recipe = self.attribute_randomised(one) if paths else None
+        for shard, image, classes, path in zip(self.shards, images, scores, paths, strict=False):
+            settings = before | stamp("attribute", before) | made_by(recipe) | {"shard": shard}
+            read = {"images": [image], "classes": [classes]}
+            yield Made(path, settings, read | (recipe.files() if recipe else {}))
 
     def _placed_models(self) -> dict[str, Model]:
         placed, problems = {}, []

@@ -6,6 +6,7 @@ tensors only: nothing of models, files or configuration.
 
 from igmask.kernels.bits import pack, unpack
 from igmask.kernels.dispatch import empty_as, has_kernel, memory_format_of, on_device, wide
+from igmask.kernels.inpaint import inpainted, inpainted_arrays
 from igmask.kernels.occlude import fill_values, occlude, occluded_input, to_pixels
 from igmask.kernels.path import ACTIVATIONS, accumulate_, activate, path_points, spans_of
 from igmask.kernels.pool import Pool, accumulate_pooled_, pooled_points

@@ -10,6 +10,7 @@ from torch import Tensor
 from igmask import plain
 from igmask.kernels.bits import unpack
 from igmask.kernels.dispatch import check, jit, operation, tl, wide
+from igmask.kernels.inpaint import inpainted_arrays
 from igmask.kernels.path import piece, pieces
 from igmask.plain import grid
 
@@ -19,19 +20,23 @@ def to_pixels(mask: Tensor, height: int, width: int, *, side: int = 3) -> Tensor
     return plain.to_pixels(mask, height, width, side=side, repeat=torch.repeat_interleave)
 
 
-def fill_values(images: Tensor, fill: plain.Fill, mean: Tensor | None = None) -> Tensor:
+def fill_values(
+    images: Tensor, fill: plain.Fill, mean: Tensor | None = None, *, kept: Tensor | None = None
+) -> Tensor:
     """Return what masked pixels become, broadcastable to `images`.
 
     images: (N, C, H, W) in [0, 1]
-    fill:   one of `plain.FILLS`, or a function like those, through which there is no derivative
+    fill:   one of `plain.FILLS`, or a function like those; there is a derivative through colours
     mean:   (C,) the normalisation's mean; needed by fill `mean` only
+    kept:   (N, H, W) bool, the pixels that stay; needed by `noisy-linear` only
     """
     colour = None if mean is None else mean.double().numpy(force=True)
     last = images.to(wide(images)).movedim(1, 3)
-    if images.requires_grad and not callable(fill):  # arithmetic alone, which tensors share
+    if images.requires_grad and fill == "image-mean":  # arithmetic alone, which tensors share
         values = plain.fill_of(fill)(last, colour)
     elif (values := plain.common_fill(fill, images.shape[1], colour)) is None:
-        values = plain.fill_values(last.numpy(force=True), fill, colour)  # from a GPU, too
+        pixels = last.numpy(force=True)  # from a GPU, too
+        values = plain.fill_values(pixels, fill, colour, kept=kept, solve=inpainted_arrays)
     return torch.as_tensor(values).movedim(3, 1).to(images)
 
 
@@ -50,8 +55,8 @@ def occlude(
     fill, mean: see `fill_values`
     returns  (N, C, H, W), dtype of `images`
     """
-    pixels = to_pixels(kept, *images.shape[-2:], side=side).unsqueeze(1)
-    return torch.where(pixels, images, fill_values(images, fill, mean))
+    pixels = to_pixels(kept, *images.shape[-2:], side=side)
+    return torch.where(pixels.unsqueeze(1), images, fill_values(images, fill, mean, kept=pixels))
 
 
 def occluded_input(

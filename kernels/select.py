@@ -1,4 +1,4 @@
-"""Scores, p → the squares that hold the top p %: of the mass, or of their number.
+"""Scores, p → the squares that hold the top p %: of the mass, of their number, or of the area.
 
 The definition is `plain.select`, which sorts. The kernel does not: it bisects on an integer
 threshold, and counts the ties. Masses are sums of integers, so that both select the same to the
@@ -16,24 +16,29 @@ from igmask.kernels.dispatch import check, jit, operation, tl, wide
 from igmask.plain import SELECTIONS, basis_points
 
 
-def select(scores: Tensor, p: float, *, by: str = "mass") -> Tensor:
+def select(scores: Tensor, p: float, *, by: str = "mass", sizes: Tensor | None = None) -> Tensor:
     """Return the mask of the squares that hold the top p %.
 
-    mass:  squares in descending score, until their sum reaches p % of the sum of all positive
-           scores: the fewest squares that do
-    count: the best ⌈p·K/100⌉ of a row's K squares
+    They are the fewest squares, in descending score, that together reach p % of
+
+    mass:  the sum of all positive scores
+    count: the number of squares
+    area:  the number of pixels, of which squares at the border may have fewer
 
     A row without a positive score selects nothing.
 
     scores:  (N, P, Q) or (N, K), floating point
     p:       percent in (0, 100], at most two decimals
+    sizes:   (K,) of `plain.pixels_of_squares`, which area needs
     returns  bool, in the shape of `scores`
     raises   ValueError for p out of range or NaN or infinity among the scores, naming the rows
     """
-    return unpack(select_bits(scores, (p,), by=by)[0], tuple(scores.shape[1:]))
+    return unpack(select_bits(scores, (p,), by=by, sizes=sizes)[0], tuple(scores.shape[1:]))
 
 
-def select_bits(scores: Tensor, ps: Sequence[float], *, by: str = "mass") -> Tensor:
+def select_bits(
+    scores: Tensor, ps: Sequence[float], *, by: str = "mass", sizes: Tensor | None = None
+) -> Tensor:
     """Return `select` for several p at once, a bit a square as `pack` has them.
 
     scores:  (N, P, Q) or (N, K), floating point
@@ -48,7 +53,10 @@ def select_bits(scores: Tensor, ps: Sequence[float], *, by: str = "mass") -> Ten
         raise ValueError(f"select: there are no squares in scores {tuple(scores.shape)}")
     points = torch.tensor([basis_points(p) for p in ps], dtype=torch.int64, device=scores.device)
     flat = scores.flatten(1).contiguous()
-    bits, finite = _select_bits(flat, points, by == "mass")
+    if by == "area":  # for which there is no kernel
+        bits, finite = _sorted(flat, points, by, sizes)
+    else:
+        bits, finite = _select_bits(flat, points, by == "mass")
     if not bool(finite.all()):
         bad = (~finite).nonzero().flatten().tolist()
         raise ValueError(f"select: NaN or infinite scores in rows {bad[:10]} of {len(flat)}")
@@ -79,11 +87,18 @@ def _launch_select(flat, points, by_mass):
 
 @operation(launch=_launch_select, fake=_empty_bits)
 def _select_bits(flat: Tensor, points: Tensor, by_mass: bool) -> tuple[Tensor, Tensor]:
+    return _sorted(flat, points, "mass" if by_mass else "count")
+
+
+def _sorted(
+    flat: Tensor, points: Tensor, by: str, sizes: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     finite = flat.isfinite().all(dim=1)
     scores = torch.where(finite.unsqueeze(1), flat, 0).to(wide(flat))  # NumPy has no bfloat16
     percents = [n / 100 for n in points.tolist()]
-    bits, _ = _empty_bits(flat, points, by_mass)
-    masks = plain.select(scores.numpy(force=True), percents, by="mass" if by_mass else "count")
+    bits, _ = _empty_bits(flat, points, False)
+    held = None if sizes is None else sizes.numpy(force=True)
+    masks = plain.select(scores.numpy(force=True), percents, by=by, sizes=held)
     for packed, mask in zip(bits, masks, strict=True):
         packed.copy_(torch.from_numpy(plain.pack(mask)))
     return bits, finite

@@ -24,4 +24,9 @@ run_preflight = _call(preflight.preflight, Preflight)
 run_prepare = _call(prepare.prepare, Prepare)
 run_attribute = _call(attribute.attribute, Attribute)
 run_mask = _call(mask.mask, Mask)
-run_evaluate = _call(evaluate.evaluate, Evaluate)
+_evaluate = _call(evaluate.evaluate, Evaluate)
+
+
+def run_evaluate(*paths, **settings):
+    """Without scores there are no controls."""
+    return _evaluate(*paths, **({} if settings.get("scores") else {"controls": ()}) | settings)

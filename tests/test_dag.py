@@ -89,7 +89,7 @@ def test_tables_and_figures_are_there(results):
     assert accuracy["n"].unique().tolist() == [20]
     assert accuracy["top1"].between(0, 100).all()
     assert accuracy.loc[accuracy["mode"] == "keep", "area_kept"].between(1, 99).all()
-    for number in (1, 2, 3):
+    for number in (1, 2, 3, 4, 5):
         for kind in ("csv", "md", "html", "tex"):
             assert (results / f"results/tables/table{number}.{kind}").stat().st_size > 50
     figures = {path.name for path in (results / "results/figures").iterdir()}
@@ -125,13 +125,14 @@ def test_a_new_p_runs_only_what_is_new(results):
 
 def test_a_new_p_evaluates_only_what_is_new(results, tmp_path):
     folder = shutil.copytree(results, tmp_path / "more")
-    before = {path: path.read_bytes() for path in folder.rglob("records/*.parquet")}
+    before = {path: path.read_bytes() for path in folder.rglob("records/.kept/*.parquet")}
     study = changed(selection={"p": [50, 80]})
     done = snakemake(folder, study=study)
     assert done.returncode == 0, done.stdout + done.stderr
     log = (folder / "results/demo/logs/evaluate/one.log").read_text()
     assert "evaluate keep-80-black: 100%" in log
-    assert log.count("100%") == 1
+    assert "evaluate keep-80-black-random: 100%" in log
+    assert log.count("100%") == 2
     assert all(path.read_bytes() == content for path, content in before.items())
     assert jobs(folder, study) == {}
 
@@ -144,6 +145,33 @@ def test_a_new_mode_runs_only_what_is_new(results):
 def test_a_new_fill_runs_only_what_is_new(results):
     found = jobs(results, changed(masking={"modes": ["keep"], "fills": ["black", "mean"]}))
     assert found == {"evaluate": 2, "tables": 1, "examples": 2, "curves": 1}
+
+
+def test_a_new_control_evaluates_itself_only(results, tmp_path):
+    folder = shutil.copytree(results, tmp_path / "more")
+    before = {path: path.read_bytes() for path in folder.rglob("records/*.parquet")}
+    before |= {path: path.read_bytes() for path in folder.rglob("curves/*") if path.is_file()}
+    study = changed(masking={"controls": ["random", "edges", "randomised"]})
+    done = snakemake(folder, study=study)
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = (folder / "results/demo/logs/evaluate/one.log").read_text()
+    new = [f"evaluate keep-{p}-black-{c}" for c in ("edges", "randomised") for p in (50, 20)]
+    new += [f"curve keep-black-{c}" for c in ("edges", "randomised")]
+    assert log.count("100%") == len(new)
+    assert all(f"{name}: 100%" in log for name in new)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    accuracy = pd.read_csv(folder / "results/tables/accuracy.csv")
+    selection, other = (
+        accuracy[accuracy["mask"] == mask].reset_index() for mask in ("selection", "randomised")
+    )
+    np.testing.assert_array_equal(selection["area_kept"], other["area_kept"])
+    assert jobs(folder, study) == {}
+    assert not list(verify(Workflow(study), folder / "results"))
+    made = {path for one in Workflow(study).made() for path in one.outputs}
+    there = {path.relative_to(folder) for path in (folder / "results").rglob("*.*")}
+    assert not {
+        p for p in there - made if not {"logs", ".kept"} & set(p.parts) and p.name != ".kept"
+    }
 
 
 def test_a_new_model_runs_only_what_is_new(results):

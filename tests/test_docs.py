@@ -15,11 +15,11 @@ import yaml
 from PIL import Image
 from running import ROOT, run_snakemake
 
-from igmask import cli
+from igmask import arrays, cli
 from igmask.plan import Workflow
 from igmask.report.tables import collect
 from igmask.steps import attribute, evaluate, index, mask, prepare
-from igmask.steps.metrics import METRICS
+from igmask.steps.masked.metrics import METRICS
 
 PAGES = ["README.md", "Snakefile", "config/README.md", *map(str, Path(ROOT).glob("docs/*.md"))]
 PAGES += [*map(str, Path(ROOT).glob("config/*.yaml")), "profiles/slurm/profile.yaml"]
@@ -206,7 +206,7 @@ def own(tmp_path, monkeypatch):
 def test_functions_that_the_docs_show_go_through_a_study(method, own, monkeypatch):
     namespace = {}
     exec(blocks("docs/extending.md", "python")[1], namespace)
-    monkeypatch.setitem(METRICS, "margin", namespace["margin"])
+    monkeypatch.setitem(METRICS, "surprise", namespace["surprise"])
     own["attribution"]["method"] = method
     flow, one = Workflow(own), SimpleNamespace(model="one", geometry="32", shard="1-of-1")
     listed, paths = Path(flow.folder, "index.parquet"), (flow.images, flow.scores, flow.masks)
@@ -216,9 +216,10 @@ def test_functions_that_the_docs_show_go_through_a_study(method, own, monkeypatc
     prepare.prepare(listed, images, flow.prepare(one))
     attribute.attribute(images, scores, flow.attribute(one))
     mask.mask([scores], masks[0].parent, flow.mask(one))
-    evaluate.evaluate([images], records[0].parent, flow.evaluate(one), masks=masks)
+    evaluate.evaluate([images], records[0].parent, flow.evaluate(one), masks=masks, scores=[scores])
     accuracy = collect(records).accuracy
     assert set(accuracy["fill"].dropna()) == {"black", "mine:grey", "mine:blurred"}
-    controls = {"random", "mine:shifted", "mine:mirrored"}
+    controls = {"random", "mine:upside_down", "mine:mirrored"}
     assert set(accuracy["mask"]) == {"none", "selection", *controls}
-    assert accuracy["mean_margin"].between(0, 1).all()
+    bits = arrays.read_records(records[0])[0]["probability_label"].map(np.log2)
+    assert accuracy["mean_surprise"].iloc[0] == pytest.approx(-bits.mean(), rel=1e-4)

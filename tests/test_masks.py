@@ -1,7 +1,5 @@
 """What plain NumPy makes of scores, masks and fills, by hand; areas; random masks."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,6 @@ from selection import masks_by_sort
 from igmask import kernels, plain
 from igmask.kernels import to_pixels
 from igmask.plain import area
-from igmask.steps.controls import random_like
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
 WITH_TIES = st.one_of(FINITE, st.integers(-3, 3).map(float))
@@ -23,7 +20,7 @@ WITH_TIES = st.one_of(FINITE, st.integers(-3, 3).map(float))
 @given(
     scores=drawn_arrays(np.float32, st.tuples(st.just(3), st.integers(1, 40)), elements=WITH_TIES),
     percents=st.lists(st.sampled_from([0.01, 12.34, 50, 90, 100]), min_size=1, max_size=3),
-    by=st.sampled_from(plain.SELECTIONS),
+    by=st.sampled_from(["mass", "count"]),
 )
 @example(np.float32([[1, -8, -5], [-0.0, 1, 0], [1, 1e-30, 2e-30]]), [12.34, 50], "count")
 def test_the_selection_is_that_of_a_sort_in_exact_arithmetic(scores, percents, by):
@@ -107,16 +104,18 @@ def test_fills_are_colours(fill):
 )
 def test_fills_are_no_narrower_than_float32(dtype, expected):
     images = np.ones((2, 3, 3, 3), dtype)
-    assert {plain.fill_values(images, f, [0] * 3).dtype for f in plain.FILLS} == {
-        np.dtype(expected)
-    }
+    how = {"kept": np.ones((2, 3, 3), dtype=bool), "solve": kernels.inpainted_arrays}
+    found = {plain.fill_values(images, fill, [0] * 3, **how).dtype for fill in plain.FILLS}
+    assert found == {np.dtype(expected)}
 
 
 def test_unknown_names_are_refused():
     with pytest.raises(
-        ValueError, match="unknown fill 'pink'; choose from black, mean, image-mean"
+        ValueError, match="unknown fill 'pink'; choose from black, white, mean, image-mean"
     ):
         plain.fill_values(np.zeros((1, 2, 2, 3)), "pink")
+    with pytest.raises(ValueError, match="'noisy-linear' depends on what is kept"):
+        plain.fill_values(np.zeros((1, 2, 2, 3)), "noisy-linear")
     with pytest.raises(ValueError, match=r"unknown score \['signed'\]; choose from positive"):
         plain.score_parts(np.zeros((1, 2, 3, 3)), ["signed"])
     with pytest.raises(ValueError, match="two decimals"):
@@ -134,66 +133,35 @@ def test_area_counts_pixels(height, width, side):
     np.testing.assert_allclose(area(mask, height, width, side=side), expected, rtol=1e-14)
 
 
-@pytest.mark.parametrize("size", [32, 64, 224, 299])
-def test_random_masks_have_the_area_of_selections_that_avoid_the_border(size):
-    n_squares = -(-size // 3)
-    rng = np.random.default_rng(size)
-    away = np.minimum(np.arange(n_squares), np.arange(n_squares)[::-1]) / n_squares
-    n_images = 1000 if size < 100 else 50  # a square of a small image is much of it
-    scores = rng.random((n_images, n_squares, n_squares)) * np.minimum.outer(away, away)
-    for mask in plain.select(scores, [90, 50], by="count"):
-        drawn = random_like(mask, np.arange(n_images), size, size, seed=0)
-        asked, found = (
-            to_pixels(torch.from_numpy(m), size, size).double().mean(dim=(1, 2)).numpy()
-            for m in (mask, drawn)
-        )
-        assert np.abs(found - asked).max() < 9 / size**2  # a square
-        assert abs(found.mean() - asked.mean()) < 0.0005
-        assert (mask != drawn).mean() > 0.1
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (14, 13), (9, 12), (2, 3)])
+def test_by_area_the_fewest_pixels_that_reach_it_are_selected(height, width):
+    rng = np.random.default_rng(height)
+    squares = plain.grid(height, width, 3)
+    scores = rng.random((20, *squares)).round(1) + 0.1
+    sizes = plain.pixels_of_squares(squares, height, width, 3)
+    ps = [0.01, 12.5, 50, 99.99, 100]
+    for p, mask in zip(ps, plain.select(scores, ps, by="area", sizes=sizes), strict=True):
+        for one, chosen in zip(scores.reshape(20, -1), mask.reshape(20, -1), strict=True):
+            order = sorted(range(len(one)), key=lambda k: (-one[k], k))
+            n = next(
+                n for n in range(len(one) + 1) if 100 * sizes[order[:n]].sum() >= p * sizes.sum()
+            )
+            assert set(np.flatnonzero(chosen)) == set(order[:n])
 
 
-def test_random_masks_have_as_many_squares_where_all_are_whole():
-    rng = np.random.default_rng(0)
-    mask = rng.random((20, 11, 11)) < rng.random((20, 1, 1))
-    drawn = random_like(mask, np.arange(20), 33, 33, seed=0)
-    np.testing.assert_array_equal(drawn.sum((1, 2)), mask.sum((1, 2)))
-    assert drawn.shape == mask.shape
-    assert not np.array_equal(drawn, mask)
-    for whole in (np.zeros((2, 4, 5), dtype=bool), np.ones((2, 4, 5), dtype=bool)):
-        found = random_like(whole, np.arange(2), 10, 13, seed=0)
-        np.testing.assert_array_equal(found, whole)
-
-
-def test_random_masks_depend_on_seed_and_position_only():
-    mask = np.zeros((6, 5, 5), dtype=bool)
-    mask[:, 0] = True
-    positions = np.array([3, 9, 1, 7, 3, 2])
-    together = random_like(mask, positions, 14, 13, seed=1)
-    assert np.array_equal(together[0], together[4])
-    assert not np.array_equal(together[0], together[1])
-    for row in range(6):
-        alone = random_like(mask[row : row + 1], positions[row : row + 1], 14, 13, seed=1)
-        assert np.array_equal(alone[0], together[row])
-    assert not np.array_equal(random_like(mask, positions, 14, 13, seed=2), together)
-
-
-def test_random_masks_of_more_squares_contain_those_of_fewer():
-    order = np.random.default_rng(0).permutation(40)
-    grown = [np.isin(np.arange(40), order[:n]).reshape(1, 5, 8).repeat(50, 0) for n in range(41)]
-    drawn = [random_like(mask, np.arange(50), 13, 22, seed=0) for mask in grown]
-    assert all((small <= large).all() for small, large in pairwise(drawn))
-
-
-def test_random_squares_are_spread_evenly():
-    mask = np.zeros((4000, 1, 4), dtype=bool)
-    mask[:, 0, 0] = True
-    counts = random_like(mask, np.arange(4000), 3, 12, seed=0).sum(0).ravel()
-    assert np.abs(counts - 1000).max() < 150  # five standard deviations
-
-
-def test_squares_of_the_border_are_drawn_as_often_as_others():
-    mask = np.zeros((4000, 6, 6), dtype=bool)
-    mask[:, :3] = True
-    shares = random_like(mask, np.arange(4000), 16, 17, seed=0).mean(0)
-    expected = 3 * 3 * 17 / (16 * 17)  # of the pixels, and so about of the squares
-    assert np.abs(shares - expected).max() < 0.04  # five standard deviations
+def test_by_area_whole_squares_are_by_count_and_no_score_selects_nothing():
+    scores = np.random.default_rng(0).random((9, 4, 5)) - 0.3
+    scores[4] = -1
+    sizes = plain.pixels_of_squares((4, 5), 12, 15, 3)
+    ps = [5, 33.3, 100]
+    by_area, by_count = (
+        plain.select(scores, ps, by="area", sizes=sizes),
+        plain.select(scores, ps, by="count"),
+    )
+    for one, other in zip(by_area, by_count, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert not one[4].any()
+    with pytest.raises(ValueError, match="by area, the sizes of the squares are needed"):
+        list(plain.select(scores, ps, by="area"))
+    found = kernels.select(torch.from_numpy(scores), 33.3, by="area", sizes=torch.from_numpy(sizes))
+    np.testing.assert_array_equal(found, next(plain.select(scores, [33.3], by="area", sizes=sizes)))

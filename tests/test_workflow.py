@@ -57,7 +57,8 @@ def test_the_shipped_configurations_are_valid(name, tmp_path, monkeypatch):
     if "root" in study["dataset"]:
         Path(study["dataset"]["root"]).mkdir(parents=True, exist_ok=True)
     flow = Workflow(study)
-    assert len(flow.conditions) == 9
+    assert len(flow.conditions) == 17
+    assert len(flow.curves) == 3
     sizes = {model.geometry.size for model in flow.models.values()}
     expected = {"config.yaml": {64}, "config/cifar10.yaml": {32}}
     assert sizes == expected.get(name, {224, 299})
@@ -76,9 +77,13 @@ def test_the_published_experiment_is_the_default_in_every_other_respect():
 def test_conditions_are_modes_times_percents_times_fills(flow):
     names = flow.record_files()
     assert names[0] == "original.parquet"
-    assert len(set(names)) == 1 + 2 * 4
+    assert len(set(names)) == 1 + 2 * 4 * 2
     fine = Workflow(STUDY | {"selection": {"p": [12.5]}, "masking": {"fills": ["image-mean"]}})
-    assert fine.record_files()[1:] == [f"{m}-12.5-image-mean.parquet" for m in ("keep", "drop")]
+    assert fine.record_files()[1:] == [
+        f"{mode}-12.5-image-mean{mask}.parquet"
+        for mask in ("", "-random")
+        for mode in ("keep", "drop")
+    ]
     assert fine.masks(of())[0].endswith("/masks/12.5.npy")
     assert fine.records(of())[1].endswith("/models/trained/records/keep-12.5-image-mean.parquet")
 

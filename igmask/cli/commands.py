@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,8 @@ def index(output: Path, recipe: recipes.Index) -> None:
 @app.command()
 @click.argument("index", type=File)
 @click.option("--own", multiple=True, help="A function of your own that has to be there, too.")
+@click.option("--fills", multiple=True, help="A fill of your own, to be tried.")
+@click.option("--controls", multiple=True, help="A control of your own, to be tried.")
 @recipe(recipes.Preflight)
 @output()
 def preflight(index: Path, output: Path, recipe: recipes.Preflight) -> None:
@@ -162,6 +165,7 @@ def prepare(
 @app.command()
 @click.argument("images", type=File)
 @recipe(recipes.Attribute)
+@click.option("--classes", type=File, help="Scores whose predicted classes are attributed.")
 @setting("compute", "engine")
 @compute
 @output()
@@ -170,6 +174,17 @@ def attribute(images: Path, output: Path, recipe: recipes.Attribute, **how: Any)
     from igmask.steps.attribute import attribute
 
     attribute(images, output, recipe, **how)
+
+
+@app.command()
+@click.argument("images", type=File, nargs=-1, required=True)
+@recipe(recipes.Randomise)
+@output()
+def randomise(images: tuple[Path, ...], output: Path, recipe: recipes.Randomise) -> None:
+    """Draw a network's weights anew, for control randomised; its norms see the prepared IMAGES."""
+    from igmask.steps.randomise import randomise
+
+    randomise(list(images), output, recipe)
 
 
 @app.command()
@@ -187,6 +202,8 @@ def mask(scores: tuple[Path, ...], output: Path, recipe: recipes.Mask) -> None:
 @click.argument("images", type=File, nargs=-1, required=True)
 @click.option("--name", help="What the tables call the model; its source by default.")
 @click.option("--masks", type=File, multiple=True, help="Of `igmask mask`, a file a p.")
+@click.option("--scores", type=File, multiple=True, help="Of `igmask attribute`, all shards.")
+@click.option("--randomised", type=File, multiple=True, help="The same, of the randomised network.")
 @recipe(recipes.Evaluate, controls={"default": None})
 @compute
 @output(help=FOLDER)
@@ -194,7 +211,8 @@ def evaluate(images: tuple[Path, ...], output: Path, recipe: recipes.Evaluate, *
     """Predict the prepared IMAGES of all shards, original and masked: one record an image.
 
     Writes original.parquet and, for each of the masks, modes and fills, keep-50-black.parquet and
-    its like. What was evaluated before, of the same with the same settings, is not evaluated again.
+    its like, of a control keep-50-black-random.parquet. What was evaluated before, of the same with
+    the same settings, is not evaluated again.
     """
     from igmask.steps.evaluate import evaluate
 
@@ -205,10 +223,19 @@ def evaluate(images: tuple[Path, ...], output: Path, recipe: recipes.Evaluate, *
 @click.argument("records", type=File, nargs=-1, required=True)
 @output("results/tables")
 def tables(records: tuple[Path, ...], **options: Any) -> None:
-    """Tables 1, 2 and 3, and accuracy.csv, their long form, from the RECORDS of all conditions."""
+    """Tables 1, 2 and 3, and accuracy.csv, their long form, from the RECORDS of all conditions.
+
+    They are files, or the folders of `igmask evaluate`, records/ and curves/. Of curves (.npy) come
+    tables 4 and 5, and curves.csv and areas.csv, their long forms.
+    """
     from igmask.report.tables import tables
 
-    tables(list(records), **options)
+    inside = [sorted(path.glob("*")) if path.is_dir() else [path] for path in records]
+    curves = {path for path in chain.from_iterable(inside) if path.suffix == ".npy"}
+    beside = curves | {path.with_suffix(".parquet") for path in curves}
+    found = dict.fromkeys(chain.from_iterable(inside))
+    of_records = [path for path in found if path.suffix == ".parquet" and path not in beside]
+    tables(of_records, [path for path in found if path in curves], **options)
 
 
 @app.command()
@@ -230,6 +257,7 @@ def examples(files: tuple[Path, ...], **options: Any) -> None:
 
 @app.command()
 @click.argument("accuracy", type=File)
+@click.option("--areas", type=File, help="curves.csv of `igmask tables`, drawn against the area.")
 @output("results/figures")
 def curves(accuracy: Path, **options: Any) -> None:
     """Plots of ACCURACY (accuracy.csv) against p and against the area kept."""
@@ -302,6 +330,8 @@ def verify(results: Path, configfile: Path | None, remove: bool, deep: bool) -> 
 @click.option("--masks", type=File, help="Of `igmask mask`; without: original images.")
 @setting("masking", "modes", multiple=False, names=["--mode"], default="keep")
 @fill
+@setting("masking", "blur_sigma")
+@setting("seed")
 @output(help="The folder to write to; an export that was cut short goes on.")
 def export(images: tuple[Path, ...], **options: Any) -> None:
     """Write the prepared IMAGES of all shards, original or masked, as PNGs: a folder a class.

@@ -28,10 +28,11 @@ _SELECTION = "selection"  # the mask of the curves; others are controls, and das
 _DASHES = ("--", "-.", ":")
 
 
-def curves(accuracy: Path, *, output: Path) -> None:
+def curves(accuracy: Path, *, output: Path, areas: Path | None = None) -> None:
     """Write top-1 against p (accuracy-p.png) and against area (accuracy-area.png) to `output`.
 
     accuracy: the accuracy.csv of `igmask tables`
+    areas:    its curves.csv, if there is one: what becomes of each image at every share of the area
     raises    InputError if it is not, or if no masked images were evaluated
     """
     says, text = f"{accuracy}: not an accuracy.csv of `igmask tables`", {"model": str, "fill": str}
@@ -49,7 +50,8 @@ def curves(accuracy: Path, *, output: Path) -> None:
     if masked.empty:
         raise InputError(f"{accuracy}: no masked images were evaluated, so there are no curves")
     _write_against_p(masked, original, output / "accuracy-p.png")
-    _write_against_area(masked, original, output / "accuracy-area.png")
+    swept = None if areas is None else pd.read_csv(areas, dtype=text, keep_default_na=False)
+    _write_against_area(masked, original, swept, output / "accuracy-area.png")
 
 
 def _write_against_p(masked: pd.DataFrame, original: pd.Series, path: Path) -> None:
@@ -70,7 +72,9 @@ def _write_against_p(masked: pd.DataFrame, original: pd.Series, path: Path) -> N
         figure.legend(handles=keys, loc="outside right upper")
 
 
-def _write_against_area(masked: pd.DataFrame, original: pd.Series, path: Path) -> None:
+def _write_against_area(
+    masked: pd.DataFrame, original: pd.Series, swept: pd.DataFrame | None, path: Path
+) -> None:
     """A panel for each model and fill, a curve for each mode; its points are the values of p."""
     cases = list(masked.groupby(["model", "fill"], sort=False))
     present = masked["mode"].unique()
@@ -85,8 +89,12 @@ def _write_against_area(masked: pd.DataFrame, original: pd.Series, path: Path) -
             axes.set_title(
                 fit_text(model, 20) + (f", {fill}" if masked["fill"].nunique() > 1 else "")
             )
+            if swept is not None:
+                _draw_swept(axes, swept[(swept["model"] == model) & (swept["fill"] == fill)], looks)
+                here = here[here["mask"] == _SELECTION]
             for mode, rows in here.groupby("mode", sort=False):
-                _draw_curve(axes, rows, "area_kept", *looks[mode])
+                line = "-" if swept is None else ""
+                _draw_curve(axes, rows, "area_kept", *looks[mode], line=line)
             if model in original:
                 axes.plot(100, original[model], "*", color="black", markersize=6, clip_on=False)
         figure.supxlabel("area left as it was, % of the pixels")
@@ -113,7 +121,18 @@ def _curves(
         yield figure, panels
 
 
-def _draw_curve(axes: Axes, rows: pd.DataFrame, against: str, colour: str, marker: str) -> None:
+def _draw_swept(axes: Axes, rows: pd.DataFrame, looks: dict[Any, tuple[str, str]]) -> None:
+    """The curves of a model and fill; random squares, of which one mode is enough, in grey."""
+    dashes = _dashes(rows)
+    for (mask, mode), curve in rows.groupby(["mask", "mode"], sort=False):
+        colour = "0.4" if mask == "random" else looks[mode][0]
+        line, width = (dashes[mask], 0.8) if mask in dashes else ("-", 1.2)
+        axes.plot(curve["area_kept"], curve["top1"], line, color=colour, linewidth=width)
+
+
+def _draw_curve(
+    axes: Axes, rows: pd.DataFrame, against: str, colour: str, marker: str, *, line: str = "-"
+) -> None:
     """Points with 95 % intervals, and the controls of the same conditions, dashed.
 
     against: p, or area_kept, and then controls stand at their own
@@ -125,7 +144,7 @@ def _draw_curve(axes: Axes, rows: pd.DataFrame, against: str, colour: str, marke
             axes.plot(at, top1, dashes[mask], color=colour, linewidth=0.8)
         else:
             interval = of_mask[["ci_low", "ci_high"]].sub(top1, axis=0).abs().T
-            axes.errorbar(at, top1, interval, color=colour, marker=marker)
+            axes.errorbar(at, top1, interval, color=colour, marker=marker, linestyle=line)
 
 
 def _key(label: str, colour: str = "0.4", marker: str = "", *, line: Any = "-") -> Line2D:

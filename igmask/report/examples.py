@@ -12,10 +12,11 @@ import pandas as pd
 from igmask import arrays
 from igmask.errors import InputError
 from igmask.inputs.classes import NO_LABEL, class_name
-from igmask.inputs.own import named
-from igmask.plain import fill_values, to_pixels, unpack
+from igmask.plain import to_pixels, unpack
 from igmask.report.drawing import HEAT, Column, scaled, write_table
 from igmask.report.rightness import RIGHTNESS, Rightness, truth
+from igmask.steps.masked.fills import filled
+from igmask.study.recipes import STUDIED
 from igmask.study.settings import percent
 
 
@@ -31,6 +32,7 @@ class File(NamedTuple):
 class Examples:
     """A few images, and what the files of one model say of them.
 
+    positions:   (n,) in the dataset
     images:      (n, H, W, 3) in [0, 1]
     attribution: (n, H, W), each pixel with the sum of its square, towards the class in `targets`
     target:      `predicted` or `true`, which of the two that class is
@@ -41,6 +43,7 @@ class Examples:
     """
 
     names: pd.Series
+    positions: np.ndarray
     rows: list[str]
     right: Rightness
     target: str
@@ -103,6 +106,7 @@ def _read_examples(files: list[Path], n_images: int) -> Examples:
     masks = [arrays.Shards([path]) for path in found.get("mask", [])]
     return Examples(
         names=index["name"].iloc[rows],
+        positions=index["position"].to_numpy()[rows],
         rows=[
             PurePath(name).name if label == NO_LABEL else class_name(classes, label)
             for name, label in known
@@ -144,10 +148,12 @@ def _condition_columns(examples: Examples) -> dict[str, dict[float, Column]]:
     columns: dict[str, dict[float, Column]] = {}
     fills: dict[str, str | None] = {}
     for file in examples.evaluated:
-        mode, fill = file.settings["mode"], file.settings.get("fill")
+        mode, fill, mask = (file.settings[key] for key in ("mode", "fill", "mask"))
+        if mask not in STUDIED:
+            continue
         if fills.setdefault(mode, fill) == fill:
             column = _condition_column(examples, file)
-            columns.setdefault(mode, {})[file.settings.get("p", 100.0)] = column
+            columns.setdefault(mode, {})[file.settings["p"] or 100.0] = column
     if "original" not in columns:
         raise InputError("examples need the records of the original images, too")
     return {mode: dict(sorted(of_p.items(), reverse=True)) for mode, of_p in columns.items()}
@@ -156,7 +162,7 @@ def _condition_columns(examples: Examples) -> dict[str, dict[float, Column]]:
 def _condition_column(examples: Examples, file: File) -> Column:
     """The images as the model saw them, and what it said."""
     settings, title, images = file.settings, file.settings["mode"], examples.images
-    records = file.records[file.records["mask"].isin(["none", "selection"])].set_index("name")
+    records = file.records.set_index("name")
     if not examples.names.isin(records.index).all():
         raise InputError(f"{file.path}: records of other images")
     if title != "original":
@@ -164,8 +170,9 @@ def _condition_column(examples: Examples, file: File) -> Column:
         if p not in examples.masks:
             raise InputError(f"examples need the masks of p = {percent(p)}, too")
         kept = examples.masks[p] if title == "keep" else ~examples.masks[p]
-        filled = fill_values(images, named(settings["fill"]), settings["model"]["mean"])
-        images = np.where(kept[..., np.newaxis], images, filled)
+        mean = settings["model"]["mean"]
+        values = filled(images, settings, mean=mean, positions=examples.positions, kept=kept)
+        images = np.where(kept[..., np.newaxis], images, values)
         title += f" {percent(p)} %\n{100 * records['area_kept'].mean():.0f} % of the area"
     classes = settings["class_names"]
     captions = [

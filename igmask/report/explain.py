@@ -28,7 +28,7 @@ from igmask.inputs.decode import fit, read_rgb
 from igmask.inputs.networks import library_of
 from igmask.inputs.own import named
 from igmask.kernels import occlude, select
-from igmask.plain import area, score_parts
+from igmask.plain import area, pixels_of_squares, score_parts
 from igmask.progress import say
 from igmask.report.drawing import check_output, draw_explanation
 from igmask.steps.attribute import arguments
@@ -97,12 +97,14 @@ def explain(
         _attribution(found, target, names, method.is_complete),
     ]
     scores = score_parts(found.values, selection.score)
-    mean = torch.tensor(model.mean)
+    mean, shape = torch.tensor(model.mean), image.shape[-2:]
+    squares = tuple(scores.shape[1:])
+    sizes = torch.from_numpy(pixels_of_squares(squares, shape[0], shape[1], side))
     for percentage in selection.p:
-        chosen = select(scores, percentage, by=selection.by)
+        chosen = select(scores, percentage, by=selection.by, sizes=sizes)
         for mode, kept in (("keep", chosen), ("drop", ~chosen)):
             masked = occlude(image, kept, side=side, fill=named(fill), mean=mean)
-            [share] = area(kept.numpy(force=True), *image.shape[-2:], side=side)
+            [share] = area(kept.numpy(force=True), *shape, side=side)
             title = f"{mode} {percent(percentage)} %\n{100 * share:.0f} % of the area"
             panels.append((title, _picture(masked), _prediction(network, masked, names)))
     draw_explanation(output, panels, title=f"{image_path.name}, {model.source}; {how}")

@@ -7,6 +7,7 @@ Table 2 on those that drop it; Table 3 sets keep 50 beside drop 50.
 import html
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from igmask import arrays
 from igmask.inputs.chance import by_luck, wilson
 from igmask.inputs.classes import class_name
 from igmask.inputs.data import is_labelled, unnamed_classes
+from igmask.plain import FILLS
+from igmask.report import areas
 from igmask.report.published import CITATION, published_top1
 from igmask.report.rightness import RIGHTNESS, truth
-from igmask.steps.controls import control_of
+from igmask.steps.masked.controls import CONTROLS, control_of
+from igmask.study.recipes import STUDIED
 from igmask.study.settings import is_own, percent
 
 COLUMNS = [
@@ -28,8 +32,7 @@ COLUMNS = [
     "blank_predicted", "blank_probability", "truth",
 ]  # fmt: skip
 
-_TOLD = {"name", "label", "mask", "predicted", "correct", "area_kept"}  # of the records, above
-_STUDIED = ("none", "selection")  # the masks that are the study's own, no control's
+_TOLD = {"name", "label", "draw", "predicted", "correct", "area_kept"}  # of the records, above
 
 _LONGEST_NAME = 16  # letters of a class in a column
 
@@ -47,7 +50,7 @@ tbody th[rowspan] { font-weight: 600; vertical-align: top }
 class Results:
     """A study's results.
 
-    accuracy: one row a model, condition and mask (`none`, `selection`, or a control's name),
+    accuracy: one row a model and condition, whose mask is `none`, `selection` or a control's name,
               columns `COLUMNS`, all but entropy (bits) in percent, and the mean of every other
               metric of the records, in its own unit
     notes:    what belongs under every table
@@ -63,28 +66,44 @@ def collect(record_paths: Iterable[Path]) -> Results:
     notes: dict[str, dict[str, Any]] = {}
     for path in record_paths:
         records, made_by = arrays.read_records(path)
-        rows += [
-            _row(mask, of_mask, made_by) for mask, of_mask in records.groupby("mask", sort=False)
-        ]
+        rows.append(_row(records, made_by))
         if made_by["mode"] == "original" and is_labelled(made_by):
             said, labels = (records[key].to_numpy() for key in ("predicted", "label"))
             made_by["by_luck"] = by_luck(said, labels, made_by["n_classes"])
         notes.setdefault(made_by["name"], {}).update(made_by)
-    models, modes = list(notes), ["original", "keep", "drop"]
-    rows.sort(key=lambda r: (models.index(r["model"]), modes.index(r["mode"]), -float(r["p"] or 0)))
+    rows.sort(key=partial(_place, list(notes)))
     metrics = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
     accuracy = pd.DataFrame(rows, columns=[*COLUMNS, *metrics])
     return Results(accuracy, _notes(notes, accuracy))
 
 
-def tables(record_paths: list[Path], *, output: Path) -> None:
-    """Write accuracy.csv, and table1 … table3 as .csv, .md, .html and .tex, to a folder."""
-    for name, text in texts(record_paths).items():
+def _place(models: list[str], row: dict[str, Any]) -> tuple[Any, ...]:
+    """Where a row has its place among all, whatever the order of files."""
+    known = {"mode": ("original", "keep", "drop"), "fill": FILLS, "mask": (*STUDIED, *CONTROLS)}
+    places = {key: [*names, row[key]].index(row[key]) for key, names in known.items()}
+    own = str(row["fill"]), row["mask"]  # functions of one's own come last
+    return (
+        models.index(row["model"]), places["mode"], -float(row["p"] or 0),
+        places["fill"], own[0], places["mask"], own[1],
+    )  # fmt: skip
+
+
+def tables(record_paths: list[Path], curve_paths: list[Path], *, output: Path) -> None:
+    """Write accuracy.csv, and table1 … table3 as .csv, .md, .html and .tex, to a folder.
+
+    Of curves, if there are any, curves.csv, areas.csv, table4 and table5, too.
+    """
+    for name, text in texts(record_paths, curve_paths).items():
         arrays.write_text(output / name, text)
 
 
-def texts(record_paths: list[Path]) -> dict[str, str]:
+def texts(record_paths: list[Path], curve_paths: list[Path]) -> dict[str, str]:
     """Return {name: text} of the files that `tables` writes."""
+    of_curves = areas.texts(curve_paths, render) if curve_paths else {}
+    return _of_records(record_paths) | of_curves
+
+
+def _of_records(record_paths: list[Path]) -> dict[str, str]:
     results = collect(record_paths)
     accuracy, mode = results.accuracy, results.accuracy["mode"]
     found = {"accuracy.csv": accuracy.round(4).to_csv(index=False)}
@@ -146,10 +165,12 @@ def render(wide: pd.DataFrame, *, title: str, notes: list[str]) -> dict[str, str
     }
 
 
-def _row(mask: str, records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str, Any]:
-    """What is said of a condition under one of its masks."""
+def _row(records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a condition; of several draws of an image their mean."""
     original = made_by["mode"] == "original"
-    n_correct, n = int(records["correct"].sum()), len(records)
+    n_draws = made_by.get("draws", 1)
+    n = len(records) // n_draws
+    n_correct = int(records["correct"].sum()) / n_draws
     low, high = wilson(n_correct, n)
     most, share, entropy = _predictions(records["predicted"].to_numpy())
     row = {
@@ -157,7 +178,7 @@ def _row(mask: str, records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str,
         "mode": made_by["mode"],
         "p": None if original else percent(made_by["p"]),
         "fill": None if original else made_by["fill"],
-        "mask": mask,
+        "mask": made_by["mask"],
         "n": n,
         "top1": 100 * n_correct / n,
         "ci_low": low,
@@ -170,7 +191,7 @@ def _row(mask: str, records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str,
     }
     metrics = [name for name in records if name not in _TOLD]
     row |= {f"mean_{name}": records[name].mean() for name in metrics}
-    if mask not in _STUDIED:
+    if made_by["mask"] not in STUDIED:
         return row
     if is_labelled(made_by):
         row["published_top1"] = published_top1(made_by, n_images=n + len(made_by["skipped"]))
@@ -193,7 +214,7 @@ def _predictions(predicted: np.ndarray) -> tuple[int, float, float]:
 
 def _quantities(accuracy: pd.DataFrame) -> list[str]:
     """The rows of a model's block, in order."""
-    controls = [mask for mask in accuracy["mask"].unique() if mask not in _STUDIED]
+    controls = [mask for mask in accuracy["mask"].unique() if mask not in STUDIED]
     return [
         *(RIGHTNESS[accuracy["truth"].iloc[0]].quantity, "95 % interval", "area kept"),
         *(f"{control} {what}" for control in controls for what in ("squares", "area")),
@@ -203,7 +224,7 @@ def _quantities(accuracy: pd.DataFrame) -> list[str]:
 
 def _cell(row: Any) -> dict[str, str]:
     """What a row of `accuracy` puts into a column of a model's block: quantity → text."""
-    if row.mask not in _STUDIED:
+    if row.mask not in STUDIED:
         return {
             f"{row.mask} squares": f"{row.top1:.1f}",
             f"{row.mask} area": f"{row.area_kept:.1f}",
@@ -229,7 +250,7 @@ def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[s
         f"{name} squares: {right.quantity} with {control_of(name).is_of}; {name} area: the area "
         "kept with those; "
         for name in accuracy["mask"].unique()
-        if name not in _STUDIED
+        if name not in STUDIED
     )
     notes = [
         f"{right.quantity}: {right.means}; 95 % interval: Wilson's; area kept: pixels left as they "
@@ -246,6 +267,7 @@ def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[s
             f"{row.model} predicts {row.blank_predicted} of an image all masked, fill {row.fill}, "
             f"with a probability of {row.blank_probability:.1f} %"
         )
+    notes += _left_out(accuracy)
     unnamed = {name: unnamed_classes(of, of["n_classes"]) for name, of in made_by.items()}
     notes += [f"{name} {note}" for name, note in unnamed.items() if note]
     skipped = {name: reason for of in made_by.values() for name, reason in of["skipped"]}
@@ -253,6 +275,18 @@ def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[s
         listed = "; ".join(f"{name} ({reason})" for name, reason in sorted(skipped.items()))
         notes.append(f"{len(skipped)} images were skipped: {listed}")
     return notes
+
+
+def _left_out(accuracy: pd.DataFrame) -> list[str]:
+    """The images of which a control has no ranking, a line a control."""
+    masked = accuracy[accuracy["mode"] != "original"]
+    most = masked.groupby("model", sort=False)["n"].max()
+    least = masked.groupby(["model", "mask"], sort=False)["n"].min()
+    return [
+        f"{model}: {mask} has no ranking of {most[model] - n} images, which its rows leave out"
+        for (model, mask), n in least.items()
+        if n < most[model]
+    ]
 
 
 def _said(made_by: dict[str, Any]) -> str:

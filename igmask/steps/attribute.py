@@ -15,7 +15,7 @@ from igmask.devices import take_device
 from igmask.engine.ig import Attribution, Auto, NotFinite
 from igmask.engine.network import Network
 from igmask.engine.ready import prepare
-from igmask.errors import refuse
+from igmask.errors import InputError, refuse
 from igmask.inputs import baselines, models
 from igmask.inputs.classes import NO_LABEL
 from igmask.inputs.data import check_labels
@@ -48,6 +48,7 @@ def attribute(
     output: Path,
     recipe: Attribute,
     *,
+    classes: Path | None = None,
     batch_size: int | None = None,
     engine: str = "eager",
     device: str = "auto",
@@ -58,6 +59,7 @@ def attribute(
     and at the baseline, completeness (Σφ − (f(x) − f(b))), its size relative to f(x) − f(b), and
     the steps taken.
 
+    classes:     scores whose predicted classes are attributed, in the place of `target`
     batch_size, engine: see `integrated_gradients`
     raises       InputError naming the images that are damaged, whose attribution is not finite or
                  whose label does not fit the model
@@ -71,6 +73,9 @@ def attribute(
     check_labels(records, made_by, models.n_classes(network, model))
     # Now, not after hours in which a file may have changed.
     read = {"images": arrays.digest(records)} | models.digests(here.files())
+    asked = records
+    if classes is not None:
+        asked, read["classes"] = _with_classes(records, classes)
     columns = {name: np.zeros(len(records), dtype) for name, dtype in _COLUMNS.items()}
     height, width, _ = images.row_shape
     with arrays.writing(output, np.float32, (2, *grid(height, width, recipe.side))) as scores:
@@ -79,7 +84,7 @@ def attribute(
         label = f"attribute {made_by['shard']}"
         for group in progress(groups, total=n_groups, unit="groups", label=label):
             live = group.rows[: group.n_live]
-            found = ask(models.pixels(group.values, where), records.iloc[group.rows])
+            found = ask(models.pixels(group.values, where), asked.iloc[group.rows])
             parts = found.values[: group.n_live].cpu()
             bad = ~parts.isfinite().flatten(1).all(dim=1)
             refuse("attributions of", records["name"].iloc[live], bad.tolist())
@@ -97,6 +102,14 @@ def attribute(
     records = records.assign(**columns)
     records[arrays.CHECKSUM] = scores.checksums
     arrays.write_records(arrays.records_of(output), records, made_by)
+
+
+def _with_classes(records: pd.DataFrame, scores: Path) -> tuple[pd.DataFrame, str]:
+    """Records whose labels are the classes that scores have as predicted, and their digest."""
+    found, _ = arrays.read_records(arrays.records_of(scores))
+    if not found["name"].equals(records["name"]):
+        raise InputError(f"{scores}: of other images")
+    return records.assign(label=found["predicted"]), arrays.digest(found)
 
 
 def _said(asked: settings.Attribution) -> dict[str, Any]:

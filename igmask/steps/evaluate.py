@@ -1,16 +1,16 @@
 """Step: a model's predictions on the original and the masked images → one record an image.
 
 All conditions of a model in one process: to import PyTorch and load a network takes longer than to
-evaluate some hundred small images. Snakemake removes the outputs of a job before it runs and when
+evaluate some hundred small images. Each has a file of its own, so that a new p, fill or control
+evaluates itself only. Snakemake removes the outputs of a job before it runs and when
 it fails, so they have a second name, in `KEPT`, by which the next process finds what is finished.
 """
 
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from igmask.inputs.data import check_classes, check_labels
 from igmask.inputs.files import located, with_located
 from igmask.inputs.networks import library_of
 from igmask.inputs.own import named
-from igmask.kernels import occluded_input
-from igmask.plain import FILLS, area, common_fill, fill_values, pack, unpack
+from igmask.plain import FILLS, as_large, common_fill, pixels_of_squares, unpack
 from igmask.progress import progress, say
-from igmask.steps.controls import CONTROLS, control_of
-from igmask.steps.metrics import METRICS
-from igmask.study.recipes import Condition, Evaluate, stamp
+from igmask.steps.masked.controls import CONTROLS, Batch, Dataset, control_of, has_ranking
+from igmask.steps.masked.metrics import METRICS, OF_MASKS
+from igmask.steps.masked.shown import Network, Shown
+from igmask.steps.masked.sweep import sweep
+from igmask.study.recipes import QUANTITIES, Condition, Evaluate, stamp
 from igmask.study.settings import is_own, percent
 
 MODES = ("keep", "drop")
@@ -47,29 +48,64 @@ def evaluate(
     recipe: Evaluate,
     *,
     masks: Sequence[Path] = (),
+    scores: Sequence[Path] = (),
+    randomised: Sequence[Path] = (),
     batch_size: int | None = None,
     device: str = "auto",
 ) -> None:
     """Write what the model says of each image under each mask: a file a condition, in the folder.
 
     original.parquet, then keep-50-black.parquet and its like for each of the masks, modes and
-    fills. Those that the folder `KEPT` has, whole and made of the same things with the same
-    settings, are not evaluated again.
+    fills, and keep-50-black-random.parquet of each control. Those that the folder `KEPT` has,
+    whole and made of the same things with the same settings, are not evaluated again; files of
+    other conditions go.
 
-    Columns: name, label, mask (`none` for the original image, `selection`, or a control's name),
-    predicted, correct, probability_predicted, probability_label and probability_original (of the
-    predicted class, of the label, and of the class predicted for the original image), and
-    area_kept, the fraction of pixels left as they were. The label of an image that has none is the
-    class predicted for the original. The settings beside them also say what the model predicts of
-    an image that is all masked, `blank`.
+    Columns: name, label, draw (of a control that is drawn several times), predicted, correct,
+    probability_predicted, probability_label and probability_original (of the predicted class, of
+    the label, and of the class predicted for the original image), entropy and margin of the
+    probabilities; area_kept, the fraction of pixels that stay, changed, the fraction that is
+    visibly other than before, boundary and components of what is kept. The label of an image that
+    has none is the class predicted for the original. An image of which a control has no ranking is
+    left out of its records. The settings beside them also say what the model predicts of an image
+    that is all masked, `blank`.
+
+    If there are scores, curves too, arrays in the folder `curves` beside it: see `sweep`.
 
     image_paths: the shards, in order
     recipe:      mode `keep` masks everything outside the selection, `drop` masks the selection
     masks:       of `mask`, a file a p
+    scores:      of `attribute`, all shards, which controls need
+    randomised:  the same by the randomised network, for the control of that name
     batch_size:  images a forward pass; 64 if None
     raises       InputError if masks and images do not belong together, naming images that are
                  damaged or whose outputs are NaN, or for an unknown mode, fill or control
     """
+    _check_names(recipe)
+    images = arrays.Shards(image_paths)
+    if images.records.empty:
+        raise InputError("no image of the dataset is usable, so there is nothing to evaluate")
+    where = take_device(device)
+    recipe = replace(recipe, model=models.complete(recipe.model))
+    model = with_located(recipe, image_paths[0]).model
+    network = Network(models.load(model, device=where))
+    dataset = _dataset(recipe, images, masks, scores, randomised)
+    conditions = _conditions(recipe, network, images, masks, dataset)
+    for one in conditions:
+        kept = folder / arrays.KEPT / one.file
+        if _is_made(kept, one.made_by):
+            say(f"evaluate {one.condition.name}: kept from before")
+        else:
+            found = _evaluated(one, network, images, dataset, batch_size or 64)
+            arrays.write_records(kept, found, one.made_by)
+        _place(kept, folder / kept.name)
+    for left in {*folder.glob("*.parquet")} - {folder / one.file for one in conditions}:
+        left.unlink()  # of conditions that the study has no more; `KEPT` has them
+    if dataset is not None:
+        _curves(recipe, network, images, dataset, conditions[0].made_by, folder, batch_size or 64)
+
+
+def _check_names(recipe: Evaluate) -> None:
+    """Raise InputError for an unknown mode, fill or control."""
     for kind, asked, known in (
         ("mode", recipe.modes, MODES),
         ("fill", recipe.fills, FILLS),
@@ -77,90 +113,136 @@ def evaluate(
     ):
         if unknown := sorted(name for name in {*asked} - {*known} if not is_own(name)):
             raise InputError(f"unknown {kind} {unknown[0]!r}; choose from {', '.join(known)}")
-    images = arrays.Shards(image_paths)
-    if images.records.empty:
-        raise InputError("no image of the dataset is usable, so there is nothing to evaluate")
-    where = take_device(device)
-    recipe = replace(recipe, model=models.complete(recipe.model))
-    model = with_located(recipe, image_paths[0]).model
-    network = _Network(models.load(model, device=where))
-    read = {"images": arrays.digest(images.records)} | models.digests(model.files())
-    code = model.files(*recipe.own).get("code")  # alone: weights may be large, and are read once
-    with_own = read | ({"code": arrays.digest_of_files(code)} if code else {})
-    for condition in _conditions(recipe, network, images, masks, read, with_own):
-        kept = folder / arrays.KEPT / f"{condition.name}.parquet"
-        if _is_made(kept, condition.made_by):
-            say(f"evaluate {condition.name}: kept from before")
+
+
+def _read_by(mask: str, dataset: Dataset) -> dict[str, str]:
+    """What stands for the scores that a ranking is made of."""
+    read = {"scores": arrays.digest(dataset.parts.records)}
+    if mask == "randomised" and dataset.randomised is not None:
+        read["randomised"] = arrays.digest(dataset.randomised.records)
+    return read
+
+
+def _curves(
+    recipe: Evaluate,
+    network: Network,
+    images: arrays.Shards,
+    dataset: Dataset,
+    original: dict[str, Any],
+    folder: Path,
+    batch_size: int,
+) -> None:
+    """Write the curves beside the folder of the records: an array each, a row an image."""
+    parts, place = dataset.parts, folder.with_name("curves")
+    common = {key: original[key] for key in ("n_classes", "outputs", "class_names")}
+    names = set()
+    for curve in recipe.curves():
+        made_by = parts.settings | common | stamp("evaluate", parts.settings)
+        made_by |= recipe.of_curve(curve)
+        made_by["read"] = original["read"] | _read_by(curve.mask, dataset)
+        if code := recipe.model.files(curve.fill, curve.mask).get("code"):
+            made_by["read"]["code"] = arrays.digest_of_files(code)
+        kept = place / arrays.KEPT / f"{curve.name}.npy"
+        files = kept, arrays.records_of(kept)
+        names |= {path.name for path in files}
+        if _is_made(files[1], made_by):
+            say(f"curve {curve.name}: kept from before")
         else:
-            found = _evaluated(condition, network, images, batch_size or 64)
-            arrays.write_records(kept, found, condition.made_by)
-        _place(kept, folder / kept.name)
-
-
-class _Network:
-    """A network as `models.load` puts it together: a normalisation, then the classifier."""
-
-    def __init__(self, whole: nn.Sequential) -> None:
-        normalize, self.classifier = whole.children()
-        self.mean, self.std = (value.flatten() for value in normalize.buffers())
-        self.whole, self.device = whole, self.mean.device
+            shape = (recipe.points, len(QUANTITIES))
+            with arrays.writing(kept, np.float32, shape) as writer:
+                label = f"curve {curve.name}"
+                for rows in sweep(label, network, images, dataset, made_by, batch_size):
+                    writer.append(rows)
+            records = parts.records[["name", "label", "position", "predicted"]]
+            arrays.write_records(files[1], records.assign(crc32=writer.checksums), made_by)
+        for path in files:
+            _place(path, place / path.name)
+    for left in [path for path in place.glob("*.*") if path.is_file() and path.name not in names]:
+        left.unlink()
 
 
 @dataclass(frozen=True)
-class _Condition:
-    """What a file of records is of: the images, the settings that it will carry, the masks."""
+class _Asked:
+    """A condition, the settings that its file will carry, and the images' records and masks."""
 
-    name: str  # of the file
+    condition: Condition
     records: pd.DataFrame
     made_by: dict[str, Any]
     masks: arrays.Shards | None = None
 
     @property
-    def kinds(self) -> tuple[str, ...]:
-        """Return the masks under which each image is shown."""
-        return ("none",) if self.masks is None else ("selection", *self.made_by["controls"])
+    def file(self) -> str:
+        """The name of its records."""
+        return f"{self.condition.name}.parquet"
+
+
+def _dataset(
+    recipe: Evaluate,
+    images: arrays.Shards,
+    masks: Sequence[Path],
+    scores: Sequence[Path],
+    randomised: Sequence[Path],
+) -> Dataset | None:
+    """What controls ask, if there are any."""
+    if not scores:
+        if recipe.controls and masks:
+            raise InputError(f"the controls {', '.join(recipe.controls)} need the scores, too")
+        return None
+    parts, *others = (
+        arrays.Shards([Path(located(str(path), images.paths[0])) for path in paths])
+        for paths in (scores, randomised)
+        if paths
+    )
+    for one in (parts, *others):
+        _check_images(one, images)
+    return Dataset(parts, recipe.score, recipe.seed, *others)
 
 
 def _conditions(
     recipe: Evaluate,
-    network: _Network,
+    network: Network,
     images: arrays.Shards,
     masks: Sequence[Path],
-    read: dict[str, str],
-    with_own: dict[str, str],
-) -> list[_Condition]:
-    """The original images, and every mask in every mode and with every fill, in this order.
-
-    read, with_own: what stands for the content of the files that the original images are made of,
-                    and those under masks, of fills and controls of the user's own, too
-    """
+    dataset: Dataset | None,
+) -> list[_Asked]:
+    """The original images, and every mask in every mode and with every fill, in this order."""
     model, records = recipe.model, images.records
     n_classes = models.n_classes(network.whole, model)
     check_classes(images.settings, n_classes)
     check_labels(records, images.settings, n_classes)
+    read = {"images": arrays.digest(records)} | models.digests(model.files())
     common = images.settings | {
         "n_classes": n_classes,
         "outputs": _sample(network, images),
         "class_names": library_of(model).class_names(model) or images.settings["classes"],
-        "read": read,
     }
-    original = Condition("original")
-    made_by = common | stamp("evaluate", common) | recipe.of_condition(original)
-    found = {original.name: _Condition(original.name, records, made_by)}
     size = images.settings["geometry"]["size"]
     blanks = {fill: _blank(network, fill, size) for fill in recipe.fills}
-    for path in masks:
-        applied = read_masks(Path(located(str(path), images.paths[0])), images)
-        of_masks = applied.settings | common | stamp("evaluate", applied.settings)
-        of_masks["read"] = with_own | {"masks": arrays.digest(applied.records)}
-        selected = records.assign(predicted=applied.records["predicted"])
-        for mode, fill in product(dict.fromkeys(recipe.modes), blanks):
-            condition = Condition(mode, p := applied.settings["p"], fill)
-            if condition.name in found:
-                raise InputError(f"{path}: masks of p = {percent(p)} are there twice")
-            made_by = of_masks | recipe.of_condition(condition) | {"blank": blanks[fill]}
-            found[condition.name] = _Condition(condition.name, selected, made_by, applied)
-    return list(found.values())
+    paths = [Path(located(str(path), images.paths[0])) for path in masks]
+    applied: dict[float, arrays.Shards] = {}
+    for path in paths:
+        of_path = read_masks(path, images)
+        if (p := of_path.settings["p"]) in applied:
+            raise InputError(f"{path}: masks of p = {percent(p)} are there twice")
+        applied[p] = of_path
+    found = []
+    for condition in recipe.conditions(applied):
+        if condition.p is None:
+            made_by = common | stamp("evaluate", common) | recipe.of_condition(condition)
+            found.append(_Asked(condition, records, made_by | {"read": read}))
+            continue
+        of_masks = applied[condition.p]
+        made_by = of_masks.settings | common | stamp("evaluate", of_masks.settings)
+        made_by |= recipe.of_condition(condition) | {"blank": blanks[str(condition.fill)]}
+        made_by["read"] = read | {"masks": arrays.digest(of_masks.records)}
+        # Alone: weights may be large, and are read once.
+        if code := model.files(str(condition.fill), condition.mask).get("code"):
+            made_by["read"]["code"] = arrays.digest_of_files(code)
+        if condition.is_control and dataset is not None:
+            made_by["read"] |= _read_by(condition.mask, dataset)
+        selected = records.assign(predicted=of_masks.records["predicted"])
+        found.append(_Asked(condition, selected, made_by, of_masks))
+    return found
 
 
 def _place(kept: Path, output: Path) -> None:
@@ -182,60 +264,53 @@ def _is_made(path: Path, made_by: dict[str, Any]) -> bool:
 
 
 def _evaluated(
-    condition: _Condition, network: _Network, images: arrays.Shards, batch_size: int
+    asked: _Asked,
+    network: Network,
+    images: arrays.Shards,
+    dataset: Dataset | None,
+    batch_size: int,
 ) -> pd.DataFrame:
-    """The records of a condition, the masks of an image one after the other."""
-    records, kinds, fill = condition.records, condition.kinds, condition.made_by.get("fill")
-    mean, device = network.mean.numpy(force=True), network.device
+    """The records of a condition, the draws of an image one after the other."""
     batches, n_batches = images.batches(batch_size, full=True), images.n_batches(batch_size)
-    label = f"evaluate {condition.name}"
+    label = f"evaluate {asked.condition.name}"
     found: list[pd.DataFrame] = []
-    for rows, n_live, shown in progress(batches, total=n_batches, unit="batches", label=label):
-        batch, on_device = records.iloc[rows], torch.from_numpy(shown).to(device)
-        filled = None
-        if fill is not None:
-            filled = torch.from_numpy(fill_values(shown, named(fill), mean)).to(device)
-        of_kinds = [_answers(network, kind, condition, batch, on_device, filled) for kind in kinds]
-        together = pd.concat([answers[:n_live] for answers in of_kinds])
-        found.append(together.sort_index(kind="stable"))
+    for batch in progress(batches, total=n_batches, unit="batches", label=label):
+        answers = list(_answers(asked, network, dataset, batch))
+        found.append(pd.concat(answers).sort_index(kind="stable"))
     return pd.concat(found, ignore_index=True)
 
 
 def _answers(
-    network: _Network,
-    kind: str,
-    condition: _Condition,
-    batch: pd.DataFrame,
-    images: Tensor,
-    fill: Tensor | None,
-) -> pd.DataFrame:
-    """The records of a batch of records under one kind of mask; images are (N, H, W, 3) uint8."""
-    made_by, (height, width) = condition.made_by, images.shape[1:3]
-    answers = pd.DataFrame({"name": batch["name"], "label": batch["label"], "mask": kind})
-    if condition.masks is None or fill is None:
-        said = _predict(network.whole, models.pixels(images), batch)
-        return answers.assign(**said, area_kept=1.0)
-    bits, side = condition.masks.read(batch.index.to_numpy()), made_by["side"]
-    mask, drop = unpack(bits, tuple(made_by["grid"])), made_by["mode"] == "drop"
-    if kind != "selection":
-        like, seed = control_of(kind).like, made_by["control_seed"]
-        mask = like(mask, batch["position"].to_numpy(), height, width, side=side, seed=seed)
-    inputs = occluded_input(
-        images,
-        torch.from_numpy(pack(mask)).to(images.device),
-        side=side,
-        drop=drop,
-        fill=fill,
-        mean=network.mean,
-        std=network.std,
-        memory_format=torch.channels_last,  # that of the bytes
-    )
-    kept = ~mask if drop else mask
-    said = _predict(network.classifier, inputs, batch)
-    return answers.assign(**said, area_kept=area(kept, height, width, side=side))
+    asked: _Asked, network: Network, dataset: Dataset | None, batch: arrays.Batch
+) -> Iterator[pd.DataFrame]:
+    """The records of a batch, those of each draw."""
+    records, made_by = asked.records.iloc[batch.rows], asked.made_by
+    own = records[["name", "label"]].reset_index(drop=True).assign(draw=0)
+    live = np.arange(len(own)) < batch.n_live
+    if asked.masks is None:
+        said = _predict(network.whole, models.pixels(batch.values, network.device), records)
+        yield own.assign(**said, area_kept=1.0, changed=0.0, boundary=0, components=1)[live]
+        return
+    size, side = batch.values.shape[1], made_by["side"]
+    shown = Shown(network, batch.values, records["position"].to_numpy(), made_by)
+    selection = unpack(asked.masks.read(batch.rows), tuple(made_by["grid"]))
+    sizes = pixels_of_squares(selection.shape[1:], size, size, side)
+    for draw in range(made_by.get("draws", 1)):
+        mask, answered = selection, live
+        if asked.condition.is_control and dataset is not None:
+            scores = control_of(asked.condition.mask).scores(
+                dataset, Batch(batch.values, batch.rows, draw)
+            )
+            mask = as_large(scores, selection, sizes)
+            answered = live & (has_ranking(scores) | ~selection.any(axis=(1, 2)))
+        kept = ~mask if made_by["mode"] == "drop" else mask
+        inputs, changed = shown.input(kept)
+        said = _predict(network.classifier, inputs, records)
+        of_mask = {name: of(kept, sizes.reshape(kept.shape[1:])) for name, of in OF_MASKS.items()}
+        yield own.assign(draw=draw, **said, **of_mask, changed=changed)[answered]
 
 
-def _sample(network: _Network, images: arrays.Shards) -> str:
+def _sample(network: Network, images: arrays.Shards) -> str:
     """Return what stands for what the network says of some images.
 
     It changes with all that settings and files do not tell: weights from a URL, code that a module
@@ -247,7 +322,7 @@ def _sample(network: _Network, images: arrays.Shards) -> str:
     return hashlib.sha256(outputs.numpy().tobytes()).hexdigest()
 
 
-def _blank(network: _Network, fill: str, size: int) -> dict[str, Any] | None:
+def _blank(network: Network, fill: str, size: int) -> dict[str, Any] | None:
     """Return the class that the network predicts of an image all masked, and its probability.
 
     None where there is no such image, the fill being each image's own, or no answer to it.
@@ -279,12 +354,18 @@ def _predict(network: nn.Module, inputs: Tensor, batch: pd.DataFrame) -> dict[st
 def read_masks(path: Path, images: arrays.Shards) -> arrays.Shards:
     """Return the masks in a file, or raise InputError if they are of other images."""
     masks = arrays.Shards([path])
-    if (
-        not masks.records["name"].equals(images.records["name"])
-        or masks.settings["geometry"] != images.settings["geometry"]
-    ):
-        raise InputError(
-            f"{path}: these masks belong to other images; `igmask verify --remove` clears away "
-            "what does not fit the configuration, and the next run makes it again"
-        )
+    _check_images(masks, images)
     return masks
+
+
+def _check_images(of_them: arrays.Shards, images: arrays.Shards) -> None:
+    """Raise InputError if masks or scores are of other images."""
+    if (
+        not of_them.records["name"].equals(images.records["name"])
+        or of_them.settings["geometry"] != images.settings["geometry"]
+    ):
+        what = "masks" if "p" in of_them.settings else "scores"
+        raise InputError(
+            f"{of_them.paths[0]}: these {what} belong to other images; `igmask verify --remove` "
+            "clears away what does not fit the configuration, and the next run makes it again"
+        )

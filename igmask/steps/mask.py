@@ -7,7 +7,7 @@ import numpy as np
 
 from igmask import arrays
 from igmask.errors import InputError, refuse
-from igmask.plain import pack, score_parts, select
+from igmask.plain import pack, pixels_of_squares, score_parts, select
 from igmask.progress import progress
 from igmask.study.recipes import Mask, stamp
 from igmask.study.settings import percent
@@ -31,6 +31,8 @@ def mask(score_paths: list[Path], folder: Path, recipe: Mask) -> None:
     if records.empty:
         raise InputError("no image of the dataset is usable, so there is nothing to mask")
     grid = shards.row_shape[1:]
+    size, side = shards.settings["geometry"]["size"], shards.settings["side"]
+    sizes = pixels_of_squares(grid, size, size, side)
     counts = np.zeros((len(outputs), len(records)), dtype=np.int64)
     with ExitStack() as stack:
         n_bytes = -(-grid[0] * grid[1] // 8)
@@ -42,7 +44,7 @@ def mask(score_paths: list[Path], folder: Path, recipe: Mask) -> None:
             scores = score_parts(chunk.values, recipe.score)
             bad = ~np.isfinite(scores).all(axis=(1, 2))
             refuse("scores of", records["name"][chunk.rows], bad.tolist())
-            for i, chosen in enumerate(select(scores, recipe.p, by=recipe.by)):
+            for i, chosen in enumerate(select(scores, recipe.p, by=recipe.by, sizes=sizes)):
                 writers[i].append(pack(chosen))
                 counts[i, chunk.rows] = chosen.sum(axis=(1, 2))
     error = records["relative_completeness"]

@@ -1,6 +1,7 @@
 """Step: what would else be found after hours: does the model load, answer, and know the labels?"""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,15 @@ from igmask.inputs.data import (
 )
 from igmask.inputs.files import with_located
 from igmask.inputs.networks import library_of
-from igmask.inputs.own import imported
+from igmask.inputs.own import imported, named
+from igmask.plain import fill_values, grid
 from igmask.progress import say
+from igmask.steps.masked.controls import own_scores
 from igmask.study import config
 from igmask.study.recipes import Preflight, stamp
 from igmask.study.settings import Model
+
+_N_TRIED = 4  # images, of functions of the user's own
 
 
 def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
@@ -36,8 +41,9 @@ def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
 
     raises InputError if weights do not load or fit, hold NaN, if the output of a trial pass has
            no probabilities or is not (N, classes), if a label is not one of the classes, if which
-           classes the dataset has is not said or there are more or fewer in a list, or if the
-           baseline is a file, or one's own, that cannot be used
+           classes the dataset has is not said or there are more or fewer in a list, if the
+           baseline is a file, or one's own, that cannot be used, or if a fill or control of one's
+           own fails on the first images, or gives others when it is called again
     """
     here = with_located(recipe, index_path)
     model, baseline = here.model, here.baseline
@@ -53,6 +59,7 @@ def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
     baselines.check(baseline, models.complete(model).geometry)
     for name in recipe.own:
         imported(name)
+    _try_own(recipe, images, models.complete(model))
     predicted = sample.predicted(network, images)
     labels = labels[: len(predicted)] if is_labelled(made_by) else predicted
     if note := models.random_weights(network, model):
@@ -73,6 +80,21 @@ def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
         },
     }
     arrays.write_text(output, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+
+def _try_own(recipe: Preflight, images: np.ndarray, model: Model) -> None:
+    """Call the user's own fills and controls twice on some images."""
+    few = images[:_N_TRIED]
+    squares = grid(few.shape[1], few.shape[2], recipe.side)
+    scores = np.random.default_rng(0).random((len(few), *squares), dtype=np.float32)
+    calls = {name: partial(fill_values, few, named(name), model.mean) for name in recipe.fills}
+    calls |= {name: partial(own_scores, name, few, scores, 0) for name in recipe.controls}
+    for name, call in calls.items() if len(few) else ():
+        if not np.array_equal(call(), call()):
+            raise InputError(
+                f"{name} gives other values each time it is called, and results would too; draw "
+                "random numbers from a generator of a fixed seed"
+            )
 
 
 def _first_images(

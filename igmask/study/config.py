@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from math import isfinite
 from pathlib import Path
 from textwrap import indent, shorten
@@ -170,9 +171,12 @@ def _inconsistencies(study: Study) -> Iterator[str]:
     if study.dataset.source == "photos" and study.attribution.target == "label":
         yield "attribution.target: photographs have no labels; leave it out, or say predicted"
     yield from (f"dataset.{problem}" for problem in _misplaced(study.dataset))
-    fills = study.masking.fills
-    if len({Condition("keep", 50, fill).name for fill in fills}) < len(fills):
-        yield f"masking.fills: two of {', '.join(fills)} name the same files"
+    fills, controls = study.masking.fills, study.masking.controls
+    shown = list(product(fills, ("selection", *controls)))
+    if len({Condition("keep", 50, *one).name for one in shown}) < len(shown):
+        yield f"masking: two of {', '.join((*fills, *controls))} name the same files"
+    if study.curves.points == 1:
+        yield "curves.points: 1 is no curve; give at least 2, its ends, or 0 for none"
     asked = study.attribution
     try:
         if asked.is_integrated:

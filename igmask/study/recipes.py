@@ -6,12 +6,14 @@ of its command (cli/options.py), the step's argument, and what its files say of 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from igmask.study.fields import counting, counting_fields, given
+from igmask.study.masking import is_drawn
 from igmask.study.settings import (
     Attribution,
     Geometry,
@@ -29,8 +31,9 @@ STAGES = {
     "preflight": 2,
     "prepare": 3,
     "attribute": 4,
+    "randomise": 1,
     "mask": 3,
-    "evaluate": 5,
+    "evaluate": 6,
 }
 
 
@@ -70,12 +73,16 @@ class Index:
 class Preflight:
     """Of the look at a model before work begins.
 
-    own: functions of the user's own that other steps will need
+    own:      functions of the user's own that other steps will need
+    fills, controls: those among them that are tried on the first images
     """
 
     model: Model
     baseline: str = of("attribution", "baseline")
     own: tuple[str, ...] = ()
+    fills: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
+    side: int = of("squares", "side", counts=lambda one: bool(one.controls))
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,14 @@ class Attribute:
 
 
 @dataclass(frozen=True)
+class Randomise:
+    """Of the weights of a network of which nothing was learnt."""
+
+    model: Model
+    seed: int = of("seed")
+
+
+@dataclass(frozen=True)
 class Mask:
     """Of the masks of every p."""
 
@@ -121,28 +136,60 @@ class Mask:
     score: str = of("squares", "score")
 
 
+STUDIED = ("none", "selection")  # masks that are the study's own, no control's
+
+
 class Condition(NamedTuple):
-    """How images are shown to a network: as they are, or masked."""
+    """How images are shown to a network: as they are, or masked.
+
+    mask: `none`, `selection`, or the name of a control
+    """
 
     mode: str
     p: float | None = None
     fill: str | None = None
+    mask: str = "none"
+
+    @property
+    def is_control(self) -> bool:
+        """Whether another mask stands in the place of the selection."""
+        return self.mask not in STUDIED
 
     @property
     def name(self) -> str:
-        """A name for files: original, keep-50-black."""
+        """A name for files: original, keep-50-black, keep-50-black-random."""
         if self.p is None:
             return self.mode
-        fill = str(self.fill).replace(":", "-")  # of one's own, module:callable
-        return f"{self.mode}-{percent(self.p)}-{fill}"
+        parts = [self.mode, percent(self.p), self.fill, *[self.mask] * self.is_control]
+        return "-".join(map(str, parts)).replace(":", "-")  # of one's own, module:callable
+
+
+QUANTITIES = ("area_kept", "probability", "correct", "agreement")  # of a point of a curve
+
+
+class Curve(NamedTuple):
+    """Masks of every size, in the order of a ranking: the selection's, or that of a control."""
+
+    mode: str
+    fill: str
+    mask: str = "selection"
+
+    @property
+    def name(self) -> str:
+        """A name for files: keep-black, keep-black-random."""
+        parts = [self.mode, self.fill, *[self.mask] * (self.mask not in STUDIED)]
+        return "-".join(parts).replace(":", "-")
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Of the records of every condition.
+    """Of the records of every condition, and of every curve.
 
-    name: what the tables call the model; its source if None
-    seed: of the controls
+    name:   what the tables call the model; its source if None
+    draws:  of each image, by control random
+    points: of each curve
+    score:  of the squares' ranking
+    seed:   of the controls and fills that are drawn
     """
 
     model: Model
@@ -150,20 +197,54 @@ class Evaluate:
     modes: tuple[str, ...] = of("masking", "modes", word="mode")
     fills: tuple[str, ...] = of("masking", "fills", word="fill")
     controls: tuple[str, ...] = of("masking", "controls", word="control")
-    seed: int = of("seed", counts=lambda one: bool(one.controls))
+    draws: int = of("masking", "draws", counts=lambda one: "random" in one.controls)
+    blur_sigma: float = of("masking", "blur_sigma", counts=lambda one: "blur" in one.fills)
+    points: int = of("curves", "points")
+    score: str = of("squares", "score")
+    seed: int = of("seed", counts=lambda one: any(map(is_drawn, (*one.fills, *one.controls))))
 
     @property
     def own(self) -> tuple[str, ...]:
         """What of masked conditions may be a function of the user's own."""
         return *self.fills, *self.controls
 
+    def conditions(self, ps: Iterable[float]) -> Iterator[Condition]:
+        """Yield the conditions of masks of some p: those of the selections, then of each control.
+
+        The originals come first.
+        """
+        yield Condition("original")
+        masks, ps = ("selection", *self.controls), tuple(ps)
+        for mask, mode, p, fill in product(masks, dict.fromkeys(self.modes), ps, self.fills):
+            yield Condition(mode, p, fill, mask)
+
     def of_condition(self, condition: Condition) -> dict[str, Any]:
         """Return what the records of a condition say of their making."""
-        own = {"name": self.name or self.model.source, "model": counting(self.model)}
-        if condition.p is None:
-            return own | {"mode": condition.mode}
-        seed = {"control_seed": self.seed} if self.controls else {}
-        return own | {"controls": list(self.controls)} | seed | condition._asdict()
+        draws = {"draws": self.draws} if condition.mask == "random" else {}
+        return self._of(condition.mask, condition.fill) | condition._asdict() | draws
+
+    def curves(self) -> Iterator[Curve]:
+        """Yield the curves; of random squares one mode does, since either keeps random squares."""
+        modes = tuple(dict.fromkeys(self.modes))
+        for mask in ("selection", *self.controls) if self.points else ():
+            yield from (
+                Curve(mode, fill, mask)
+                for mode, fill in product(modes[:1] if mask == "random" else modes, self.fills)
+            )
+
+    def of_curve(self, curve: Curve) -> dict[str, Any]:
+        """Return what a curve says of its making."""
+        own = {"points": self.points, "score": self.score}
+        return self._of(curve.mask, curve.fill) | curve._asdict() | own
+
+    def _of(self, mask: str, fill: str | None) -> dict[str, Any]:
+        own: dict[str, Any] = {"name": self.name or self.model.source}
+        own["model"] = counting(self.model)
+        if is_drawn(mask):
+            own["control_seed"] = self.seed
+        if is_drawn(str(fill)):
+            own["fill_seed"] = self.seed
+        return own | ({"blur_sigma": self.blur_sigma} if fill == "blur" else {})
 
 
 @dataclass(frozen=True)

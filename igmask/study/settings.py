@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from igmask.errors import InputError
 from igmask.study.fields import json_schema, setting
+from igmask.study.masking import Curves, Masking, Selection, Squares
 from igmask.study.own import is_own, own_code
 
 BASELINES = ("black", "white", "mean", "blur", "uniform")
@@ -312,51 +313,6 @@ class Attribution:
 
 
 @dataclass(frozen=True)
-class Squares:
-    """The components that are kept or dropped.
-
-    side:  side of a square, in pixels
-    score: a square's score, summed over its pixels and channels: max(φ, 0), |φ|, φ, or the absolute
-           value of the sum of φ
-    """
-
-    side: int = setting(3, minimum=1)
-    score: str = setting("positive", choices=("positive", "absolute", "signed", "absolute-sum"))
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which squares hold the top p %.
-
-    by: p % of the total score, or of the number of squares
-    p:  percentages, each in (0, 100]
-    """
-
-    by: str = setting("mass", choices=("mass", "count"))
-    p: tuple[float, ...] = setting((90, 70, 50, 30), minItems=1, items=_POSITIVE | {"maximum": 100})
-
-
-@dataclass(frozen=True)
-class Masking:
-    """What is masked, and how.
-
-    modes:    keep the selected squares, or drop them
-    fills:    what masked pixels become
-    controls: other masks of the same area, evaluated beside: random squares
-    """
-
-    modes: tuple[str, ...] = setting(
-        ("keep", "drop"), choices=("keep", "drop"), minItems=1, uniqueItems=True
-    )
-    fills: tuple[str, ...] = setting(
-        ("black",), choices=("black", "mean", "image-mean"), own=True, minItems=1, uniqueItems=True
-    )
-    controls: tuple[str, ...] = setting(
-        ("random",), choices=("random",), own=True, uniqueItems=True
-    )
-
-
-@dataclass(frozen=True)
 class Figures:
     """The pictures.
 
@@ -399,6 +355,7 @@ class Study:
     squares:     the components that are kept or dropped
     selection:   which squares hold the top p %
     masking:     what is masked, and how
+    curves:      masked by area
     figures:     the pictures
     compute:     how it is computed; changes no table beyond rounding and re-runs nothing, the
                  number of shards aside
@@ -412,6 +369,7 @@ class Study:
     squares: Squares = Squares()
     selection: Selection = Selection()
     masking: Masking = Masking()
+    curves: Curves = Curves()
     figures: Figures = Figures()
     compute: Compute = Compute()
     seed: int = setting(0, minimum=0)

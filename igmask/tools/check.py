@@ -51,6 +51,7 @@ _N_TIMED = 8  # images of a trial of a network's pace
 _JOB_BYTES = 700 * 10**6  # of a process that has imported torch
 _JOB_S = 5.0  # until a job begins its work, and after it
 _RECORD_BYTES = 50  # measured, of 50,000 images
+_POINT_BYTES = 16  # of a curve
 
 
 @dataclass(frozen=True)
@@ -288,6 +289,22 @@ def predictions(
             yield Finding(name, note, level)
 
 
+def n_attributed(flow: Workflow) -> int:
+    """Return how many networks attribute each image, a model's own and its randomised one."""
+    return 2 if "randomised" in flow.study.masking.controls else 1
+
+
+def n_passes(flow: Workflow) -> int:
+    """Return how many times each image is shown to a network to be evaluated."""
+    draws = {"random": flow.study.masking.draws}
+    return sum(draws.get(condition.mask, 1) for condition in flow.conditions)
+
+
+def n_points(flow: Workflow) -> int:
+    """Return the same of curves."""
+    return len(flow.curves) * flow.study.curves.points
+
+
 def disk(flow: Workflow, n_images: int) -> Finding:
     """Whether what the study still has to write fits at results/."""
     study = flow.study
@@ -296,13 +313,14 @@ def disk(flow: Workflow, n_images: int) -> Finding:
         for m in flow.models.values()
     ]
     sides = {model.geometry: model.geometry.size for model in flow.models.values()}
-    n_masks, n_controls = len(study.selection.p), len(study.masking.controls)
-    n_records = 1 + n_masks + (len(flow.conditions) - 1) * (1 + n_controls)
+    n_masks = len(study.selection.p)
+    n_records = n_masks + n_passes(flow)
     parts = {
         "images": n_images * sum(3 * side**2 for side in sides.values()),
-        "scores": n_images * sum(8 * k for k in squares),
+        "scores": n_images * n_attributed(flow) * sum(8 * k for k in squares),
         "masks": n_images * n_masks * sum(-(-k // 8) for k in squares),
         "records": n_images * len(squares) * n_records * _RECORD_BYTES,
+        "curves": n_images * len(squares) * n_points(flow) * _POINT_BYTES,
     }
     place = Path("results") if Path("results").exists() else Path()
     free = shutil.disk_usage(place).free
@@ -342,7 +360,6 @@ def duration(flow: Workflow, images: Images, paces: dict[str, Pace]) -> Finding:
     """How long the stages of the study will take here, all of it to be done."""
     study, cores, shards = flow.study, n_cores(), flow.study.compute.shards
     n, n_models, beside = images.n, len(paces), _beside(study, len(paces))
-    n_passes = 1 + (len(flow.conditions) - 1) * (1 + len(study.masking.controls))
     tried = {name: flow.models[name] for name in paces}
     training = {name: model.train for name, model in tried.items() if model.train}
     train_s = sum(  # a step takes as long as three forward passes
@@ -352,12 +369,21 @@ def duration(flow: Workflow, images: Images, paces: dict[str, Pace]) -> Finding:
     side, selection = study.squares.side, study.selection
     mask_s = sum(selection_s(m.geometry.size, side, selection) for m in tried.values())
     decode_s = sum(images.decode_s.values()) / flow.prepare_threads(cores)
+    times = n_attributed(flow)
     stages = {  # jobs, seconds of work for all images, jobs side by side
         "train": (len(training), train_s, cores),
         "prepare": (shards * len(images.decode_s), n * decode_s, cores),
-        "attribute": (shards * n_models, n * sum(p.attribute_s for p in paces.values()), beside),
+        "attribute": (
+            shards * n_models * times,
+            n * times * sum(p.attribute_s for p in paces.values()),
+            beside,
+        ),
         "mask": (n_models, n * mask_s, cores),
-        "evaluate": (n_models, n * n_passes * sum(p.evaluate_s for p in paces.values()), beside),
+        "evaluate": (
+            n_models,
+            n * (n_passes(flow) + n_points(flow)) * sum(p.evaluate_s for p in paces.values()),
+            beside,
+        ),
     }
     takes = {
         stage: (work + n_jobs * _JOB_S) / min(n_jobs, lanes)

@@ -17,10 +17,11 @@ from igmask.errors import InputError, refusing
 from igmask.inputs.data import is_labelled
 from igmask.inputs.decode import read_rgb
 from igmask.inputs.files import EXTENSIONS
-from igmask.inputs.own import named
-from igmask.plain import FILLS, fill_values, to_pixels, unpack
+from igmask.plain import FILLS, to_pixels, unpack
 from igmask.progress import progress, say
 from igmask.steps.evaluate import MODES, read_masks
+from igmask.steps.masked.fills import filled
+from igmask.study.masking import is_drawn
 from igmask.study.settings import is_own
 
 UNLABELLED = "photos"  # the folder of images without labels
@@ -39,6 +40,8 @@ def export(
     masks: Path | None = None,
     mode: str = "keep",
     fill: str = "black",
+    blur_sigma: float = 10,
+    seed: int = 0,
 ) -> None:
     """Write the images as `evaluate` shows them to a network, CLASS/NAME.png below `output`.
 
@@ -57,7 +60,7 @@ def export(
 
     image_paths: the shards, in order
     masks:       of step `mask`; None exports the prepared images as they are
-    mode, fill:  see `evaluate`
+    mode, fill, blur_sigma, seed: see `evaluate`
     raises       InputError if masks and images do not belong together, if `output` holds an export
                  with other settings, other images or anything else, for labels that cannot be
                  folders, for damaged images, or for an unknown mode or fill
@@ -76,6 +79,8 @@ def export(
     made_by = images.settings | {"mode": "original"}
     if applied is not None:
         made_by |= applied.settings | {"mode": mode, "fill": fill}
+        made_by |= {"blur_sigma": blur_sigma} if fill == "blur" else {}
+        made_by |= {"fill_seed": seed} if is_drawn(fill) else {}
     made_by |= {"step": "export", "n_images": len(records)}
     _claim(output, made_by)
     for folder in folders:
@@ -84,10 +89,16 @@ def export(
     with arrays.replacing(output / LABELS) as temporary:
         table = {"file": files, "label": records["label"], "name": records["name"]}
         pd.DataFrame(table).to_csv(temporary, index=False)
-    say(f"{output}: {len(records)} images in {len(folders)} class folders")
+    n_empty = len(folders) - records["label"].nunique()
+    _report(output, len(records), len(folders), n_empty, is_rounded=is_rounded)
+
+
+def _report(output: Path, n_images: int, n_folders: int, n_empty: int, *, is_rounded: bool) -> None:
+    """Say what was written."""
+    say(f"{output}: {n_images} images in {n_folders} class folders")
     if is_rounded:
         say("the fill's colour is rounded to the nearest that a PNG can hold")
-    if n_empty := len(folders) - records["label"].nunique():
+    if n_empty:
         say(
             f"{n_empty} of the folders are empty, so that the others keep their labels: read with "
             f"ImageFolder({str(output)!r}, allow_empty=True)"
@@ -107,12 +118,15 @@ def _write_all(
     with ThreadPoolExecutor(n_cores()) as pool:  # Pillow encodes without holding the GIL
         for rows, _, shown in progress(batches, total=n_batches, unit="batches", label=label):
             if applied is not None:
-                values = 255 * fill_values(shown, named(made_by["fill"]), made_by["model"]["mean"])
-                is_rounded |= bool((abs(values - values.round()) > _ROUNDING).any())
                 # As `occluded_input` has it before normalisation, in bytes.
                 kept = unpack(applied.read(rows), tuple(made_by["grid"])) ^ is_drop
-                seen = to_pixels(kept, *shown.shape[1:3], side=made_by["side"])[..., np.newaxis]
-                shown = np.where(seen, shown, values.round().astype(np.uint8))
+                seen = to_pixels(kept, *shown.shape[1:3], side=made_by["side"])
+                places_in = applied.records["position"].to_numpy()[rows]
+                about = {"mean": made_by["model"]["mean"], "positions": places_in, "kept": seen}
+                values = 255 * filled(shown, made_by, **about)
+                is_rounded |= bool((abs(values - values.round()) > _ROUNDING).any())
+                values = values.round().clip(0, 255).astype(np.uint8)
+                shown = np.where(seen[..., np.newaxis], shown, values)
             list(pool.map(_write, places[rows[0] : rows[-1] + 1], shown))
     return is_rounded
 

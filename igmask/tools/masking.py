@@ -22,7 +22,7 @@ from igmask.engine.ig import integrated_gradients
 from igmask.errors import InputError, integer, refusing
 from igmask.inputs.decode import naming, read_rgb, to_rgb
 from igmask.kernels import select, square_scores
-from igmask.plain import Fill
+from igmask.plain import Fill, pixels_of_squares
 from igmask.study.config import hardly_meant
 
 Picture = Tensor | np.ndarray | Image.Image | str | os.PathLike[str]
@@ -64,7 +64,9 @@ def mask_image(
 
     def masked(images: Tensor, values: Tensor) -> Tensor:
         scores = square_scores(values, side=side, score=score)
-        selections = [select(scores, one, by=by) for one in ps]
+        squares, (height, width) = tuple(scores.shape[1:]), images.shape[-2:]
+        sizes = torch.from_numpy(pixels_of_squares(squares, height, width, side))
+        selections = [select(scores, one, by=by, sizes=sizes) for one in ps]
         kept = selections if mode == "keep" else [~selection for selection in selections]
         filled = [kernels.occlude(images, k, side=side, fill=fill, mean=colour) for k in kept]
         return torch.stack(filled)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from igmask.engine.ready import prepare
 from igmask.inputs import models
 from igmask.inputs.weights import weights_place
 from igmask.kernels import grid
-from igmask.plain import select
+from igmask.plain import pixels_of_squares, select
 from igmask.steps.attribute import GROUP, arguments
 from igmask.steps.methods import method_of
+from igmask.study.masking import Selection
 from igmask.study.recipes import Attribute
-from igmask.study.settings import WITHOUT_FILE, Compute, Model, Selection
+from igmask.study.settings import WITHOUT_FILE, Compute, Model
 
 _BUDGET_S = 5.0  # for the attributions of a network
 AUTO_STEPS = 100  # what n_steps auto is taken for
@@ -111,8 +113,11 @@ def pace(
 
 def selection_s(size: int, side: int, selection: Selection) -> float:
     """Return the seconds that selecting squares takes for an image of `size` × `size` pixels."""
-    scores = np.random.default_rng(0).random((64, *grid(size, size, side)), dtype=np.float32)
-    return seconds(lambda: list(select(scores, selection.p, by=selection.by))) / len(scores)
+    squares = grid(size, size, side)
+    scores = np.random.default_rng(0).random((64, *squares), dtype=np.float32)
+    sizes = pixels_of_squares(squares, size, size, side)
+    choose = partial(select, scores, selection.p, by=selection.by, sizes=sizes)
+    return seconds(lambda: list(choose())) / len(scores)
 
 
 def seconds(work: Callable[[], Any]) -> float:

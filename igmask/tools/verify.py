@@ -27,6 +27,7 @@ from igmask.plan import Made, Workflow
 from igmask.progress import progress
 from igmask.report.tables import texts
 from igmask.steps.prepare import decoded
+from igmask.study.recipes import Condition
 from igmask.study.settings import Geometry
 
 _CHUNK = 256  # rows checked at a time
@@ -106,13 +107,19 @@ def _kept(flow: Workflow, expected: list[Made], results: Path) -> Iterator[Made]
     for name in flow.models:
         folder = Path(flow.records_folder(SimpleNamespace(model=name)))
         original = as_expected[folder / "original.parquet"]
-        own = ("mode", "versions")
+        own = (*Condition._fields, "versions")
         common = {k: v for k, v in (original.settings or {}).items() if k not in own}
         for place in sorted(_placed(folder / arrays.KEPT, results).glob("*.parquet")):
             path = folder / place.name
             if path not in as_expected or not _are_one(place, _placed(path, results)):
                 made = as_expected.get(path, replace(original, settings=common))
                 yield replace(made, path=folder / arrays.KEPT / place.name)
+        curves = folder.with_name("curves")
+        for place in sorted(_placed(curves / arrays.KEPT, results).glob("*.npy")):
+            path = curves / place.name
+            if path not in as_expected or not _are_one(place, _placed(path, results)):
+                whole = Made(path, settings={})  # what made it is compared when it is wanted
+                yield replace(as_expected.get(path, whole), path=curves / arrays.KEPT / place.name)
 
 
 def _are_one(first: Path, second: Path) -> bool:
@@ -231,7 +238,8 @@ class _Files:
         except (OSError, SyntaxError, ValueError) as error:
             return f"damaged: {error}"
         if made.path.parent == Path("results/tables"):
-            if self.bad.intersection(map(Path, self._flow.records(SimpleNamespace()))):
+            flow, every = self._flow, SimpleNamespace()
+            if self.bad.intersection(map(Path, [*flow.records(every), *flow.curve_files(every)])):
                 return "stale: its records are"
             if place.read_bytes() != self._tables[place.name].encode():
                 return "stale: its records say otherwise"
@@ -239,8 +247,8 @@ class _Files:
 
     @cached_property
     def _tables(self) -> dict[str, str]:
-        records = map(Path, self._flow.records(SimpleNamespace()))
-        return texts([_placed(path, self._results) for path in records])
+        both = self._flow.records(SimpleNamespace()), self._flow.curve_files(SimpleNamespace())
+        return texts(*([_placed(Path(path), self._results) for path in paths] for paths in both))
 
 
 def _settings(place: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from igmask.kernels import grid, occlude, occluded_input, pack, to_pixels
+from igmask.kernels import grid, inpainted_arrays, occlude, occluded_input, pack, to_pixels
 from igmask.plain import FILLS, fill_values
 
 
@@ -65,11 +65,12 @@ def test_the_input_from_bytes_and_bits_is_the_occluded_image_normalised(fill, dr
     images = torch.randint(256, (3, 10, 14, 3), dtype=torch.uint8)
     mask = torch.rand(3, 4, 5) < 0.5
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
+    about = {"kept": to_pixels(mask ^ drop, 10, 14), "solve": inpainted_arrays}
     found = occluded_input(
         images,
         pack(mask),
         drop=drop,
-        fill=torch.from_numpy(fill_values(images.numpy(), fill, mean.numpy())),
+        fill=torch.from_numpy(fill_values(images.numpy(), fill, mean.numpy(), **about)),
         mean=mean,
         std=std,
         memory_format=torch.channels_last,
@@ -77,7 +78,8 @@ def test_the_input_from_bytes_and_bits_is_the_occluded_image_normalised(fill, dr
     pixels = images.permute(0, 3, 1, 2).double() / 255
     shown = occlude(pixels, mask ^ drop, fill=fill, mean=mean.double())
     expected = (shown - mean.view(3, 1, 1).double()) / std.view(3, 1, 1)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    near = 1e-3 if fill == "noisy-linear" else 1e-6
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=near)
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 

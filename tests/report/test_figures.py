@@ -74,15 +74,14 @@ def study(
     said = INDEX[["name", "label"]].assign(
         predicted=1, correct=INDEX["label"] == 1, probability_predicted=0.25, area_kept=0.4
     )
-    masked = pd.concat([said.assign(mask=kind) for kind in ("selection", "random")])
     conditions = [("original", None, None)]
     conditions += [(mode, p, fill) for fill in fills for mode in modes for p in ps]
     for mode, p, fill in conditions:
-        path = folder / f"{mode}-{p}-{fill}.parquet"
-        made_by = common | {"step": "evaluate", "mode": mode}
-        made_by |= {} if p is None else {"p": p, "fill": fill}
-        arrays.write_records(path, said.assign(mask="none") if p is None else masked, made_by)
-        files.append(path)
+        for mask in ["none"] if p is None else ["selection", "random"]:
+            path = folder / f"{mode}-{p}-{fill}-{mask}.parquet"
+            made_by = common | {"step": "evaluate", "mode": mode, "p": p, "fill": fill}
+            arrays.write_records(path, said, made_by | {"mask": mask})
+            files.append(path)
     return files
 
 
@@ -252,10 +251,12 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
         draw([file for file in files if "original" not in file.name], tmp_path / "out")
     with pytest.raises(InputError, match="p = 90"):
         draw([file for file in files if file.name != "m90.0.npy"], tmp_path / "out")
-    records, made_by = arrays.read_records(tmp_path / "drop-50.0-black.parquet")
+    records, made_by = arrays.read_records(tmp_path / "drop-50.0-black-selection.parquet")
     records["name"] += "?"
-    arrays.write_records(tmp_path / "drop-50.0-black.parquet", records, made_by)
-    with pytest.raises(InputError, match=r"drop-50.0-black.parquet: records of other images"):
+    arrays.write_records(tmp_path / "drop-50.0-black-selection.parquet", records, made_by)
+    with pytest.raises(
+        InputError, match=r"drop-50.0-black-selection.parquet: records of other images"
+    ):
         draw(files, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

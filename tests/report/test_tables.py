@@ -1,7 +1,7 @@
 """Tables against counts by hand and SciPy's intervals."""
 
 import xml.etree.ElementTree as ET
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,10 @@ def test_wilson_equals_scipy(k, n):
     assert wilson(k, n) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
 
 
+def _tables(record_paths, *, output):
+    write_tables(list(record_paths), [], output=output)
+
+
 CLASS_NAMES = ["cat", "dog", "a class of a very long name"]
 MODEL = fields.plain(config.model({"source": "resnet50", "weights": "IMAGENET1K_V1"}))
 
@@ -30,24 +34,24 @@ MODEL = fields.plain(config.model({"source": "resnet50", "weights": "IMAGENET1K_
 def write(
     folder, name, mode, p=None, *, fill="black", correct=(1, 0), n=10, skipped=(), wrong=(1,)
 ):
-    """Records of n images, the given counts of the selection and the control right.
+    """Files of records of n images, the given counts of the selection and the control right.
 
     wrong: what is predicted of the others, in turn
     """
     kinds = ["none"] if mode == "original" else ["selection", "random"]
-    parts = [
-        pd.DataFrame(
+    parts = {
+        kind: pd.DataFrame(
             {
                 "name": [f"{i}.png" for i in range(n)],
                 "label": 0,
-                "mask": kind,
+                "draw": 0,
                 "predicted": [0] * right + list(islice(cycle(wrong), n - right)),
                 "correct": [True] * right + [False] * (n - right),
                 "area_kept": {"none": 1.0, "selection": 0.25, "random": 0.251}[kind],
             }
         )
         for kind, right in zip(kinds, correct, strict=False)
-    ]
+    }
     settings = {"step": "evaluate", "name": name, "mode": mode, "model": MODEL, "classes": []}
     settings |= {"dataset": {"source": "demo"}, "n_classes": 10, "class_names": CLASS_NAMES}
     settings["skipped"] = list(skipped)
@@ -66,24 +70,26 @@ def write(
                 ).attribution
             ),
         }
-    path = folder / f"{name}-{mode}-{p}-{fill}.parquet"
-    arrays.write_records(path, pd.concat(parts), settings)
-    return path
+    paths = []
+    for kind, records in parts.items():
+        paths.append(folder / f"{name}-{mode}-{p}-{fill}-{kind}.parquet")
+        arrays.write_records(paths[-1], records, settings | {"mask": kind})
+    return paths
 
 
 @pytest.fixture
 def study(tmp_path):
     paths = []
     for k, name in enumerate(("zeta", "alpha_%&")):
-        paths.append(write(tmp_path, name, "original", correct=(8 + k,)))
+        paths += write(tmp_path, name, "original", correct=(8 + k,))
         for p in (30.0, 90.0, 50.0, 12.5):
-            paths.append(write(tmp_path, name, "keep", p, correct=(int(p) // 10, 1)))
-            paths.append(write(tmp_path, name, "drop", p, correct=(9 - int(p) // 10, 4)))
+            paths += write(tmp_path, name, "keep", p, correct=(int(p) // 10, 1))
+            paths += write(tmp_path, name, "drop", p, correct=(9 - int(p) // 10, 4))
     return paths
 
 
 def test_the_long_form_has_a_row_a_condition_and_mask(study, tmp_path):
-    write_tables(study, output=tmp_path)
+    _tables(study, output=tmp_path)
     found = pd.read_csv(tmp_path / "accuracy.csv")
     expected = ["model", "mode", "p", "fill", "mask", "n", "top1", "ci_low", "ci_high", "area_kept"]
     assert found.columns[:10].tolist() == expected
@@ -109,28 +115,31 @@ def test_the_long_form_has_a_row_a_condition_and_mask(study, tmp_path):
 
 
 def test_tables_go_through_whatever_controls_there_are(study, tmp_path):
+    own = []
     for path in study:
         records, settings = arrays.read_records(path)
-        own = records[records["mask"] == "random"].assign(mask="own", correct=True, area_kept=0.5)
-        arrays.write_records(path, pd.concat([records, own]), settings)
-    write_tables(study, output=tmp_path)
+        if settings["mask"] == "random":
+            own.append(path.with_name(f"own-{path.name}"))
+            changed = records.assign(correct=True, area_kept=0.5)
+            arrays.write_records(own[-1], changed, settings | {"mask": "my:own"})
+    _tables([*own, *study], output=tmp_path)
     table = pd.read_csv(tmp_path / "table1.csv", dtype=str, index_col=[0, 1])
     assert table.loc[("zeta", "random squares"), "keep 50 %"] == "10.0"
-    assert table.loc[("zeta", "own squares"), "keep 50 %"] == "100.0"
-    assert table.loc[("zeta", "own area"), "keep 50 %"] == "50.0"
+    assert table.loc[("zeta", "my:own squares"), "keep 50 %"] == "100.0"
+    assert table.loc[("zeta", "my:own area"), "keep 50 %"] == "50.0"
     text = (tmp_path / "table1.md").read_text()
-    assert "random squares: top-1 with squares of the same area of each image, drawn" in text
+    assert "random squares: top-1 with squares drawn at random" in text
 
 
 def test_p_is_written_without_needless_decimals(study, tmp_path):
-    write_tables(study, output=tmp_path)
+    _tables(study, output=tmp_path)
     lines = (tmp_path / "accuracy.csv").read_text().splitlines()
     assert lines[2].startswith("zeta,keep,90,black,selection,10,90.0,")
     assert lines[8].startswith("zeta,keep,12.5,black,")
 
 
 def test_wide_tables_have_a_column_a_condition(study, tmp_path):
-    write_tables(study, output=tmp_path)
+    _tables(study, output=tmp_path)
     columns = {
         number: pd.read_csv(tmp_path / f"table{number}.csv", dtype=str).columns.tolist()[2:]
         for number in (1, 2, 3)
@@ -149,7 +158,7 @@ def test_wide_tables_have_a_column_a_condition(study, tmp_path):
 
 
 def test_every_format_holds_the_same_numbers_and_the_notes(study, tmp_path):
-    write_tables(study, output=tmp_path)
+    _tables(study, output=tmp_path)
     for kind in ("md", "html", "tex"):
         text = (tmp_path / f"table3.{kind}").read_text()
         for piece in ("50.0", "40.0", "Table 3", "0.041", "3 images without a change"):
@@ -166,18 +175,17 @@ def test_tables_say_what_is_predicted_most_and_how_varied_predictions_are(tmp_pa
     original = write(tmp_path, "a", "original", correct=(5,), n=20, wrong=(1, 2, 7))
     keep = write(tmp_path, "a", "keep", 50.0, correct=(0, 20), n=20, wrong=(2,))
     drop = write(tmp_path, "a", "drop", 50.0, correct=(0, 0), n=20, wrong=(12, 1))
-    write_tables([original, keep, drop], output=tmp_path)
+    _tables([*original, *keep, *drop], output=tmp_path)
     found = pd.read_csv(tmp_path / "accuracy.csv")
     found = found[found["mask"] != "random"].reset_index(drop=True)
     assert found["most_frequent_prediction"].tolist() == ["cat", CLASS_NAMES[2], "dog"]
     assert found["most_frequent_share"].tolist() == [25, 100, 50]
     np.testing.assert_allclose(found["entropy"], [2, 0, 1], atol=1e-4)
     assert np.signbit(found["entropy"]).sum() == 0
-    for path, value in zip((original, keep, drop), (5, 20, 10), strict=True):
-        records = arrays.read_records(path)[0]
-        said = records.loc[records["mask"] != "random", "predicted"]
+    for paths, value in zip((original, keep, drop), (5, 20, 10), strict=True):
+        said = arrays.read_records(paths[0])[0]["predicted"]
         assert said.value_counts().max() == value
-        row = found.loc[(original, keep, drop).index(path)]
+        row = found.loc[(original, keep, drop).index(paths)]
         assert row["entropy"] == pytest.approx(entropy(said.value_counts(), base=2), abs=1e-4)
     table = pd.read_csv(tmp_path / "table3.csv", dtype=str, index_col=[0, 1]).loc["a"]
     assert table.loc["most frequent prediction"].tolist() == ["a class of a ve…", "dog"]
@@ -186,9 +194,10 @@ def test_tables_say_what_is_predicted_most_and_how_varied_predictions_are(tmp_pa
 
 
 def test_what_is_predicted_of_an_image_all_masked_is_a_footnote(tmp_path):
-    paths = [write(tmp_path, "a", "original", correct=(9,))]
-    paths += [write(tmp_path, "a", m, 50.0, fill=f) for f in FILLS for m in ("keep", "drop")]
-    write_tables(paths, output=tmp_path)
+    paths = write(tmp_path, "a", "original", correct=(9,))
+    for fill, mode in product(FILLS, ("keep", "drop")):
+        paths += write(tmp_path, "a", mode, 50.0, fill=fill)
+    _tables(paths, output=tmp_path)
     found = pd.read_csv(tmp_path / "accuracy.csv").set_index("fill")
     found = found[found["mask"] != "random"]
     assert found.loc["black", "blank_predicted"].tolist() == [CLASS_NAMES[2]] * 2
@@ -201,10 +210,10 @@ def test_what_is_predicted_of_an_image_all_masked_is_a_footnote(tmp_path):
 
 
 def test_no_better_than_chance_is_a_footnote(tmp_path):
-    paths = [write(tmp_path, "poor", "original", correct=(5,), n=40, wrong=(1, 2, 3, 4, 5))]
-    paths.append(write(tmp_path, "good", "original", correct=(35,), n=40))
-    paths.append(write(tmp_path, "poor", "keep", 50.0))
-    write_tables(paths, output=tmp_path)
+    paths = write(tmp_path, "poor", "original", correct=(5,), n=40, wrong=(1, 2, 3, 4, 5))
+    paths += write(tmp_path, "good", "original", correct=(35,), n=40)
+    paths += write(tmp_path, "poor", "keep", 50.0)
+    _tables(paths, output=tmp_path)
     for kind in ("md", "html"):
         text = (tmp_path / f"table1.{kind}").read_text()
         assert "poor is right about 12.5 % of 40 original images, no better than chance" in text
@@ -212,35 +221,36 @@ def test_no_better_than_chance_is_a_footnote(tmp_path):
 
 
 def test_several_fills_have_blocks_of_their_own(tmp_path):
-    paths = [write(tmp_path, "a", "original", correct=(9,))]
+    paths = write(tmp_path, "a", "original", correct=(9,))
     for fill, right in (("black", 3), ("mean", 6)):
-        paths.append(write(tmp_path, "a", "keep", 50.0, fill=fill, correct=(right, 1)))
+        paths += write(tmp_path, "a", "keep", 50.0, fill=fill, correct=(right, 1))
     wide = widen(collect(paths).accuracy)
     assert wide.loc[("a, black", "top-1")].tolist() == ["90.0", "30.0"]
     assert wide.loc[("a, mean", "top-1")].tolist() == ["90.0", "60.0"]
 
 
 def test_table_3_takes_the_p_nearest_to_50(tmp_path):
-    paths = [write(tmp_path, "a", "original", correct=(9,))]
-    paths += [write(tmp_path, "a", mode, p) for mode in ("keep", "drop") for p in (80.0, 40.0)]
-    write_tables(paths, output=tmp_path)
+    paths = write(tmp_path, "a", "original", correct=(9,))
+    for mode, p in product(("keep", "drop"), (80.0, 40.0)):
+        paths += write(tmp_path, "a", mode, p)
+    _tables(paths, output=tmp_path)
     assert "keep 40 beside drop 40" in (tmp_path / "table3.md").read_text()
 
 
 def test_one_mode_alone_gives_all_tables(tmp_path):
-    paths = [write(tmp_path, "a", "original", correct=(9,)), write(tmp_path, "a", "drop", 30.0)]
-    write_tables(paths, output=tmp_path)
+    paths = write(tmp_path, "a", "original", correct=(9,)) + write(tmp_path, "a", "drop", 30.0)
+    _tables(paths, output=tmp_path)
     assert "original" in (tmp_path / "table1.md").read_text()
     assert "drop 30 %" in (tmp_path / "table3.md").read_text()
 
 
 def test_fewer_class_folders_than_classes_are_a_footnote(tmp_path):
-    path = write(tmp_path, "a", "original", correct=(9,))
+    [path] = write(tmp_path, "a", "original", correct=(9,))
     records, settings = arrays.read_records(path)
     settings |= {"dataset": {"source": "folder"}, "classes": ["cat", "dog"], "n_classes": 1000}
     arrays.write_records(path, records, settings)
     keep = write(tmp_path, "b", "keep", 50.0)
-    write_tables([path, keep], output=tmp_path)
+    _tables([path, *keep], output=tmp_path)
     text = (tmp_path / "table1.md").read_text()
     assert "a has 1000 classes, and the dataset 2 class folders" in text
     assert "b has" not in text
@@ -248,9 +258,9 @@ def test_fewer_class_folders_than_classes_are_a_footnote(tmp_path):
 
 def test_skipped_images_are_a_footnote(tmp_path):
     skipped = [["a <b>.jpg", "not an image"]]
-    paths = [write(tmp_path, "a", "original", correct=(9,), skipped=skipped)]
-    paths.append(write(tmp_path, "a", "keep", 50.0, skipped=skipped))
-    write_tables(paths, output=tmp_path)
+    paths = write(tmp_path, "a", "original", correct=(9,), skipped=skipped)
+    paths += write(tmp_path, "a", "keep", 50.0, skipped=skipped)
+    _tables(paths, output=tmp_path)
     assert "1 images were skipped: a <b>.jpg" in (tmp_path / "table1.md").read_text()
     assert "a &lt;b&gt;.jpg (not an image)" in (tmp_path / "table1.html").read_text()
 
@@ -319,14 +329,14 @@ def test_published_values_stand_beside_the_same_experiment_only():
 def test_published_values_reach_the_tables(tmp_path):
     settings = made_by("vgg16") | {"step": "evaluate", "name": "vgg", "skipped": []}
     correct = [True] * 25_000 + [False] * 25_000
-    records = pd.DataFrame({"name": "x", "mask": "none", "correct": correct, "area_kept": 1.0})
+    records = pd.DataFrame({"name": "x", "draw": 0, "correct": correct, "area_kept": 1.0})
     records = records.assign(label=1, predicted=records["correct"].astype(int))
-    arrays.write_records(tmp_path / "a.parquet", records, settings)
-    keep = pd.concat([records.assign(mask=kind) for kind in ("selection", "random")])
+    arrays.write_records(tmp_path / "a.parquet", records, settings | {"mask": "none"})
     settings |= made_by("vgg16", "keep", 50.0) | {"score": "positive"}
     settings["completeness"] = {"mean": 0.1, "median": 0.1, "max": 1.0, "n_without_change": 0}
-    arrays.write_records(tmp_path / "b.parquet", keep, settings)
-    write_tables([tmp_path / "a.parquet", tmp_path / "b.parquet"], output=tmp_path)
+    for mask in ("selection", "random"):
+        arrays.write_records(tmp_path / f"{mask}.parquet", records, settings | {"mask": mask})
+    _tables(tmp_path.glob("*.parquet"), output=tmp_path)
     table = pd.read_csv(tmp_path / "table1.csv", dtype=str, index_col=[0, 1])
     assert table.loc[("vgg", "published")].tolist() == ["71.6", "0.2–4"]
     assert "S. Saito" in (tmp_path / "table1.md").read_text()

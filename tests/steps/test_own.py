@@ -34,11 +34,25 @@ def network():
     layers = nn.Conv2d(3, 4, 3), nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     return nn.Sequential(*layers, nn.Linear(4, 2))
 
-def shifted(mask, positions, height, width, *, side, seed):
-    return np.roll(mask, 1, axis=2)
+def reversed(images, scores, seed):
+    assert images.dtype == np.float32 and images.max() <= 1
+    return -scores
 
-def too_few(mask, positions, height, width, *, side, seed):
-    return mask[:, :1]
+def too_few(images, scores, seed):
+    return scores[:, :1]
+
+def not_a_number(images, scores, seed):
+    scores[images.mean(axis=(1, 2, 3)) == images.mean(axis=(1, 2, 3)).max()] = np.nan
+    return scores
+
+def words(images, scores, seed):
+    return "edges"
+
+def drawn(images, scores, seed):
+    return np.random.default_rng().random(scores.shape)
+
+def flickering(images, mean):
+    return np.random.default_rng().random(images.shape)
 
 def mirrored(images, mean):
     return images[:, :, ::-1]
@@ -92,29 +106,40 @@ def attributed(name, method):
 
 def test_a_control_and_a_fill_of_ones_own_go_through_all_that_follows(study):
     model = attributed(study, "integrated-gradients")
-    how = {"fills": (f"{study}:mirrored",), "controls": (f"{study}:shifted",)}
-    masks = (Path("masks/50.npy"),)
-    run_evaluate([Path("images.npy")], Path("records"), model=model, masks=masks, **how)
-    path = Path("records", f"keep-50-{study}-mirrored.parquet")
-    records, made_by = arrays.read_records(path)
-    assert records["mask"].unique().tolist() == ["selection", f"{study}:shifted"]
-    assert made_by["blank"] is None
+    how = {"fills": (f"{study}:mirrored",), "controls": (f"{study}:reversed",)}
+    masks, scores = (Path("masks/50.npy"),), (Path("scores.npy"),)
+    how |= {"model": model, "masks": masks, "scores": scores, "points": 3}
+    run_evaluate([Path("images.npy")], Path("records"), **how)
+    name = f"keep-50-{study}-mirrored"
+    files = {
+        "selection": f"{name}.parquet",
+        f"{study}:reversed": f"{name}-{study}-reversed.parquet",
+    }
+    read = {mask: arrays.read_records(Path("records", file)) for mask, file in files.items()}
+    assert [made_by["mask"] for _, made_by in read.values()] == list(files)
+    assert all(made_by["blank"] is None for _, made_by in read.values())
 
     # by hand, in float64
     images = arrays.read_array(Path("images.npy")) / 255.0
     mask = plain.unpack(arrays.read_array(Path("masks/50.npy")), (4, 4))
+    positive = arrays.read_array(Path("scores.npy"))[:, 0].reshape(len(mask), -1)
+    last = np.argsort(positive, axis=1, kind="stable")
+    other = np.zeros_like(mask).reshape(len(mask), -1)
+    for row, n in enumerate(mask.sum(axis=(1, 2))):
+        other[row, last[row, :n]] = True
     network = models.load(model).double()
-    for kind, chosen in (("selection", mask), (f"{study}:shifted", np.roll(mask, 1, axis=2))):
+    for kind, chosen in (("selection", mask), (f"{study}:reversed", other.reshape(mask.shape))):
         kept = chosen.repeat(3, axis=1).repeat(3, axis=2)[..., None]
         shown = np.where(kept, images, images[:, :, ::-1])
         q = network(torch.from_numpy(shown).permute(0, 3, 1, 2)).softmax(dim=1).amax(dim=1)
-        found = records.loc[records["mask"] == kind, "probability_predicted"]
+        found = read[kind][0]["probability_predicted"]
         np.testing.assert_allclose(found, q.detach(), rtol=1e-5)
 
     results = collect(sorted(Path("records").glob("*.parquet")))
-    assert f"{study}:shifted" in results.accuracy["mask"].to_numpy()
-    assert any(f"top-1 with the masks of {study}:shifted" in note for note in results.notes)
-    files = [Path("images.npy"), Path("scores.npy"), *masks, *Path("records").glob("*.parquet")]
+    assert f"{study}:reversed" in results.accuracy["mask"].to_numpy()
+    said = f"top-1 with the highest squares of {study}:reversed"
+    assert any(said in note for note in results.notes)
+    files = [Path("images.npy"), *scores, *masks, *Path("records").glob("*.parquet")]
     examples(files, output=Path("figures"), model_name="mine", n_images=2)
     assert Path("figures/keep-mine.png").is_file()
     export([Path("images.npy")], Path("out"), masks=masks[0], fill=f"{study}:mirrored")
@@ -162,7 +187,17 @@ def test_a_wrong_method_is_named(study, function, message):
 @pytest.mark.parametrize(
     ("kind", "function", "message"),
     [
-        ("controls", "too_few", r"too_few returned bool \(64, 1, 4\), not masks bool \(64, 4, 4\)"),
+        (
+            "controls",
+            "too_few",
+            r"returned float32 \(64, 1, 4\), not scores of squares \(64, 4, 4\)",
+        ),
+        (
+            "controls",
+            "not_a_number",
+            "not_a_number gives scores that are not finite for [ab]/.*png",
+        ),
+        ("controls", "words", "words returned <class 'str'>, not scores"),
         ("controls", "nothing", "has no attribute 'nothing'"),
         ("fills", "too_bright", r"too_bright gives values outside \[0, 1\]"),
         ("fills", "of_another_shape", "of_another_shape gives .* does not fit images"),
@@ -172,9 +207,9 @@ def test_a_wrong_method_is_named(study, function, message):
 def test_a_wrong_control_or_fill_is_named(study, kind, function, message):
     model = attributed(study, "integrated-gradients")
     how = {"fills": ("black",), "controls": ()} | {kind: (f"{study}:{function}",)}
-    masks = (Path("masks/50.npy"),)
+    how |= {"masks": (Path("masks/50.npy"),), "scores": (Path("scores.npy"),)}
     with pytest.raises(InputError, match=message):
-        run_evaluate([Path("images.npy")], Path("records"), model=model, masks=masks, **how)
+        run_evaluate([Path("images.npy")], Path("records"), model=model, **how)
 
 
 def test_names_of_ones_own_are_valid_where_a_name_may_stand():
@@ -239,6 +274,32 @@ def test_functions_of_ones_own_are_looked_for_before_work_begins(study):
         preflight(Path("index.parquet"), Path("x.json"), recipe)
 
 
+@pytest.mark.parametrize(
+    ("kind", "function", "message"),
+    [
+        ("fills", "flickering", "flickering gives other values each time it is called"),
+        ("controls", "drawn", "drawn gives other values each time it is called"),
+        ("controls", "too_few", "too_few returned float32"),
+        ("fills", "too_bright", "too_bright gives values outside"),
+        ("fills", "mirrored", None),
+        ("controls", "reversed", None),
+    ],
+)
+def test_functions_of_ones_own_are_tried_before_work_begins(study, kind, function, message):
+    settings = {
+        "dataset": {"source": "folder", "root": "images"},
+        "models": {"a": {"source": f"{study}:network", "size": SIZE, "weights": "none"}},
+        "masking": {kind: [f"{study}:{function}"]},
+    }
+    recipe = Workflow(settings).preflight(SimpleNamespace(model="a"))
+    if message is None:
+        preflight(Path("index.parquet"), Path("x.json"), recipe)
+        assert Path("x.json").is_file()
+    else:
+        with pytest.raises(InputError, match=message):
+            preflight(Path("index.parquet"), Path("x.json"), recipe)
+
+
 def test_what_a_method_of_ones_own_does_not_ask_for_is_no_word_of_its_job():
     asked = Attribution(method="my:method", rule="left", n_steps="auto", precision="bf16")
     assert set(fields.counting(asked)) == {"method", "of", "target", "baseline"}
@@ -250,5 +311,7 @@ def test_fills_whose_files_would_have_one_name_are_refused():
         "models": {"a": {"source": "igmask.zoo:small_vgg", "size": 64, "train": {}}},
         "masking": {"fills": ["image-mean", "image:mean"]},
     }
-    with pytest.raises(InputError, match="image-mean, image:mean name the same files"):
+    with pytest.raises(
+        InputError, match="two of image-mean, image:mean, random name the same files"
+    ):
         config.parse(settings)

@@ -108,7 +108,7 @@ def test_the_label_is_what_the_network_says_of_the_original(photos):
         assert found["label"].tolist() == by_name[found["name"]].tolist()
         assert found["correct"].equals(found["predicted"] == found["label"])
         assert found["probability_label"].equals(found["probability_original"])
-        same = ["name", "mask", "predicted", "probability_original", "area_kept"]
+        same = ["name", "predicted", "probability_original", "area_kept"]
         assert found[same].equals(expected[same])
         assert [*found] == [*expected]
     assert not records(of_photos[0])["correct"].all()
@@ -125,7 +125,7 @@ def test_attributions_of_the_label_are_those_of_the_predicted_class(photos):
 def pages(dataset, folder, monkeypatch, *, target="predicted"):
     """Every table, and the words of every picture, of a study."""
     *arrays_of_study, evaluated = run(dataset, folder, target=target)
-    tables(evaluated, output=Path(folder))
+    tables(evaluated, [], output=Path(folder))
     found = {path.name: path.read_text() for path in Path(folder).glob("*table*")}
     drawn = []
     monkeypatch.setattr(examples, "write_table", lambda path, shown, **said: drawn.append(said))

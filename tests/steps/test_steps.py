@@ -14,11 +14,13 @@ import torch
 from PIL import Image
 from steps import run_attribute, run_evaluate, run_index, run_mask, run_preflight, run_prepare
 
-from igmask import arrays
+from igmask import arrays, plain
 from igmask.engine.ig import integrated_gradients
 from igmask.errors import InputError
 from igmask.inputs import models
-from igmask.kernels import occlude, select, square_scores, unpack
+from igmask.kernels import inpainted, occlude, select, square_scores, to_pixels, unpack
+from igmask.report import areas
+from igmask.report.tables import texts as tables
 from igmask.steps.prepare import WINDOW, in_order
 from igmask.study import config, fields
 from igmask.study.recipes import STAGES
@@ -108,7 +110,7 @@ def run(folder, *, shards=1, on_bad_image="error", attribution=ATTRIBUTION, mode
         )
     run_mask(scores, folder, p=[50], by="mass", score="positive")
     masks = folder / "50.npy"
-    run_evaluate(images, folder / "records", model=model, masks=(masks,))
+    run_evaluate(images, folder / "records", model=model, masks=(masks,), scores=scores, points=3)
     return images, scores, masks
 
 
@@ -168,8 +170,8 @@ def test_records_are_the_networks_predictions_of_masked_images(study, mode):
     first = net(originals).argmax(1)
 
     records, made_by = records_in(study / "out", f"{mode}-50-black")
-    chosen = records[records["mask"] == "selection"]
-    assert len(records) == 2 * N_IMAGES
+    chosen = records
+    assert len(records) == N_IMAGES
     assert chosen["predicted"].tolist() == probabilities.argmax(1).tolist()
     label = torch.tensor(chosen["label"].tolist())
     assert chosen["correct"].tolist() == (probabilities.argmax(1) == label).tolist()
@@ -189,15 +191,120 @@ def test_records_are_the_networks_predictions_of_masked_images(study, mode):
 
 def test_the_random_control_has_the_selections_area(study):
     run(study / "out")
-    records, _ = records_in(study / "out")
-    selection, random = (
-        records[records["mask"] == kind].reset_index() for kind in ("selection", "random")
+    selection, _ = records_in(study / "out")
+    random, made_by = records_in(study / "out", "keep-50-black-random")
+    assert made_by["draws"] == 5
+    assert random["draw"].tolist() == [*range(5)] * N_IMAGES
+    assert (selection["name"].repeat(5).to_numpy() == random["name"]).all()
+    np.testing.assert_array_equal(selection["area_kept"].repeat(5), random["area_kept"])
+    of_images = random.groupby("name")["probability_label"]
+    assert (of_images.nunique() > 1).all()
+
+
+@pytest.mark.parametrize("mode", ["keep", "drop"])
+@pytest.mark.parametrize("fill", ["black", "noisy-linear"])
+def test_curves_are_the_networks_predictions_as_area_goes(study, mode, fill):
+    images, scores, masks = run(study / "out")
+    how = {"masks": (masks,), "scores": scores, "points": 4, "fills": (fill,)}
+    run_evaluate(images, study / "out" / "records", model=network(), **how)
+    path = study / "out" / "curves" / f"{mode}-{fill}.npy"
+    curve, (records, made_by) = (
+        arrays.read_array(path),
+        arrays.read_records(arrays.records_of(path)),
     )
-    assert (selection["name"] == random["name"]).all()
-    difference = selection["area_kept"] - random["area_kept"]
-    assert difference.abs().max() < 9 / SIZE**2  # a square
-    assert difference.abs().mean() < 4 / SIZE**2
-    assert (selection["probability_label"] != random["probability_label"]).any()
+    assert (made_by["mode"], made_by["fill"], made_by["mask"]) == (mode, fill, "selection")
+    assert records["name"].tolist() == records_in(study / "out", "original")[0]["name"].tolist()
+
+    net, pixels = models.load(network()), pixels_of(images)
+    first = net(pixels).argmax(1)
+    parts = torch.from_numpy(np.array(arrays.read_array(scores[0])))[:, 0].flatten(1)
+    ranked = parts.argsort(dim=1, descending=True, stable=True)
+    sizes = torch.tensor([[9, 9, 9, 9, 9, 3]]).T @ torch.ones(1, 6, dtype=torch.int64)
+    sizes[:, 5] = torch.tensor([3, 3, 3, 3, 3, 1])
+    held = sizes.flatten()[ranked].cumsum(dim=1)
+    for j in range(4):
+        shown = pixels.clone()
+        for i in range(N_IMAGES):
+            n = int((3 * held[i] < j * SIZE**2).sum()) + (j > 0)
+            kept = torch.zeros(36, dtype=torch.bool)
+            kept[ranked[i, :n]] = True
+            kept = (kept if mode == "keep" else ~kept).view(1, 6, 6)
+            if fill == "black":
+                shown[i] = occlude(pixels[i : i + 1], kept)[0]
+                assert curve[i, j, 0] == pytest.approx(
+                    float((shown[i] != 0).any(0).double().mean())
+                )
+            else:
+                position = int(records["position"][i])
+                whole = to_pixels(kept, SIZE, SIZE)
+                drawn = plain.noise((1, SIZE, SIZE, 3), np.array([position]), 0)
+                filled = inpainted(pixels[i : i + 1], whole) + torch.from_numpy(drawn).movedim(3, 1)
+                shown[i] = torch.where(whole, pixels[i], filled[0])
+        said = net(shown).softmax(1)
+        expected = said.gather(1, first[:, None])[:, 0]
+        np.testing.assert_allclose(curve[:, j, 1], expected, rtol=2e-4)
+        label = torch.tensor(records["label"].to_numpy())
+        assert curve[:, j, 2].tolist() == (said.argmax(1) == label).float().tolist()
+        assert curve[:, j, 3].tolist() == (said.argmax(1) == first).float().tolist()
+
+
+def test_tables_of_curves_are_means_of_what_they_say(study):
+    images, scores, masks = run(study / "out")
+    how = {"masks": (masks,), "scores": scores, "points": 5, "controls": ("random", "shifted")}
+    run_evaluate(images, study / "out" / "records", model=network(), name="net", **how)
+    paths = sorted((study / "out" / "curves").glob("*.npy"))
+    names = [path.stem.removeprefix("keep-black").removeprefix("drop-black") for path in paths]
+    assert sorted(names) == ["", "", "-random", "-shifted", "-shifted"]
+    found = areas.collect(paths)
+    keep, drop, random = (
+        arrays.read_array(study / "out" / "curves" / f"{name}.npy").astype(float)
+        for name in ("keep-black", "drop-black", "keep-black-random")
+    )
+    row = found.under[found.under["mask"] == "selection"].iloc[0]
+    insertion, deletion, by_chance = (
+        abs(np.trapezoid(one[:, :, 1], one[:, :, 0], axis=1)).mean() for one in (keep, drop, random)
+    )
+    assert row["insertion"] == pytest.approx(insertion)
+    assert row["deletion"] == pytest.approx(deletion)
+    assert row["srg"] == pytest.approx(insertion - deletion)
+    assert row["keep_minus_random"] == pytest.approx(insertion - by_chance)
+    assert row["random_minus_drop"] == pytest.approx(by_chance - deletion)
+    half = found.points[(found.points["share"] == 50) & (found.points["mask"] == "selection")]
+    assert half["mode"].tolist() == ["keep", "drop"]
+    np.testing.assert_allclose(half["top1"], 100 * np.array([keep, drop])[:, :, 2, 2].mean(axis=1))
+    np.testing.assert_allclose(
+        half["area_kept"], 100 * np.array([keep, drop])[:, :, 2, 0].mean(axis=1)
+    )
+    texts = tables([*(study / "out" / "records").glob("*.parquet")], paths)
+    [line] = [line for line in texts["table4.csv"].splitlines() if line.startswith("net,top-1")]
+    original = 100 * keep[:, -1, 2].mean()
+    expected = [original, *half["top1"]]
+    assert line.split(",")[2:] == [f"{one:.1f}" for one in expected]
+    assert "SRG" in texts["table5.md"]
+
+
+def test_a_curve_is_kept_until_what_it_is_of_changes(study, capsys):
+    images, scores, masks = run(study / "out")
+
+    def made(**changes):
+        capsys.readouterr()
+        how = {"model": network(), "masks": (masks,), "scores": scores, "points": 3} | changes
+        run_evaluate(images, study / "out" / "records", **how)
+        said = capsys.readouterr().err
+        kept = set(re.findall(r"curve (\S+): kept", said))
+        there = {path.stem for path in (study / "out" / "curves").glob("*.npy")}
+        assert there == {path.stem for path in (study / "out" / "curves").glob("*.parquet")}
+        return there - kept
+
+    assert made() == set()
+    assert made(controls=("random", "edges")) == {"keep-black-edges", "drop-black-edges"}
+    assert made(fills=("white",)) == {"keep-white", "drop-white", "keep-white-random"}
+    assert made(seed=3) == {"keep-black-random"}
+    everything = {"keep-black", "drop-black", "keep-black-random"}
+    assert made(points=4) == everything
+    assert made(points=4, model=network(arguments={"seed": 1})) == everything
+    assert made(points=0) == set()
+    assert not list((study / "out" / "curves").glob("*.npy"))
 
 
 @pytest.mark.parametrize("fill", ["black", "mean", "image-mean"])
@@ -231,16 +338,16 @@ def test_what_was_evaluated_before_is_kept(study, monkeypatch):
     steps = sys.modules["igmask.steps.evaluate"]
     compute = steps._evaluated
 
-    def counted(condition, *rest):
-        evaluated.append(condition.name)
-        return compute(condition, *rest)
+    def counted(asked, *rest):
+        evaluated.append(asked.condition.name)
+        return compute(asked, *rest)
 
     monkeypatch.setattr(steps, "_evaluated", counted)
 
     def again(**changes):
         """The conditions that another evaluation computes."""
         evaluated.clear()
-        options = {"model": network(), "masks": (masks, more)} | changes
+        options = {"model": network(), "masks": (masks, more), "scores": scores} | changes
         run_evaluate(images, folder, **options)
         return evaluated
 
@@ -251,7 +358,8 @@ def test_what_was_evaluated_before_is_kept(study, monkeypatch):
     for path in before:
         os.utime(path, (1e9, 1e9))
         path.unlink()  # as Snakemake does
-    assert again() == ["keep-20-black", "drop-20-black"]
+    new = [f"{mode}-20-black{mask}" for mask in ("", "-random") for mode in ("keep", "drop")]
+    assert again() == new
     assert records().items() > before.items()
     assert all(path.stat().st_mtime > masks.stat().st_mtime for path in before)  # for Snakemake
     assert again() == []
@@ -260,20 +368,25 @@ def test_what_was_evaluated_before_is_kept(study, monkeypatch):
         file.truncate(1000)
     assert again() == ["original"]
     assert records().items() > before.items()
-    assert again(seed=1) == [f"{m}-{p}-black" for p in (50, 20) for m in ("keep", "drop")]
-    assert again(seed=1, modes=("drop",), fills=("mean",)) == ["drop-50-mean", "drop-20-mean"]
+    masked = [f"{m}-{p}-black" for m in ("keep", "drop") for p in (50, 20)]
+    drawn = [f"{name}-random" for name in masked]
+    assert again(seed=1) == drawn
+    assert again(seed=1, controls=("random", "edges")) == [f"{name}-edges" for name in masked]
+    assert again(seed=1, draws=2, controls=("random", "edges")) == drawn
+    found = again(seed=1, modes=("drop",), fills=("mean",), controls=())
+    assert found == ["drop-50-mean", "drop-20-mean"]
     run_mask(scores, study, p=[20], by="count", score="positive")
-    assert again(seed=1) == ["keep-20-black", "drop-20-black"]
-    everything = ["original", *(f"{m}-{p}-black" for p in (50, 20) for m in ("keep", "drop"))]
-    assert again(seed=1, name="other") == everything
+    assert again(seed=1, draws=2) == new
+    everything = ["original", *masked, *drawn]
+    assert again(seed=1, draws=2, name="other") == everything
     (study / "steps_net.py").write_text(NETWORK + "# another network, for all that is known")
-    assert again(seed=1, name="other") == everything
+    assert again(seed=1, draws=2, name="other") == everything
     monkeypatch.setitem(STAGES, "evaluate", 0)
-    assert again(seed=1, name="other") == everything
+    assert again(seed=1, draws=2, name="other") == everything
     prepared, made_by = arrays.read_records(arrays.records_of(images[0]))
     prepared["label"] = 2 - prepared["label"]
     arrays.write_records(arrays.records_of(images[0]), prepared, made_by)
-    assert again(seed=1, name="other") == everything
+    assert again(seed=1, draws=2, name="other") == everything
     load = models.load
 
     def changed(*arguments, **options):
@@ -284,7 +397,7 @@ def test_what_was_evaluated_before_is_kept(study, monkeypatch):
         return found
 
     monkeypatch.setattr(models, "load", changed)
-    assert again(seed=1, name="other") == everything
+    assert again(seed=1, draws=2, name="other") == everything
 
 
 def test_records_are_kept_where_files_have_one_name_only(study, monkeypatch):
@@ -294,11 +407,12 @@ def test_records_are_kept_where_files_have_one_name_only(study, monkeypatch):
         raise OSError("no hard links here")
 
     monkeypatch.setattr(Path, "hardlink_to", refuse)
-    images, _, masks = run(study / "copied")
+    images, scores, masks = run(study / "copied")
     for path in (study / "copied" / "records").glob("*.parquet"):
         path.unlink()
     monkeypatch.setattr(sys.modules["igmask.steps.evaluate"], "_evaluated", None)
-    run_evaluate(images, study / "copied" / "records", model=network(), masks=(masks,))
+    how = {"model": network(), "masks": (masks,), "scores": scores, "points": 3}
+    run_evaluate(images, study / "copied" / "records", **how)
     for name in CONDITIONS:
         found, expected = (records_in(study / x, name)[0] for x in ("copied", "out"))
         pd.testing.assert_frame_equal(found, expected)
@@ -327,15 +441,21 @@ def test_masks_and_predictions_do_not_depend_on_shards(study, asked):
             assert joined.tobytes() == arrays.read_array(one[0]).tobytes()
         for name in CONDITIONS:
             found, _ = records_in(folder, name)
-            order = ["mask", "name"]
+            order = ["name", "draw"]
             pd.testing.assert_frame_equal(
                 found.sort_values(order, ignore_index=True),
                 expected[name].sort_values(order, ignore_index=True),
                 check_exact=True,
             )
+        for curve in ("keep-black", "drop-black", "keep-black-random"):
+            ours, theirs = (
+                arrays.read_array(where / "curves" / f"{curve}.npy")
+                for where in (folder, study / "one")
+            )
+            assert ours.tobytes() == theirs.tobytes()
 
 
-CONDITIONS = ("original", "keep-50-black", "drop-50-black")
+CONDITIONS = ("original", "keep-50-black", "drop-50-black", "drop-50-black-random")
 
 
 def test_bad_images_are_all_named_and_nothing_is_written(study):
@@ -446,7 +566,7 @@ def test_shards_may_be_empty(study, shards):
     assert arrays.read_array(found[2]).tobytes() == arrays.read_array(expected[2]).tobytes()
     records, _ = records_in(study / "out")
     assert records["predicted"].dtype == "int64"
-    assert len(records) == 2 * 14
+    assert len(records) == 14
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,10 @@ def test_defaults_are_the_experiment_as_published():
         "modes": ("keep", "drop"),
         "fills": ("black",),
         "controls": ("random",),
+        "draws": 5,
+        "blur_sigma": 10,
     }
+    assert fields.plain(study.curves) == {"points": 11}
     assert study.dataset.name == "demo"
 
 

@@ -9,7 +9,8 @@ import pytest
 from igmask import plain, quadrature
 from igmask.engine import ig, network
 from igmask.inputs import baselines, decode, sources
-from igmask.steps import controls, evaluate, methods
+from igmask.steps import evaluate, methods
+from igmask.steps.masked import controls
 from igmask.study.settings import BASELINES, Dataset, schema
 
 

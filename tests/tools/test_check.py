@@ -227,8 +227,9 @@ def test_a_disk_that_is_too_small(study, monkeypatch):
     images = 9 * 3 * SIZE**2
     scores = 9 * 2 * 36 * 4
     masks = 9 * 4 * 5
-    records = 9 * (1 + 4 + 8 * 2) * check._RECORD_BYTES
-    needed = images + scores + masks + records
+    records = 9 * (1 + 4 + 8 * (1 + 5)) * check._RECORD_BYTES
+    curves = 9 * 11 * (2 + 1) * check._POINT_BYTES
+    needed = images + scores + masks + records + curves
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(needed, 1, needed - 1))
     assert f"{needed / 1e3:.3g} kB to be written" in found(study, "disk", trial=False)["error"]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(needed, 0, needed))
@@ -286,7 +287,8 @@ def test_the_time_is_that_of_the_pace(study, monkeypatch):
     study["compute"] = {"threads": 2, "shards": 4}
     lines = [line.split() for line in found(study, "time")["ok"].splitlines()]
     assert ["attribute", "9", "s"] in lines  # 9 images of 2 s, two side by side
-    assert ["evaluate", "76.5", "s"] in lines  # 9 · (1 + 8 · 2) of 0.5 s, in one job
+    # 9 · (1 + 8 · (1 + 5) + 11 · (2 + 1)) of 0.5 s, in one job
+    assert ["evaluate", "6.15", "min"] in lines
 
 
 def test_a_slow_network_takes_fewer_steps_for_the_same_pace(monkeypatch):

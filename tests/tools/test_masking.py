@@ -173,8 +173,8 @@ def test_what_is_no_image_is_refused_before_the_network_runs(given, message):
     [
         ({"mode": "kept"}, "unknown mode 'kept'"),
         ({"score": "best"}, "unknown score 'best'; choose from positive"),
-        ({"by": "area"}, "unknown selection 'area'; choose from mass"),
-        ({"fill": "blur"}, "unknown fill 'blur'; choose from black"),
+        ({"by": "squares"}, "unknown selection 'squares'; choose from mass"),
+        ({"fill": "pink"}, "unknown fill 'pink'; choose from black"),
         ({"fill": "mean"}, "needs the mean"),
         ({"fill": "mean", "mean": (0.5, 0.5)}, "mean must be 3 numbers in"),
         ({"fill": "mean", "mean": (124, 116, 104)}, r"\[0, 1\], a channel, got \(124, 116, 104\)"),
@@ -206,7 +206,7 @@ def test_wrong_options_are_refused_before_the_network_runs(options, message):
         ([[True]], {}, "must be a tensor"),
         (torch.ones(2, 3, 3, dtype=torch.bool), {}, "2 masks do not fit 1 images"),
         (torch.ones(1, 2, 3, dtype=torch.bool), {}, r"has \(3, 3\) squares of side 3"),
-        (torch.ones(1, 3, 3, dtype=torch.bool), {"fill": "white"}, "unknown fill 'white'"),
+        (torch.ones(1, 3, 3, dtype=torch.bool), {"fill": "pink"}, "unknown fill 'pink'"),
         (torch.ones(1, 3, 3, dtype=torch.bool), {"side": "3"}, "side must be an integer"),
     ],
 )

@@ -1,0 +1,219 @@
+"""Curves → Tables 4 and 5, and curves.csv, their long form: keep and drop at equal area.
+
+A curve says of each image what becomes of it as more of its area is kept. With mode keep the least
+important squares go first (LIF), with drop the most important (MIF).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from igmask import arrays
+from igmask.inputs.chance import wilson
+from igmask.plain import FILLS
+from igmask.report.rightness import RIGHTNESS, truth
+from igmask.steps.masked.controls import CONTROLS, control_of
+from igmask.study.recipes import QUANTITIES, STUDIED
+from igmask.study.settings import percent
+
+COLUMNS = [
+    "model", "fill", "mask", "mode", "share", "n", "area_kept", "top1", "ci_low", "ci_high",
+    "agreement", "probability", "truth",
+]  # fmt: skip
+
+_CHUNK = 4096  # images of a curve in memory
+
+_AREAS = (
+    "insertion, deletion: area under the probability of the class predicted for the original, over "
+    "the share of pixels, as squares are shown and removed in the order of their ranking (Petsiuk "
+    "et al. 2018, who show them on a blurred image and remove them to black); SRG: insertion − "
+    "deletion, the sum of the two to its right (Bluecher et al. 2024); insertion of random squares "
+    "is the R-OMS of a fill, which grades it: high is good; by trapezoids, of each image"
+)
+
+
+@dataclass(frozen=True)
+class Areas:
+    """What curves say.
+
+    points: one row a model, fill, mask, mode and share of the area, `COLUMNS`
+    under:  one row a model, fill and mask: means over the images of the areas under their curves
+    notes:  what belongs under the tables
+    """
+
+    points: pd.DataFrame
+    under: pd.DataFrame
+    notes: list[str]
+
+
+def collect(curve_paths: Iterable[Path]) -> Areas:
+    """Return what the curves of all models say, models in given order."""
+    points: list[dict[str, Any]] = []
+    under: dict[tuple[str, str, str], dict[str, float]] = {}
+    notes: list[str] = []
+    for path in curve_paths:
+        shards = arrays.Shards([path])
+        made_by = shards.settings
+        found, areas, n = _means(shards)
+        key = made_by["name"], made_by["fill"], made_by["mask"]
+        common = dict(zip(("model", "fill", "mask"), key, strict=True)) | {"mode": made_by["mode"]}
+        common["truth"] = truth(made_by)
+        points += [common | {"n": n} | row for row in found]
+        under.setdefault(key, {"n": n})[made_by["mode"]] = areas["probability"]
+        under[key][f"{made_by['mode']} top-1"] = areas["correct"]
+        if (left := len(shards.records) - n) and made_by["mode"] == "keep":
+            which = "attribution" if made_by["mask"] in STUDIED else made_by["mask"]
+            notes.append(f"{key[0]}: {left} images have no ranking by {which}, and are left out")
+    models = list(dict.fromkeys(row["model"] for row in points))
+    points.sort(key=lambda row: (*_place(models, row), row["mode"] != "keep", row["share"]))
+    rows = [
+        dict(zip(("model", "fill", "mask"), key, strict=True)) | of for key, of in under.items()
+    ]
+    rows.sort(key=lambda row: _place(models, row))
+    return Areas(pd.DataFrame(points, columns=COLUMNS), _srg(rows), list(dict.fromkeys(notes)))
+
+
+def texts(curve_paths: Iterable[Path], render: Any) -> dict[str, str]:
+    """Return {name: text} of the tables.
+
+    render: `tables.render`
+    """
+    found = collect(curve_paths)
+    points, right = found.points, RIGHTNESS[found.points["truth"].iloc[0]]
+    middle = min(points["share"], key=lambda share: abs(share - 50))
+    half, other = percent(middle), percent(100 - middle)
+    controls = [mask for mask in dict.fromkeys(points["mask"]) if mask not in STUDIED]
+    said = [f"{name}: {control_of(name).is_of}" for name in controls]
+    equal = render(
+        _at_equal_area(points, middle, right.quantity),
+        title=f"Table 4. {right.title}, keep {half} % beside drop {other} % of the area",
+        notes=[
+            f"{right.quantity}: {right.means}; the squares are those first, or last, in the "
+            "ranking, as many as reach that share of the pixels; 95 % interval: Wilson's; area: "
+            "pixels left as they were, in %",
+            *said,
+            *found.notes,
+        ],
+    )
+    under = render(
+        _shown(found.under, right.quantity),
+        title="Table 5. Areas under the curves over area",
+        notes=[_AREAS, *said, *found.notes],
+    )
+    tables = {"table4": equal, "table5": under}
+    files = {f"{name}.{kind}": text for name, of in tables.items() for kind, text in of.items()}
+    csv = points.round(4).to_csv(index=False)
+    return {"curves.csv": csv, "areas.csv": found.under.round(6).to_csv(index=False)} | files
+
+
+def trapezoids(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Return ∫ of curves (n, points) over ascending or descending places (n, points): (n,)."""
+    middles = (values[:, 1:] + values[:, :-1]) / 2
+    return np.abs((middles * np.diff(at, axis=1)).sum(axis=1))
+
+
+def _means(shards: arrays.Shards) -> tuple[list[dict[str, float]], dict[str, float], int]:
+    """The means of a curve at each point, those of the areas under it, and of how many images."""
+    n_points = shards.row_shape[0]
+    sums, areas, n = np.zeros(shards.row_shape), dict.fromkeys(QUANTITIES[1:], 0.0), 0
+    for chunk in shards.batches(_CHUNK):
+        values = chunk.values.astype(np.float64)
+        values = values[~np.isnan(values).any(axis=(1, 2))]
+        n += len(values)
+        sums += values.sum(axis=0)
+        for i, name in enumerate(QUANTITIES[1:], start=1):
+            areas[name] += trapezoids(values[:, :, i], values[:, :, 0]).sum()
+    rows = []
+    for point, row in enumerate(sums):
+        area, probability, correct, agreement = row / n if n else np.full(4, np.nan)
+        low, high = wilson(int(row[2]), n) if n else (np.nan, np.nan)
+        share = 100 * point / (n_points - 1)
+        rows.append({"share": share, "area_kept": 100 * area, "probability": probability})
+        rows[-1] |= {"top1": 100 * correct, "ci_low": low, "ci_high": high}
+        rows[-1] |= {"agreement": 100 * agreement}
+    return rows, {name: area / n if n else np.nan for name, area in areas.items()}, n
+
+
+def _srg(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The areas with what is made of them: SRG and its halves against random squares."""
+    drawn = {
+        (row["model"], row["fill"]): row.get("keep", row.get("drop"))
+        for row in rows
+        if row["mask"] == "random"
+    }
+    for row in rows:
+        keep, drop = row.get("keep", np.nan), row.get("drop", np.nan)
+        if row["mask"] == "random":
+            keep = drop = drawn[row["model"], row["fill"]]
+        by_chance = drawn.get((row["model"], row["fill"]), np.nan)
+        row |= {"insertion": keep, "deletion": drop, "srg": keep - drop}
+        row |= {"keep_minus_random": keep - by_chance, "random_minus_drop": by_chance - drop}
+        row |= {f"{mode}_top1": row.get(f"{mode} top-1", np.nan) for mode in ("keep", "drop")}
+    names = ["insertion", "deletion", "srg", "keep_minus_random", "random_minus_drop"]
+    return pd.DataFrame(
+        rows, columns=["model", "fill", "mask", "n", *names, "keep_top1", "drop_top1"]
+    )
+
+
+def _at_equal_area(points: pd.DataFrame, share: float, quantity: str) -> pd.DataFrame:
+    """Table 4: a block of rows a model (and fill), the originals and both modes as columns."""
+    several = points["fill"].nunique() > 1
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+
+    def put(row: Any, column: str) -> None:
+        name = f"{row.model}, {row.fill}" if several else row.model
+        if row.mask in STUDIED:
+            told = {
+                quantity: f"{row.top1:.1f}",
+                "95 % interval": f"{row.ci_low:.1f}–{row.ci_high:.1f}",
+            }
+            told |= {"area": f"{row.area_kept:.1f}", "n": str(row.n)}
+        else:
+            told = {f"{row.mask} squares": f"{row.top1:.1f}"}
+        for key, text in told.items():
+            cells.setdefault((name, key), {})[column] = text
+
+    at = {"keep": share, "drop": 100 - share}  # so that as much is left as it was
+    columns = {mode: f"{mode} {percent(one)} %" for mode, one in at.items()}
+    for row in points.itertuples():
+        if row.mask in STUDIED and row.share == (100 if row.mode == "keep" else 0):
+            put(row, "original")
+        if np.isclose(row.share, at[row.mode]):
+            # What one mode keeps of random squares, the other might as well.
+            for mode in at if row.mask == "random" else [row.mode]:
+                put(row, columns[mode])
+    filled = [
+        {name: cell.get(name, "") for name in ("original", *columns.values())}
+        for cell in cells.values()
+    ]
+    wide = pd.DataFrame(filled)
+    wide = wide.loc[:, (wide != "").any()]
+    wide.index = pd.MultiIndex.from_tuples(list(cells), names=["model", ""])
+    return wide
+
+
+def _shown(under: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """Table 5 as texts: a row a model (and fill) and mask."""
+    several = under["fill"].nunique() > 1
+    names = under["model"] + (", " + under["fill"] if several else "")
+    heads = {
+        "insertion": "insertion", "deletion": "deletion", "srg": "SRG",
+        "keep_minus_random": "insertion − random", "random_minus_drop": "random − deletion",
+        "keep_top1": f"keep, {quantity}", "drop_top1": f"drop, {quantity}",
+    }  # fmt: skip
+    wide = under[list(heads)].rename(columns=heads).map(lambda x: "" if pd.isna(x) else f"{x:.3f}")
+    wide.index = pd.MultiIndex.from_arrays([names, under["mask"]], names=["model", ""])
+    return wide
+
+
+def _place(models: list[str], row: dict[str, Any]) -> tuple[Any, ...]:
+    """Where a row has its place among all, whatever the order of files."""
+    fills, masks = [*FILLS, row["fill"]], [*STUDIED, *CONTROLS, row["mask"]]
+    return (
+        models.index(row["model"]), fills.index(row["fill"]), row["fill"],
+        masks.index(row["mask"]), row["mask"],
+    )  # fmt: skip
