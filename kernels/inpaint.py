@@ -14,11 +14,12 @@ from torch.nn import functional
 from igmask.plain import Array
 
 BESIDE, DIAGONAL = 1 / 6, 1 / 12
-OFFSETS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))  # of a pixel and its neighbours
 
-_TOLERANCE = 1e-5  # of the error, relative to the first guess's, in the norm of the system
+_OFFSETS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))  # of a pixel's neighbours
+_TOLERANCE = 2e-5  # of the error, relative to the first guess's, in the norm of the system
 _MOST = 60  # iterations
-_CHUNK_BYTES = 2**25  # of the working memory
+_CHUNK_BYTES = 48 * 2**20  # of the working memory
+_COARSEST = 20  # points a side, that are solved for directly
 _SMOOTHING = 0.8  # of Jacobi's method
 
 
@@ -33,8 +34,8 @@ def inpainted(images: Tensor, kept: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(images.dtype, torch.float32)
     n_channels, height, width = images.shape[1:]
-    bytes_an_image = (40 + 12 * n_channels) * height * width * dtype.itemsize
-    at_once = max(1, _CHUNK_BYTES // bytes_an_image)
+    values_a_pixel = 30 + 10 * n_channels  # measured
+    at_once = max(1, _CHUNK_BYTES // (values_a_pixel * height * width * dtype.itemsize))
     pairs = zip(images.split(at_once), kept.split(at_once), strict=True)
     found = [_solved(some.to(dtype), mask).to(images.dtype) for some, mask in pairs]
     return torch.cat(found) if found else images.clone()
@@ -48,78 +49,140 @@ def inpainted_arrays(images: Array, kept: Tensor | Array) -> Array:
 
 
 def _solved(images: Tensor, kept: Tensor) -> Tensor:
-    mean = images.mean(dim=(2, 3), keepdim=True)
-    known = kept.unsqueeze(1)
-    # Of what is left to find beyond the mean colour: known pixels give the right-hand side.
-    given = torch.where(known, images - mean, 0)
-    finest = _System.of_pixels((~known).to(images))
-    right = torch.where(known, 0, -_times(_weights(images), given))
-    right = torch.where(known.flatten(1).any(dim=1).view(-1, 1, 1, 1), right, 0)
-    found = _conjugate_gradients(finest, right)
-    return torch.where(known, images, mean + found)
+    size = images.shape[2:]
+    known, mean = kept.unsqueeze(1), images.mean(dim=(2, 3), keepdim=True)
+    is_solvable = known.flatten(1).any(dim=1).view(-1, 1, 1, 1)
+    unknown = (~known & is_solvable).to(images)
+    # Of what is left to find beyond the mean colour, kept pixels give the right-hand side.
+    right = unknown * _of_neighbours(torch.where(known, images - mean, 0))
+    n_levels = max(1, *((-(-(n - 1) // (_COARSEST - 1)) - 1).bit_length() for n in size))
+    points = [-(-(n - 1) // 2**n_levels) * 2**n_levels + 1 for n in size]
+    padding = (0, points[1] - size[1], 0, points[0] - size[0])
+    total = _of_neighbours(torch.ones_like(images[:1, :1]))
+    diagonal, unknown, right = (
+        functional.pad(one, padding) for one in (unknown * total, unknown, right)
+    )
+    found = _conjugate_gradients(_Pixels(diagonal, unknown, images.shape[1], n_levels), right)
+    return torch.where(known, images, mean + found[:, :, : size[0], : size[1]])
 
 
-class _System:
-    """Linear equations of unknowns on a grid, each coupled with its eight neighbours.
+def _of_neighbours(values: Tensor) -> Tensor:
+    """Σ w v over the neighbours of each pixel of (N, C, H, W): 1/12 (1 2 1)ᵀ (1 2 1) but itself."""
+    padded = functional.pad(values, (1, 1, 1, 1))
+    rows = padded[:, :, :-2] + padded[:, :, 2:]
+    rows.add_(padded[:, :, 1:-1], alpha=2)
+    found = rows[..., :-2] + rows[..., 2:]
+    found.add_(rows[..., 1:-1], alpha=2)
+    return found.sub_(values, alpha=4).mul_(DIAGONAL)
 
-    stencil: (N, 9, h, w), the coefficients by OFFSETS; 1 of itself and 0 of others where nothing is
-             unknown
-    unknown: (N, 1, h, w), 1 or 0
-    coarser: the same of every other unknown, if there are more than a few
-    """
 
-    def __init__(self, stencil: Tensor, unknown: Tensor) -> None:
-        self.stencil, self.unknown = stencil, unknown
-        self.inverse = unknown * _SMOOTHING / stencil[:, 4:5]
-        self.coarser: _System | None = None
-        if max(stencil.shape[2:]) > 1:
-            self.coarser = self._coarse()
+class _Pixels:
+    """The equations of the unknown pixels: d v − Σ w v of the unknown neighbours."""
 
-    @classmethod
-    def of_pixels(cls, unknown: Tensor) -> "_System":
-        """Return the system of the unknown ones (N, 1, H, W) among the pixels."""
-        neighbours = functional.pad(unknown, (1, 1, 1, 1))
-        parts = [_shifted(neighbours, *by) for by in OFFSETS]
-        stencil = _weights(unknown) * unknown * torch.cat(parts, dim=1)
-        stencil[:, 4:5] += 1 - unknown
-        return cls(stencil, unknown)
+    def __init__(self, diagonal: Tensor, unknown: Tensor, n_channels: int, n_levels: int) -> None:
+        around = functional.pad(unknown, (1, 1, 1, 1))
+        weights = {0: 0.0, 1: -BESIDE, 2: -DIAGONAL}
+        stencil = torch.cat(
+            [weights[abs(dy) + abs(dx)] * _shifted(around, dy, dx) for dy, dx in _OFFSETS], dim=1
+        )
+        stencil.mul_(unknown)
+        stencil[:, 4:5] = diagonal
+        self.coarser = _coarse(stencil, n_levels)
+        shape = (-1, n_channels, -1, -1)
+        self.unknown = unknown.expand(shape).contiguous()
+        self.diagonal = diagonal.expand(shape).contiguous()
+        self.inverse = torch.where(self.diagonal > 0, _SMOOTHING / self.diagonal, 0)
 
     def times(self, values: Tensor) -> Tensor:
-        return _times(self.stencil, values)
+        found = self.diagonal * values
+        return found.addcmul_(self.unknown, _of_neighbours(values), value=-1)
 
     def cycle(self, right: Tensor) -> Tensor:
         """Return about the solution: a linear and symmetric map, the same each time."""
         found = self.inverse * right
-        if self.coarser is None:
-            return found / _SMOOTHING
-        found += self.inverse * (right - self.times(found))
-        left = self.unknown * (right - self.times(found))
-        found += self.unknown * _finer(self.coarser.cycle(_coarser(left)), right.shape[2:])
-        for _ in range(2):
-            found += self.inverse * (right - self.times(found))
+        correction = self.coarser.cycle(_coarser(right - self.times(found)))
+        found.addcmul_(self.unknown, _finer(correction))
+        return found.addcmul_(self.inverse, right - self.times(found))
+
+
+class _Points:
+    """Equations of bilinear functions, a point each, coupled with its eight neighbours.
+
+    stencil: (N, 9, h, w), the coefficients by _OFFSETS, zero of what is not there
+    """
+
+    def __init__(self, stencil: Tensor, n_levels: int) -> None:
+        self.stencil = stencil
+        diagonal = stencil[:, 4:5]
+        self.unknown = (diagonal > 0).to(stencil)
+        self.inverse = torch.where(diagonal > 0, _SMOOTHING / diagonal, 0)
+        self.coarser = _coarse(stencil, n_levels)
+
+    def times(self, values: Tensor) -> Tensor:
+        around = functional.pad(values, (1, 1, 1, 1))
+        found = self.stencil[:, 4:5] * values
+        for k, (dy, dx) in enumerate(_OFFSETS):
+            if k != 4:
+                found.addcmul_(self.stencil[:, k : k + 1], _shifted(around, dy, dx))
         return found
 
-    def _coarse(self) -> "_System":
-        """The same equations for the coefficients of bilinear functions (Galerkin)."""
-        size = self.unknown.shape[2:]
-        rows, columns = (torch.arange(-(-n // 2), device=self.unknown.device) for n in size)
-        # Nine sets of points of which no two are neighbours: what the system makes of each set's
-        # functions tells the coefficients of all.
-        kinds = torch.arange(9, device=rows.device).view(9, 1, 1)
-        of_point = 3 * (rows % 3).view(-1, 1) + columns % 3
-        sets = (of_point == kinds).to(self.stencil).expand(len(self.unknown), -1, -1, -1)
-        made = self.unknown * _finer(sets, size)
-        made = _coarser(self.unknown * self.times(made))
-        wanted = [3 * ((rows + dy) % 3).view(-1, 1) + (columns + dx) % 3 for dy, dx in OFFSETS]
-        stencil = made.gather(1, torch.stack(wanted).expand(len(made), -1, -1, -1))
-        inside = functional.pad(torch.ones_like(self.unknown[:1, :, ::2, ::2]), (1, 1, 1, 1))
-        stencil = stencil * torch.cat([_shifted(inside, *by) for by in OFFSETS], dim=1)
-        unknown = (stencil[:, 4:5] > 0).to(stencil)
-        stencil[:, 4:5] += 1 - unknown
-        return _System(stencil, unknown)
+    def cycle(self, right: Tensor) -> Tensor:
+        found = self.inverse * right
+        left = self.unknown * (right - self.times(found))
+        correction = self.coarser.cycle(_coarser(left))
+        found.addcmul_(self.unknown, _finer(correction))
+        return found.addcmul_(self.inverse, right - self.times(found))
 
 
-def _conjugate_gradients(system: _System, right: Tensor) -> Tensor:
+class _Solved:
+    """The coarsest equations, as a matrix, solved directly."""
+
+    def __init__(self, stencil: Tensor) -> None:
+        n, _, height, width = stencil.shape
+        matrix = stencil.new_zeros(n, height + 2, width + 2, height + 2, width + 2)
+        y, x = torch.meshgrid(
+            *(torch.arange(1, 1 + k, device=stencil.device) for k in (height, width)), indexing="ij"
+        )
+        for k, (dy, dx) in enumerate(_OFFSETS):
+            matrix[:, y, x, y + dy, x + dx] = stencil[:, k]
+        inside = matrix[:, 1:-1, 1:-1, 1:-1, 1:-1]
+        inside = inside.reshape(n, height * width, height * width)
+        diagonal = inside.diagonal(dim1=1, dim2=2)
+        # Functions that hardly reach an unknown pixel are nearly dependent in float32.
+        shift = (diagonal <= 0).to(stencil) + 1e-6 * diagonal.amax(dim=1, keepdim=True)
+        self.factor = torch.linalg.cholesky(inside + torch.diag_embed(shift))
+
+    def cycle(self, right: Tensor) -> Tensor:
+        flat = right.flatten(2).transpose(1, 2)
+        return torch.cholesky_solve(flat, self.factor).transpose(1, 2).view_as(right)
+
+
+def _coarse(stencil: Tensor, n_levels: int) -> "_Points | _Solved":
+    """The equations of every other point: Pᵀ A P of bilinear functions (Galerkin).
+
+    A coefficient is a sum over the points o around one of the coarse, and over their neighbours
+    o + e, of P_o A_{o, o+e} P_{o+e−2d}: a convolution of the stencil with constant weights.
+    """
+    hat = {-1: 0.5, 0: 1.0, 1: 0.5}
+
+    def value(y: int, x: int) -> float:
+        return hat.get(y, 0.0) * hat.get(x, 0.0)
+
+    weights = [
+        [
+            [
+                [value(y, x) * value(y + ey - 2 * dy, x + ex - 2 * dx) for x in (-1, 0, 1)]
+                for y in (-1, 0, 1)
+            ]
+            for ey, ex in _OFFSETS
+        ]
+        for dy, dx in _OFFSETS
+    ]
+    coarse = functional.conv2d(stencil, stencil.new_tensor(weights), stride=2, padding=1)
+    return _Points(coarse, n_levels - 1) if n_levels > 1 else _Solved(coarse)
+
+
+def _conjugate_gradients(system: _Pixels, right: Tensor) -> Tensor:
     """Solve for each image and channel by itself: those that are done stay as they are."""
     found, left = torch.zeros_like(right), right.clone()
     towards = system.cycle(left)
@@ -131,30 +194,11 @@ def _conjugate_gradients(system: _System, right: Tensor) -> Tensor:
             break
         along = system.times(direction)
         step = torch.where(active, power / _dot(direction, along), 0)
-        found = found + step * direction
-        left = left - step * along
+        found.addcmul_(step, direction)
+        left.addcmul_(step, along, value=-1)
         towards = system.cycle(left)
         before, power = power, _dot(left, towards)
-        direction = towards + torch.where(active, power / before, 0) * direction
-    return found
-
-
-def _weights(like: Tensor) -> Tensor:
-    """The equations of all pixels, (1, 9, H, W): −w of neighbours in the image, Σ w of itself."""
-    ones = functional.pad(torch.ones_like(like[:1, :1]), (1, 1, 1, 1))
-    weight = {0: 0.0, 1: BESIDE, 2: DIAGONAL}
-    parts = [-weight[abs(dy) + abs(dx)] * _shifted(ones, dy, dx) for dy, dx in OFFSETS]
-    parts[4] = -torch.stack(parts).sum(dim=0)
-    return torch.cat(parts, dim=1)
-
-
-def _times(stencil: Tensor, values: Tensor) -> Tensor:
-    """A system's left side: (N, 9, h, w) coefficients, (N, C, h, w) values."""
-    around = functional.pad(values, (1, 1, 1, 1))
-    found = stencil[:, 4:5] * values
-    for k, (dy, dx) in enumerate(OFFSETS):
-        if k != 4:
-            found.addcmul_(stencil[:, k : k + 1], _shifted(around, dy, dx))
+        direction = torch.addcmul(towards, torch.where(active, power / before, 0), direction)
     return found
 
 
@@ -163,36 +207,27 @@ def _shifted(padded: Tensor, dy: int, dx: int) -> Tensor:
     return padded[:, :, 1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
 
 
-def _finer(values: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Bilinear interpolation from every other point to all; beyond the last it is constant."""
-    for axis, length in ((2, size[0]), (3, size[1])):
-        following = torch.cat(
-            [
-                values.narrow(axis, 1, values.shape[axis] - 1),
-                values.narrow(axis, values.shape[axis] - 1, 1),
-            ],
-            dim=axis,
-        )
-        both = torch.stack([values, (values + following) / 2], dim=axis + 1)
-        values = both.flatten(axis, axis + 1).narrow(axis, 0, length)
-    return values
+def _finer(values: Tensor) -> Tensor:
+    """Bilinear interpolation: (N, C, h, w) → (N, C, 2h − 1, 2w − 1)."""
+    n, n_channels, height, width = values.shape
+    rows = values.new_empty(n, n_channels, height, 2 * width - 1)
+    rows[..., ::2] = values
+    rows[..., 1::2] = (values[..., :-1] + values[..., 1:]).mul_(0.5)
+    found = values.new_empty(n, n_channels, 2 * height - 1, 2 * width - 1)
+    found[:, :, ::2] = rows
+    found[:, :, 1::2] = (rows[:, :, :-1] + rows[:, :, 1:]).mul_(0.5)
+    return found
 
 
 def _coarser(values: Tensor) -> Tensor:
     """The transpose of `_finer`."""
-    for axis in (3, 2):
-        length = values.shape[axis]
-        n_coarse = -(-length // 2)
-        pad = [0, 0, 0, 0]
-        pad[2 * (3 - axis) + 1] = 2 * n_coarse - length
-        whole = functional.pad(values, pad) if any(pad) else values
-        even, odd = whole.unflatten(axis, (n_coarse, 2)).unbind(axis + 1)
-        half = odd / 2
-        found = even + half
-        found.narrow(axis, 1, n_coarse - 1).add_(half.narrow(axis, 0, n_coarse - 1))
-        found.narrow(axis, n_coarse - 1, 1).add_(half.narrow(axis, n_coarse - 1, 1))
-        values = found
-    return values
+    rows, between = values[:, :, ::2].clone(), values[:, :, 1::2]
+    rows[:, :, :-1].add_(between, alpha=0.5)
+    rows[:, :, 1:].add_(between, alpha=0.5)
+    found, between = rows[..., ::2].clone(), rows[..., 1::2]
+    found[..., :-1].add_(between, alpha=0.5)
+    found[..., 1:].add_(between, alpha=0.5)
+    return found
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:

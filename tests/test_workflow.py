@@ -45,8 +45,16 @@ def test_torchvisions_weights_describe_the_input_even_where_a_size_is_given(flow
     assert flow.images(of("tv")) == ["results/demo-first3/images/112-resize128-bilinear/1-of-1.npy"]
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "config/cifar10.yaml", "config/imagenet.yaml"])
-def test_the_shipped_configurations_are_valid(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "n_conditions", "n_curves"),
+    [
+        ("config.yaml", 17, 3),
+        ("config/cifar10.yaml", 17, 3),
+        ("config/controls.yaml", 1 + 2 * 4 * 4 * 8, 4 * (2 + 1 + 2 * 6)),
+        ("config/imagenet.yaml", 17, 3),
+    ],
+)
+def test_the_shipped_configurations_are_valid(name, n_conditions, n_curves, tmp_path, monkeypatch):
     study = yaml.safe_load((ROOT / name).read_text("utf-8"))
     files = [study["dataset"].get(key) for key in ("labels", "classes")]
     files += [m.get("weights") for m in study["models"].values() if ":" in m["source"]]
@@ -57,10 +65,10 @@ def test_the_shipped_configurations_are_valid(name, tmp_path, monkeypatch):
     if "root" in study["dataset"]:
         Path(study["dataset"]["root"]).mkdir(parents=True, exist_ok=True)
     flow = Workflow(study)
-    assert len(flow.conditions) == 17
-    assert len(flow.curves) == 3
+    assert len(flow.conditions) == n_conditions
+    assert len(flow.curves) == n_curves
     sizes = {model.geometry.size for model in flow.models.values()}
-    expected = {"config.yaml": {64}, "config/cifar10.yaml": {32}}
+    expected = {"config.yaml": {64}, "config/cifar10.yaml": {32}, "config/controls.yaml": {32}}
     assert sizes == expected.get(name, {224, 299})
 
 

@@ -60,6 +60,9 @@ def collect(curve_paths: Iterable[Path]) -> Areas:
         made_by = shards.settings
         found, areas, n = _means(shards)
         key = made_by["name"], made_by["fill"], made_by["mask"]
+        if not n:
+            notes.append(f"{key[0]}: no image has a ranking by {key[2]}")
+            continue
         common = dict(zip(("model", "fill", "mask"), key, strict=True)) | {"mode": made_by["mode"]}
         common["truth"] = truth(made_by)
         points += [common | {"n": n} | row for row in found]
@@ -129,13 +132,15 @@ def _means(shards: arrays.Shards) -> tuple[list[dict[str, float]], dict[str, flo
             areas[name] += trapezoids(values[:, :, i], values[:, :, 0]).sum()
     rows = []
     for point, row in enumerate(sums):
-        area, probability, correct, agreement = row / n if n else np.full(4, np.nan)
-        low, high = wilson(int(row[2]), n) if n else (np.nan, np.nan)
+        if not n:
+            break
+        area, probability, correct, agreement = row / n
+        low, high = wilson(int(row[2]), n)
         share = 100 * point / (n_points - 1)
         rows.append({"share": share, "area_kept": 100 * area, "probability": probability})
         rows[-1] |= {"top1": 100 * correct, "ci_low": low, "ci_high": high}
         rows[-1] |= {"agreement": 100 * agreement}
-    return rows, {name: area / n if n else np.nan for name, area in areas.items()}, n
+    return rows, {name: area / max(n, 1) for name, area in areas.items()}, n
 
 
 def _srg(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -64,8 +64,12 @@ def collect(record_paths: Iterable[Path]) -> Results:
     """Return the results in the records of all models and conditions, models in given order."""
     rows: list[dict[str, Any]] = []
     notes: dict[str, dict[str, Any]] = {}
+    rankless: set[tuple[str, str]] = set()
     for path in record_paths:
         records, made_by = arrays.read_records(path)
+        if records.empty:  # a control that has no ranking of any image
+            rankless.add((made_by["name"], made_by["mask"]))
+            continue
         rows.append(_row(records, made_by))
         if made_by["mode"] == "original" and is_labelled(made_by):
             said, labels = (records[key].to_numpy() for key in ("predicted", "label"))
@@ -74,7 +78,8 @@ def collect(record_paths: Iterable[Path]) -> Results:
     rows.sort(key=partial(_place, list(notes)))
     metrics = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
     accuracy = pd.DataFrame(rows, columns=[*COLUMNS, *metrics])
-    return Results(accuracy, _notes(notes, accuracy))
+    said = [f"{name}: {mask} has a ranking of no image" for name, mask in sorted(rankless)]
+    return Results(accuracy, _notes(notes, accuracy) + said)
 
 
 def _place(models: list[str], row: dict[str, Any]) -> tuple[Any, ...]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from igmask import arrays
 from igmask.devices import take_device
+from igmask.engine.ready import keep_freed_memory
 from igmask.errors import InputError, refuse
 from igmask.inputs import models
 from igmask.inputs.classes import NO_LABEL
@@ -88,6 +89,8 @@ def evaluate(
     recipe = replace(recipe, model=models.complete(recipe.model))
     model = with_located(recipe, image_paths[0]).model
     network = Network(models.load(model, device=where))
+    if where.type == "cpu":
+        keep_freed_memory()
     dataset = _dataset(recipe, images, masks, scores, randomised)
     conditions = _conditions(recipe, network, images, masks, dataset)
     for one in conditions:

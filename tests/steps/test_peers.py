@@ -98,20 +98,21 @@ def test_insertion_and_deletion_are_torch_cams(setting, tmp_path):
     metric.update(setting.images)
     theirs = metric.summary()
     assert area(curve(setting, tmp_path, "keep")).mean() == pytest.approx(
-        theirs["insertion"], abs=1e-6
+        theirs["insertion_auc"], abs=1e-6
     )
     assert area(curve(setting, tmp_path, "drop")).mean() == pytest.approx(
-        theirs["deletion"], abs=1e-6
+        theirs["deletion_auc"], abs=1e-6
     )
 
 
+@pytest.mark.filterwarnings("ignore")  # of its own, about NumPy
 def test_the_fill_is_that_of_pytorch_grad_cam(setting):
     road = pytest.importorskip("pytorch_grad_cam.metrics.road", reason="grad-cam is not installed")
     kept = torch.from_numpy(setting.maps > 5)
     found = inpainted(setting.images, kept)
     for image, mask, filled in zip(setting.images, kept, found, strict=True):
         theirs = road.NoisyLinearImputer(noise=0)(image, mask.float())
-        torch.testing.assert_close(filled, theirs, atol=1e-5, rtol=0)
+        torch.testing.assert_close(filled, theirs, atol=1e-4, rtol=0)
 
 
 def test_pixel_flipping_is_quantus(setting, tmp_path):
