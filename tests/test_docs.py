@@ -71,7 +71,7 @@ def folder(tmp_path):
     """A working directory with a small study under the names of the shipped ones."""
     for name in (
         "config.yaml",
-        *(f"config/{name}.yaml" for name in ("cifar10", "imagenet", "photos")),
+        *(f"config/{name}.yaml" for name in ("cifar10", "controls", "imagenet", "photos")),
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(STUDY)
