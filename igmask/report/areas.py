@@ -72,11 +72,18 @@ def collect(curve_paths: Iterable[Path]) -> Areas:
             which = "attribution" if made_by["mask"] in STUDIED else made_by["mask"]
             notes.append(f"{key[0]}: {left} images have no ranking by {which}, and are left out")
     models = list(dict.fromkeys(row["model"] for row in points))
-    points.sort(key=lambda row: (*_place(models, row), row["mode"] != "keep", row["share"]))
-    rows = [
+    points.sort(
+        key=lambda row: (
+            models.index(row["model"]),
+            *in_order(row["fill"], row["mask"]),
+            row["mode"] != "keep",
+            row["share"],
+        )
+    )
+    rows: list[dict[str, Any]] = [
         dict(zip(("model", "fill", "mask"), key, strict=True)) | of for key, of in under.items()
     ]
-    rows.sort(key=lambda row: _place(models, row))
+    rows.sort(key=lambda row: (models.index(row["model"]), *in_order(row["fill"], row["mask"])))
     return Areas(pd.DataFrame(points, columns=COLUMNS), _srg(rows), list(dict.fromkeys(notes)))
 
 
@@ -215,10 +222,10 @@ def _shown(under: pd.DataFrame, quantity: str) -> pd.DataFrame:
     return wide
 
 
-def _place(models: list[str], row: dict[str, Any]) -> tuple[Any, ...]:
-    """Where a row has its place among all, whatever the order of files."""
-    fills, masks = [*FILLS, row["fill"]], [*STUDIED, *CONTROLS, row["mask"]]
-    return (
-        models.index(row["model"]), fills.index(row["fill"]), row["fill"],
-        masks.index(row["mask"]), row["mask"],
-    )  # fmt: skip
+def in_order(fill: str | None, mask: str) -> tuple[Any, ...]:
+    """Where rows of a fill and a mask have their place, whatever the order of files.
+
+    Functions of one's own come last.
+    """
+    fills, masks = [*FILLS, fill], [*STUDIED, *CONTROLS, mask]
+    return fills.index(fill), str(fill), masks.index(mask), mask

@@ -18,11 +18,10 @@ from igmask import arrays
 from igmask.inputs.chance import by_luck, wilson
 from igmask.inputs.classes import class_name
 from igmask.inputs.data import is_labelled, unnamed_classes
-from igmask.plain import FILLS
 from igmask.report import areas
 from igmask.report.published import CITATION, published_top1
 from igmask.report.rightness import RIGHTNESS, truth
-from igmask.steps.masked.controls import CONTROLS, control_of
+from igmask.steps.masked.controls import control_of
 from igmask.study.recipes import STUDIED
 from igmask.study.settings import is_own, percent
 
@@ -84,13 +83,9 @@ def collect(record_paths: Iterable[Path]) -> Results:
 
 def _place(models: list[str], row: dict[str, Any]) -> tuple[Any, ...]:
     """Where a row has its place among all, whatever the order of files."""
-    known = {"mode": ("original", "keep", "drop"), "fill": FILLS, "mask": (*STUDIED, *CONTROLS)}
-    places = {key: [*names, row[key]].index(row[key]) for key, names in known.items()}
-    own = str(row["fill"]), row["mask"]  # functions of one's own come last
-    return (
-        models.index(row["model"]), places["mode"], -float(row["p"] or 0),
-        places["fill"], own[0], places["mask"], own[1],
-    )  # fmt: skip
+    mode = ("original", "keep", "drop").index(row["mode"])
+    order = areas.in_order(row["fill"], row["mask"])
+    return models.index(row["model"]), mode, -float(row["p"] or 0), *order
 
 
 def tables(record_paths: list[Path], curve_paths: list[Path], *, output: Path) -> None:
