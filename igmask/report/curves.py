@@ -25,7 +25,10 @@ _MARKERS = "osD^v"
 _COLUMNS = ["model", "mode", "p", "fill", "mask", "top1", "ci_low", "ci_high", "area_kept"]
 _TRUTH = "truth"  # a column that tables of old do not have
 _SELECTION = "selection"  # the mask of the curves; others are controls, and dashed
-_DASHES = ("--", "-.", ":")
+# One a control, none of them the dots of the originals.
+_DASHES: tuple[Any, ...] = (
+    "--", "-.", (0, (1, 1)), (0, (8, 2)), (0, (6, 1, 1, 1, 1, 1)), (0, (3, 4)), (0, (8, 2, 3, 2)),
+)  # fmt: skip
 
 
 def curves(accuracy: Path, *, output: Path, areas: Path | None = None) -> None:
@@ -127,7 +130,8 @@ def _draw_swept(axes: Axes, rows: pd.DataFrame, looks: dict[Any, tuple[str, str]
     for (mask, mode), curve in rows.groupby(["mask", "mode"], sort=False):
         colour = "0.4" if mask == "random" else looks[mode][0]
         line, width = (dashes[mask], 0.8) if mask in dashes else ("-", 1.2)
-        axes.plot(curve["area_kept"], curve["top1"], line, color=colour, linewidth=width)
+        at, top1 = curve["area_kept"], curve["top1"]
+        axes.plot(at, top1, linestyle=line, color=colour, linewidth=width)
 
 
 def _draw_curve(
@@ -141,7 +145,7 @@ def _draw_curve(
     for mask, of_mask in rows.sort_values("p", kind="stable").groupby("mask", sort=False):
         at, top1 = of_mask[against], of_mask["top1"]
         if mask in dashes:
-            axes.plot(at, top1, dashes[mask], color=colour, linewidth=0.8)
+            axes.plot(at, top1, linestyle=dashes[mask], color=colour, linewidth=0.8)
         else:
             interval = of_mask[["ci_low", "ci_high"]].sub(top1, axis=0).abs().T
             axes.errorbar(at, top1, interval, color=colour, marker=marker, linestyle=line)
@@ -151,7 +155,7 @@ def _key(label: str, colour: str = "0.4", marker: str = "", *, line: Any = "-") 
     return Line2D([], [], color=colour, marker=marker, linestyle=line, label=fit_text(label, 28))
 
 
-def _dashes(rows: pd.DataFrame) -> dict[Any, str]:
+def _dashes(rows: pd.DataFrame) -> dict[Any, Any]:
     """The controls, and how each is drawn."""
     controls = [mask for mask in rows["mask"].unique() if mask != _SELECTION]
     return dict(zip(controls, cycle(_DASHES), strict=False))

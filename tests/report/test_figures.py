@@ -365,6 +365,42 @@ def test_every_control_has_a_curve_and_a_key_of_its_own(tmp_path):
     assert all(pictures[kind] != others[kind] for kind in pictures)
 
 
+AREAS = """\
+model,fill,mask,mode,share,n,area_kept,top1,ci_low,ci_high,agreement,probability,truth
+a,black,selection,keep,0,100,0,10,5,15,10,0.1,label
+a,black,selection,keep,50,100,50.5,55,45,65,55,0.5,label
+a,black,selection,keep,100,100,100,80,70,90,100,0.9,label
+a,black,selection,drop,0,100,100,80,70,90,100,0.9,label
+a,black,selection,drop,50,100,49.5,35,25,45,35,0.3,label
+a,black,selection,drop,100,100,0,10,5,15,10,0.1,label
+a,black,random,keep,0,100,0,10,5,15,10,0.1,label
+a,black,random,keep,50,100,50.4,25,15,35,25,0.2,label
+a,black,random,keep,100,100,100,80,70,90,100,0.9,label
+"""
+
+
+def test_what_was_swept_is_drawn_against_area_beside_the_points_of_p(tmp_path):
+    table = pd.read_csv(StringIO(AREAS))
+    axes = Figure().subplots()
+    curves._draw_swept(axes, table, {"keep": ("blue", "o"), "drop": ("orange", "s")})
+    drawn = {
+        (line.get_color(), line.get_linestyle()): line.get_xydata().tolist() for line in axes.lines
+    }
+    assert drawn == {
+        ("blue", "-"): [[0, 10], [50.5, 55], [100, 80]],
+        ("orange", "-"): [[100, 80], [49.5, 35], [0, 10]],
+        ("0.4", "--"): [[0, 10], [50.4, 25], [100, 80]],
+    }
+    (tmp_path / "accuracy.csv").write_text(ACCURACY)
+    (tmp_path / "curves.csv").write_text(AREAS)
+    found = {}
+    for name, areas in (("without", None), ("with", tmp_path / "curves.csv")):
+        write_curves(tmp_path / "accuracy.csv", areas=areas, output=tmp_path / name)
+        found[name] = {p.stem: p.read_bytes() for p in (tmp_path / name).iterdir()}
+    assert found["with"]["accuracy-p"] == found["without"]["accuracy-p"]
+    assert found["with"]["accuracy-area"] != found["without"]["accuracy-area"]
+
+
 def rows(accuracy: str, **changes: str) -> str:
     """The rows of the table, below its heading, with some words replaced."""
     text = accuracy.split("\n", 1)[1]
