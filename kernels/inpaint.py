@@ -19,7 +19,7 @@ _OFFSETS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))  # of a pix
 _TOLERANCE = 2e-5  # of the error, relative to the first guess's, in the norm of the system
 _MOST = 60  # iterations
 _CHUNK_BYTES = 48 * 2**20  # of the working memory
-_COARSEST = 20  # points a side, that are solved for directly
+_COARSEST = 16  # points a side, that are solved for directly
 _SMOOTHING = 0.8  # of Jacobi's method
 
 

@@ -100,7 +100,10 @@ def check(settings: Mapping[str, Any], *, trial: bool = True) -> Iterator[Findin
         return
     study = flow.study
     says = f"models: {len(flow.models)}, conditions of each: {len(flow.conditions)}"
-    yield Finding("configuration", f"{says}, shards: {study.compute.shards}")
+    says += f", curves: {len(flow.curves)} of {study.curves.points} points" * bool(flow.curves)
+    says += f", shards: {study.compute.shards}"
+    n_shown = n_passes(flow) + n_points(flow)
+    yield Finding("configuration", f"{says}\neach image is shown {n_shown} times to a network")
     for line in config.warnings(study):
         yield Finding("configuration", line, "warning")
     n_expected = 0 if study.dataset.limit else study.dataset.n_expected or 0
