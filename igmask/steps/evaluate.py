@@ -36,7 +36,7 @@ from igmask.steps.masked.metrics import METRICS, OF_MASKS
 from igmask.steps.masked.shown import Network, Shown
 from igmask.steps.masked.sweep import sweep
 from igmask.study.recipes import QUANTITIES, Condition, Evaluate, stamp
-from igmask.study.settings import is_own, percent
+from igmask.study.settings import Model, is_own, percent
 
 MODES = ("keep", "drop")
 
@@ -87,10 +87,7 @@ def evaluate(
         raise InputError("no image of the dataset is usable, so there is nothing to evaluate")
     where = take_device(device)
     recipe = replace(recipe, model=models.complete(recipe.model))
-    model = with_located(recipe, image_paths[0]).model
-    network = Network(models.load(model, device=where))
-    if where.type == "cpu":
-        keep_freed_memory()
+    network = _network(with_located(recipe, image_paths[0]).model, where)
     dataset = _dataset(recipe, images, masks, scores, randomised)
     conditions = _conditions(recipe, network, images, masks, dataset)
     for one in conditions:
@@ -105,6 +102,13 @@ def evaluate(
         left.unlink()  # of conditions that the study has no more; `KEPT` has them
     if dataset is not None:
         _curves(recipe, network, images, dataset, conditions[0].made_by, folder, batch_size or 64)
+
+
+def _network(model: Model, device: torch.device) -> Network:
+    """The network, in a process that keeps freed memory where that is faster."""
+    if device.type == "cpu":
+        keep_freed_memory()
+    return Network(models.load(model, device=device))
 
 
 def _check_names(recipe: Evaluate) -> None:

@@ -31,6 +31,7 @@ from igmask.kernels import (
     attribution_and_parts,
     attribution_parts,
     grid,
+    inpainted_arrays,
     occluded_input,
     pack,
     path_points,
@@ -372,9 +373,11 @@ def test_selection_names_rows_that_are_not_finite(value):
 
 def filled(images, how, mean):
     """A fill by its name, or random values of a shape; every other one of them, so with gaps."""
-    if isinstance(how, str):
-        return torch.from_numpy(plain.fill_values(images.numpy(force=True), how, mean.numpy()))
-    return torch.rand(*how, 2)[..., 0]
+    if not isinstance(how, str):
+        return torch.rand(*how, 2)[..., 0]
+    kept = np.random.default_rng(0).random(images.shape[:3]) < 0.5
+    about = {"kept": kept, "solve": inpainted_arrays}
+    return torch.from_numpy(plain.fill_values(images.numpy(force=True), how, mean.numpy(), **about))
 
 
 SHAPES = [(1, 1, 1, 3), (3, 1, 1, 1), (1, 10, 31, 3), (3, 10, 31, 3), (3, 10, 1, 3)]
