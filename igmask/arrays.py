@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from tokenize import TokenError
@@ -248,6 +248,11 @@ class Shards:
         self.settings = _shared(paths, [settings for _, settings in read])
         for i in range(len(paths)):
             self._array(i)
+
+    @cached_property
+    def digest(self) -> str:
+        """What stands for the array and its images, as the function of that name has it."""
+        return digest(self.records)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return a copy of some rows, by their numbers through all shards.

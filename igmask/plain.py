@@ -96,6 +96,13 @@ def ranking(scores: np.ndarray) -> np.ndarray:
     return np.argsort(-_flat(scores), axis=1, kind="stable")
 
 
+def places(ranked: np.ndarray) -> np.ndarray:
+    """Return the place of each square in a ranking, 0 the first: the inverse of `ranking`."""
+    found = np.empty_like(ranked)
+    np.put_along_axis(found, ranked, np.arange(ranked.shape[1])[None], axis=1)
+    return found
+
+
 def as_large(scores: np.ndarray, mask: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Return a mask of exactly the area of another: the squares with the highest other scores.
 
@@ -302,10 +309,8 @@ def fill_values(
         about = {"sigma": sigma, "positions": positions, "seed": seed, "kept": kept, "solve": solve}
         asked = {name: about[name] for name in _ASKS.get(fill, ())}
         return np.asarray(fill_of(fill)(images, mean, **asked), dtype)
-    if images.dtype == np.uint8:
-        images = images / np.float32(255)
     mean = None if mean is None else np.asarray(mean)
-    values = np.ascontiguousarray(fill(images, mean), dtype)
+    values = np.ascontiguousarray(fill(_in_one(images), mean), dtype)
     name, sizes = getattr(fill, "__name__", fill), zip(values.shape, images.shape, strict=False)
     if values.ndim != 4 or any(n not in (1, size) for n, size in sizes):
         raise InputError(

@@ -362,13 +362,13 @@ class Workflow:
     ) -> Iterator[Made]:
         """The files of the control `randomised`; `before` are the settings of prepared images."""
         paths = list(map(Path, self.randomised_scores(one)))
-        if paths:
-            yield Made(Path(self.drawn_weights(one)), stamp("randomise"))
-        recipe = self.attribute_randomised(one) if paths else None
-        for shard, image, classes, path in zip(self.shards, images, scores, paths, strict=False):
+        if not paths:
+            return
+        yield Made(Path(self.drawn_weights(one)), stamp("randomise"))
+        recipe = self.attribute_randomised(one)
+        for shard, image, classes, path in zip(self.shards, images, scores, paths, strict=True):
             settings = before | stamp("attribute", before) | made_by(recipe) | {"shard": shard}
-            read = {"images": [image], "classes": [classes]}
-            yield Made(path, settings, read | (recipe.files() if recipe else {}))
+            yield Made(path, settings, {"images": [image], "classes": [classes]} | recipe.files())
 
     def _placed_models(self) -> dict[str, Model]:
         placed, problems = {}, []

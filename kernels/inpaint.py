@@ -98,11 +98,7 @@ class _Pixels:
         return found.addcmul_(self.unknown, _of_neighbours(values), value=-1)
 
     def cycle(self, right: Tensor) -> Tensor:
-        """Return about the solution: a linear and symmetric map, the same each time."""
-        found = self.inverse * right
-        correction = self.coarser.cycle(_coarser(right - self.times(found)))
-        found.addcmul_(self.unknown, _finer(correction))
-        return found.addcmul_(self.inverse, right - self.times(found))
+        return _cycle(self, right)
 
 
 class _Points:
@@ -127,11 +123,15 @@ class _Points:
         return found
 
     def cycle(self, right: Tensor) -> Tensor:
-        found = self.inverse * right
-        left = self.unknown * (right - self.times(found))
-        correction = self.coarser.cycle(_coarser(left))
-        found.addcmul_(self.unknown, _finer(correction))
-        return found.addcmul_(self.inverse, right - self.times(found))
+        return _cycle(self, right)
+
+
+def _cycle(system: _Pixels | _Points, right: Tensor) -> Tensor:
+    """Return about the solution: a linear and symmetric map, the same each time."""
+    found = system.inverse * right
+    correction = system.coarser.cycle(_coarser(right - system.times(found)))
+    found.addcmul_(system.unknown, _finer(correction))
+    return found.addcmul_(system.inverse, right - system.times(found))
 
 
 class _Solved:

@@ -230,12 +230,14 @@ def tables(records: tuple[Path, ...], **options: Any) -> None:
     """
     from igmask.report.tables import tables
 
-    inside = [sorted(path.glob("*")) if path.is_dir() else [path] for path in records]
-    curves = {path for path in chain.from_iterable(inside) if path.suffix == ".npy"}
-    beside = curves | {path.with_suffix(".parquet") for path in curves}
-    found = dict.fromkeys(chain.from_iterable(inside))
-    of_records = [path for path in found if path.suffix == ".parquet" and path not in beside]
-    tables(of_records, [path for path in found if path in curves], **options)
+    kinds = ("*.parquet", "*.npy")
+    inside = [
+        sorted(chain(*map(path.glob, kinds))) if path.is_dir() else [path] for path in records
+    ]
+    found = list(chain.from_iterable(inside))
+    curves = [path for path in found if path.suffix == ".npy"]
+    beside = {path.with_suffix(".parquet") for path in curves}
+    tables([path for path in found if path not in {*curves, *beside}], curves, **options)
 
 
 @app.command()

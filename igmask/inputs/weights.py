@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 
 import safetensors
 import torch
+from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -95,6 +96,14 @@ def load_weights(network: nn.Module, path: Path, *, key: str | None, prefix: str
             f"  of another shape: {first_few(sorted(wrong))}{advice}"
         )
     network.load_state_dict(weights, strict=False)
+
+
+def write_weights(path: Path, network: nn.Module, made_by: dict[str, Any]) -> None:
+    """Write the state dict of a network as safetensors, with its checksum and what made it."""
+    weights = {name: value.contiguous().numpy() for name, value in network.state_dict().items()}
+    said = made_by | {arrays.CHECKSUM: arrays.checksum_of_weights(weights)}
+    with arrays.replacing(path) as temporary:
+        temporary.write_bytes(save(weights, {"igmask": json.dumps(said)}))
 
 
 def first_few(names: list[str]) -> str:

@@ -9,7 +9,7 @@ it fails, so they have a second name, in `KEPT`, by which the next process finds
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,8 @@ def evaluate(
 
     original.parquet, then keep-50-black.parquet and its like for each of the masks, modes and
     fills, and keep-50-black-random.parquet of each control. Those that the folder `KEPT` has,
-    whole and made of the same things with the same settings, are not evaluated again; files of
-    other conditions go.
+    whole and made of the same things with the same settings, are not evaluated again; other
+    conditions' files stay there alone.
 
     Columns: name, label, draw (of a control that is drawn several times), predicted, correct,
     probability_predicted, probability_label and probability_original (of the predicted class, of
@@ -91,15 +91,14 @@ def evaluate(
     dataset = _dataset(recipe, images, masks, scores, randomised)
     conditions = _conditions(recipe, network, images, masks, dataset)
     for one in conditions:
-        kept = folder / arrays.KEPT / one.file
-        if _is_made(kept, one.made_by):
-            say(f"evaluate {one.condition.name}: kept from before")
-        else:
+        name = one.condition.name
+
+        def write(kept: Path, one: _Asked = one) -> None:
             found = _evaluated(one, network, images, dataset, batch_size or 64)
             arrays.write_records(kept, found, one.made_by)
-        _place(kept, folder / kept.name)
-    for left in {*folder.glob("*.parquet")} - {folder / one.file for one in conditions}:
-        left.unlink()  # of conditions that the study has no more; `KEPT` has them
+
+        _keep(folder, f"{name}.parquet", one.made_by, write, label=f"evaluate {name}")
+    _clear(folder, {f"{one.condition.name}.parquet" for one in conditions})
     if dataset is not None:
         _curves(recipe, network, images, dataset, conditions[0].made_by, folder, batch_size or 64)
 
@@ -124,9 +123,9 @@ def _check_names(recipe: Evaluate) -> None:
 
 def _read_by(mask: str, dataset: Dataset) -> dict[str, str]:
     """What stands for the scores that a ranking is made of."""
-    read = {"scores": arrays.digest(dataset.parts.records)}
+    read = {"scores": dataset.parts.digest}
     if mask == "randomised" and dataset.randomised is not None:
-        read["randomised"] = arrays.digest(dataset.randomised.records)
+        read["randomised"] = dataset.randomised.digest
     return read
 
 
@@ -149,23 +148,49 @@ def _curves(
         made_by["read"] = original["read"] | _read_by(curve.mask, dataset)
         if code := recipe.model.files(curve.fill, curve.mask).get("code"):
             made_by["read"]["code"] = arrays.digest_of_files(code)
-        kept = place / arrays.KEPT / f"{curve.name}.npy"
-        files = kept, arrays.records_of(kept)
-        names |= {path.name for path in files}
-        if _is_made(files[1], made_by):
-            say(f"curve {curve.name}: kept from before")
-        else:
+        label = f"curve {curve.name}"
+
+        def write(kept: Path, made_by: dict[str, Any] = made_by, label: str = label) -> None:
             shape = (recipe.points, len(QUANTITIES))
             with arrays.writing(kept, np.float32, shape) as writer:
-                label = f"curve {curve.name}"
                 for rows in sweep(label, network, images, dataset, made_by, batch_size):
                     writer.append(rows)
             records = parts.records[["name", "label", "position", "predicted"]]
-            arrays.write_records(files[1], records.assign(crc32=writer.checksums), made_by)
-        for path in files:
-            _place(path, place / path.name)
-    for left in [path for path in place.glob("*.*") if path.is_file() and path.name not in names]:
-        left.unlink()
+            records = records.assign(crc32=writer.checksums)
+            arrays.write_records(arrays.records_of(kept), records, made_by)
+
+        names |= _keep(place, f"{curve.name}.npy", made_by, write, label=label)
+    _clear(place, names)
+
+
+def _keep(
+    folder: Path,
+    name: str,
+    made_by: dict[str, Any],
+    write: Callable[[Path], None],
+    *,
+    label: str,
+) -> set[str]:
+    """Write a file, and what is beside it, to `KEPT`, unless it is there; give it its second name.
+
+    Returns the names.
+    """
+    kept = folder / arrays.KEPT / name
+    records = arrays.records_of(kept)
+    if _is_made(records, made_by):
+        say(f"{label}: kept from before")
+    else:
+        write(kept)
+    for path in dict.fromkeys((kept, records)):
+        _place(path, folder / path.name)
+    return {kept.name, records.name}
+
+
+def _clear(folder: Path, names: set[str]) -> None:
+    """Take the second name of what the study has no more; what has no other name stays."""
+    for kept in (folder / arrays.KEPT).glob("*"):
+        if kept.name not in names:
+            (folder / kept.name).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -176,11 +201,6 @@ class _Asked:
     records: pd.DataFrame
     made_by: dict[str, Any]
     masks: arrays.Shards | None = None
-
-    @property
-    def file(self) -> str:
-        """The name of its records."""
-        return f"{self.condition.name}.parquet"
 
 
 def _dataset(
@@ -196,13 +216,16 @@ def _dataset(
             raise InputError(f"the controls {', '.join(recipe.controls)} need the scores, too")
         return None
     parts, *others = (
-        arrays.Shards([Path(located(str(path), images.paths[0])) for path in paths])
-        for paths in (scores, randomised)
-        if paths
+        arrays.Shards(_located(paths, images)) for paths in (scores, randomised) if paths
     )
     for one in (parts, *others):
         _check_images(one, images)
     return Dataset(parts, recipe.score, recipe.seed, *others)
+
+
+def _located(paths: Sequence[Path], images: arrays.Shards) -> list[Path]:
+    """Where files are, if the job's folder is another than that of the words."""
+    return [Path(located(str(path), images.paths[0])) for path in paths]
 
 
 def _conditions(
@@ -217,7 +240,7 @@ def _conditions(
     n_classes = models.n_classes(network.whole, model)
     check_classes(images.settings, n_classes)
     check_labels(records, images.settings, n_classes)
-    read = {"images": arrays.digest(records)} | models.digests(model.files())
+    read = {"images": images.digest} | models.digests(model.files())
     common = images.settings | {
         "n_classes": n_classes,
         "outputs": _sample(network, images),
@@ -225,9 +248,8 @@ def _conditions(
     }
     size = images.settings["geometry"]["size"]
     blanks = {fill: _blank(network, fill, size) for fill in recipe.fills}
-    paths = [Path(located(str(path), images.paths[0])) for path in masks]
     applied: dict[float, arrays.Shards] = {}
-    for path in paths:
+    for path in _located(masks, images):
         of_path = read_masks(path, images)
         if (p := of_path.settings["p"]) in applied:
             raise InputError(f"{path}: masks of p = {percent(p)} are there twice")
@@ -241,7 +263,7 @@ def _conditions(
         of_masks = applied[condition.p]
         made_by = of_masks.settings | common | stamp("evaluate", of_masks.settings)
         made_by |= recipe.of_condition(condition) | {"blank": blanks[str(condition.fill)]}
-        made_by["read"] = read | {"masks": arrays.digest(of_masks.records)}
+        made_by["read"] = read | {"masks": of_masks.digest}
         # Alone: weights may be large, and are read once.
         if code := model.files(str(condition.fill), condition.mask).get("code"):
             made_by["read"]["code"] = arrays.digest_of_files(code)

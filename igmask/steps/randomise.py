@@ -5,13 +5,11 @@ their running statistics are those of the drawn weights: with the old ones, acti
 explode, and nothing is left to attribute.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -19,6 +17,7 @@ from igmask import arrays
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.inputs.files import with_located
+from igmask.inputs.weights import write_weights
 from igmask.progress import progress
 from igmask.study.recipes import Randomise, stamp
 
@@ -47,12 +46,7 @@ def randomise(image_paths: list[Path], output: Path, recipe: Randomise) -> None:
             raise InputError(
                 f"{recipe.model.source}: with weights drawn anew, outputs are not finite"
             )
-    weights = {name: one.contiguous() for name, one in whole[1].state_dict().items()}
-    made_by = stamp("randomise") | {
-        arrays.CHECKSUM: arrays.checksum_of_weights({k: v.numpy() for k, v in weights.items()})
-    }
-    with arrays.replacing(output) as temporary:
-        temporary.write_bytes(save(weights, {"igmask": json.dumps(made_by)}))
+    write_weights(output, whole[1], stamp("randomise"))
 
 
 def redraw(network: nn.Module, *, seed: int) -> None:

@@ -4,19 +4,17 @@ AdamW on a one-cycle schedule (Smith and Topin 2017, "Super-Convergence") and ra
 flips; no validation, no checkpoints. For networks that matter, load weights instead.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import save
 from torch import nn
 
-from igmask import arrays
 from igmask.errors import InputError, refusing
 from igmask.inputs import models
 from igmask.inputs.sources import demo
+from igmask.inputs.weights import write_weights
 from igmask.progress import Meter, progress
 from igmask.study.recipes import Train, stamp
 
@@ -102,10 +100,7 @@ def train(output: Path, recipe: Train) -> None:
     how = vars(model.train) | {"seed": seed, "on_batch": lambda loss, accuracy: meter.advance()}
     with refusing(FloatingPointError, ValueError):
         fit(whole, images, labels, **how)
-    weights = {name: value.contiguous().numpy() for name, value in network.state_dict().items()}
-    made_by = stamp("train") | {arrays.CHECKSUM: arrays.checksum_of_weights(weights)}
-    with arrays.replacing(output) as temporary:
-        temporary.write_bytes(save(weights, {"igmask": json.dumps(made_by)}))
+    write_weights(output, network, stamp("train"))
 
 
 def _flipped(x: torch.Tensor, chance: torch.Generator) -> torch.Tensor:

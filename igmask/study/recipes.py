@@ -139,6 +139,12 @@ class Mask:
 STUDIED = ("none", "selection")  # masks that are the study's own, no control's
 
 
+def _file_name(*parts: str, mask: str) -> str:
+    """A name for files, with that of the mask if it is a control's."""
+    of_control = [mask] * (mask not in STUDIED)
+    return "-".join([*parts, *of_control]).replace(":", "-")  # of one's own, module:callable
+
+
 class Condition(NamedTuple):
     """How images are shown to a network: as they are, or masked.
 
@@ -160,8 +166,7 @@ class Condition(NamedTuple):
         """A name for files: original, keep-50-black, keep-50-black-random."""
         if self.p is None:
             return self.mode
-        parts = [self.mode, percent(self.p), self.fill, *[self.mask] * self.is_control]
-        return "-".join(map(str, parts)).replace(":", "-")  # of one's own, module:callable
+        return _file_name(self.mode, percent(self.p), str(self.fill), mask=self.mask)
 
 
 QUANTITIES = ("area_kept", "probability", "correct", "agreement")  # of a point of a curve
@@ -177,8 +182,7 @@ class Curve(NamedTuple):
     @property
     def name(self) -> str:
         """A name for files: keep-black, keep-black-random."""
-        parts = [self.mode, self.fill, *[self.mask] * (self.mask not in STUDIED)]
-        return "-".join(parts).replace(":", "-")
+        return _file_name(self.mode, self.fill, mask=self.mask)
 
 
 @dataclass(frozen=True)

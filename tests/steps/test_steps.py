@@ -303,7 +303,11 @@ def test_a_curve_is_kept_until_what_it_is_of_changes(study, capsys):
     everything = {"keep-black", "drop-black", "keep-black-random"}
     assert made(points=4) == everything
     assert made(points=4, model=network(arguments={"seed": 1})) == everything
+    strangers = [study / "out" / place for place in ("records/mine.parquet", "curves/mine.txt")]
+    for path in strangers:
+        path.write_text("of the user's own")
     assert made(points=0) == set()
+    assert all(path.is_file() for path in strangers)
     assert not list((study / "out" / "curves").glob("*.npy"))
 
 

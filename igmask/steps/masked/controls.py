@@ -16,7 +16,7 @@ from igmask import arrays
 from igmask.errors import InputError
 from igmask.inputs.classes import NO_LABEL
 from igmask.inputs.own import called
-from igmask.plain import pixels_of_squares, ranking, score_parts
+from igmask.plain import pixels_of_squares, places, ranking, score_parts
 
 _STREAM = 1  # of random numbers; noise baselines have another
 _CHUNK = 256  # images whose rankings are summed at a time
@@ -64,7 +64,9 @@ class Dataset:
     def places(self) -> np.ndarray:
         """The sum over all images of each square's place in their ranking, (K,) int64."""
         chunks = self.parts.batches(_CHUNK)
-        return sum(_places(score_parts(chunk.values, self.score)).sum(axis=0) for chunk in chunks)
+        return sum(
+            places(ranking(score_parts(chunk.values, self.score))).sum(axis=0) for chunk in chunks
+        )
 
     def rng(self, row: int, draw: int) -> np.random.Generator:
         """Return the random numbers of a draw of an image, by its place in the dataset alone."""
@@ -148,7 +150,7 @@ def _random(dataset: Dataset, batch: Batch) -> np.ndarray:
 def _shifted(dataset: Dataset, batch: Batch) -> np.ndarray:
     """The image's own ranking, its ties in order, moved by as much as was drawn, never by 0."""
     n_rows, n_columns = dataset.grid
-    own = -_places(dataset.scores(batch.rows)).reshape(-1, n_rows, n_columns)
+    own = -places(ranking(dataset.scores(batch.rows))).reshape(-1, n_rows, n_columns)
     shifted = np.full(own.shape, np.nan)
     if n_rows * n_columns > 1:
         for i, row in enumerate(batch.rows.tolist()):
@@ -191,7 +193,7 @@ def _edges(dataset: Dataset, batch: Batch) -> np.ndarray:
 
 def _position(dataset: Dataset, batch: Batch) -> np.ndarray:
     """The mean place of each square in the rankings of all other images."""
-    others = dataset.places - _places(dataset.scores(batch.rows))
+    others = dataset.places - places(ranking(dataset.scores(batch.rows)))
     n_others = len(dataset.parts.records) - 1
     scores = -others.reshape(-1, *dataset.grid) / n_others if n_others else np.nan * others
     return scores.reshape(-1, *dataset.grid)
@@ -209,14 +211,6 @@ def _per_square(pixels: np.ndarray, grid: tuple[int, ...], side: int) -> np.ndar
     rows, columns = (np.arange(0, length, side) for length in (height, width))
     sums = np.add.reduceat(np.add.reduceat(pixels, rows, axis=1), columns, axis=2)
     return sums / pixels_of_squares(grid, height, width, side).reshape(grid)
-
-
-def _places(scores: np.ndarray) -> np.ndarray:
-    """The place of each square in its image's ranking, 0 the highest: (n, K) int64."""
-    ranked = ranking(scores)
-    places = np.empty_like(ranked)
-    np.put_along_axis(places, ranked, np.arange(ranked.shape[1])[None], axis=1)
-    return places
 
 
 CONTROLS = {

@@ -13,8 +13,7 @@ import pandas as pd
 import torch
 
 from igmask import arrays
-from igmask.inputs.classes import NO_LABEL
-from igmask.plain import pixels_of_squares, ranking
+from igmask.plain import pixels_of_squares, places, ranking
 from igmask.progress import progress
 from igmask.steps.masked.controls import Batch, Dataset, control_of, has_ranking
 from igmask.steps.masked.shown import Network, Shown
@@ -47,9 +46,7 @@ def cuts(scores: np.ndarray, sizes: np.ndarray, points: int) -> Cuts:
     counts = np.stack([(held * (points - 1) < share * total).sum(axis=1) for share in shares], 1)
     counts += shares > 0  # the square that reaches it
     before = np.concatenate([np.zeros_like(total), held], axis=1)
-    places = np.empty_like(ranked)
-    np.put_along_axis(places, ranked, np.arange(ranked.shape[1])[None], axis=1)
-    return Cuts(places, counts, np.take_along_axis(before, counts, axis=1) / total)
+    return Cuts(places(ranked), counts, np.take_along_axis(before, counts, axis=1) / total)
 
 
 def sweep(
@@ -88,7 +85,7 @@ def _of_batch(
     sizes = pixels_of_squares(scores.shape[1:], size, size, made_by["side"])
     cut = cuts(scores, sizes, made_by["points"])
     original = records["predicted"].to_numpy()
-    label = records["label"].where(records["label"] != NO_LABEL, records["predicted"]).to_numpy()
+    label = dataset.classes[batch.rows]
     shown = Shown(network, batch.values, records["position"].to_numpy(), made_by)
     found = np.empty((len(scores), made_by["points"], len(QUANTITIES)), dtype=np.float32)
     for point in range(made_by["points"]):
