@@ -17,7 +17,9 @@ from snakemake.logging import logger
 
 from igmask.study.config import refuse_doubled_keys, warnings
 from igmask.errors import InputError
-from igmask.plan import Workflow, code_version, records_of
+from igmask.plan import Workflow, code_version
+from igmask.readings import Readings
+from igmask.study.recipes import records_of
 
 # The jobs find the igmask that this Snakemake runs with, its environment activated or not.
 shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")
@@ -34,6 +36,7 @@ try:
     for file in workflow.overwrite_configfiles or workflow.configfiles:
         refuse_doubled_keys(Path(file))  # of which Snakemake lets the last win
     flow = Workflow(config)
+    ways = Readings(flow)
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
@@ -93,6 +96,10 @@ NETWORK = {"mem_mb": growing(4000), "runtime": growing(60)}
 wildcard_constraints:
     data=r"[^/]+",
     model="|".join(re.escape(name) for name in flow.models),
+    other="|".join(re.escape(name) for name in flow.models),
+    attributed="|".join(map(re.escape, ways.attributions)),
+    score=r"[a-z-]+",
+    by=r"[a-z]+",
     shard=r"\d+-of-\d+",
 
 
@@ -182,7 +189,8 @@ rule prepare:
 rule attribute:
     input:
         images=flow.images,
-        beside=beside(flow.images),
+        references=flow.references,
+        beside=beside(flow.images, flow.references),
         weights=flow.weights,
         baseline=flow.baseline,
         preflight="results/{data}/models/{model}/preflight.json",
@@ -230,7 +238,8 @@ rule attribute_randomised:
     input:
         images=flow.images,
         classes="results/{data}/models/{model}/scores/{shard}.npy",
-        beside=beside(flow.images),
+        references=flow.references,
+        beside=beside(flow.images, flow.references),
         classes_beside="results/{data}/models/{model}/scores/{shard}.parquet",
         weights="results/{data}/models/{model}/randomised/weights.safetensors",
         baseline=flow.baseline,
@@ -312,10 +321,94 @@ rule evaluate:
         " --output {params.folder:q}"
 
 
+# What a model says of images under another one's masks: a job a pair, so that a new network adds its
+# own pairs only.
+rule transfer:
+    input:
+        images=flow.images,
+        scores=flow.scores,
+        masks=flow.others_masks,
+        beside=beside(flow.images, flow.scores, flow.others_masks),
+        weights=flow.weights,
+        preflight="results/{data}/models/{model}/preflight.json",
+    output:
+        expand(
+            "results/{{data}}/models/{{model}}/of/{{other}}/{name}",
+            name=flow.transfer_files("{other}"),
+        ),
+    log:
+        "results/{data}/logs/transfer/{model}-{other}.log",
+    threads: flow.study.compute.threads
+    resources:
+        **NETWORK,
+        gpu=GPU,
+    params:
+        options=flow.words("transfer"),
+        folder=folder,
+        contents=flow.contents("transfer"),
+        version=code_version("evaluate"),
+    shell:
+        "igmask --log {log:q} evaluate {input.images:q} {params.options} {COMPUTE}"
+        " --output {params.folder:q}"
+
+
+# Masks of converged attributions of some images, and what the model says under them.
+rule converge:
+    input:
+        images=flow.images,
+        masks=flow.masks,
+        beside=beside(flow.images, flow.masks),
+        weights=flow.weights,
+        baseline=flow.baseline,
+        preflight="results/{data}/models/{model}/preflight.json",
+    output:
+        "results/{data}/models/{model}/converged/agreement.parquet",
+        expand(
+            "results/{{data}}/models/{{model}}/converged/records/{name}",
+            name=flow.converged_files(),
+        ),
+    log:
+        "results/{data}/logs/converge/{model}.log",
+    threads: flow.study.compute.threads
+    resources:
+        **NETWORK,
+        gpu=GPU,
+    params:
+        options=flow.words("converge"),
+        folder=folder,
+        contents=flow.contents("converge"),
+        baseline=flow.baseline_contents,
+        version=code_version("converge"),
+    shell:
+        "igmask --log {log:q} converge {input.images:q} {params.options} {COMPUTE}"
+        " --output {params.folder:q}"
+
+
+# Whether the shape of a mask alone tells the class.
+rule probe:
+    input:
+        masks=flow.masks,
+        beside=beside(flow.masks),
+    output:
+        "results/{data}/models/{model}/probe.parquet",
+    log:
+        "results/{data}/logs/probe/{model}.log",
+    resources:
+        **JOB,
+    params:
+        options=flow.words("probe"),
+        version=code_version("probe"),
+    shell:
+        "igmask --log {log:q} probe {input.masks:q} {params.options} --output {output:q}"
+
+
 rule tables:
     input:
         flow.records,
         flow.curve_files,
+        flow.probes,
+        flow.transferred,
+        flow.converged,
         beside(flow.curve_files),
     output:
         expand("results/tables/{name}", name=flow.long_forms()),
@@ -335,9 +428,11 @@ rule tables:
         **JOB,
     params:
         records=flow.record_folders,
+        options=flow.words("tables"),
         folder=folder,
     shell:
-        "igmask --log {log:q} tables {params.records:q} --output {params.folder:q}"
+        "igmask --log {log:q} tables {params.records:q} {params.options}"
+        " --output {params.folder:q}"
 
 
 rule examples:
@@ -383,6 +478,87 @@ rule curves:
         folder=folder,
     shell:
         "igmask --log {log:q} curves {input[0]:q} {params.areas} --output {params.folder:q}"
+
+
+# Not part of the study: `snakemake --cores all readings`.
+rule attribute_reading:
+    input:
+        images=flow.images,
+        references=flow.references,
+        beside=beside(flow.images, flow.references),
+        weights=flow.weights,
+        preflight="results/{data}/models/{model}/preflight.json",
+    output:
+        "results/{data}/models/{model}/readings/{attributed}/scores/{shard}.npy",
+        "results/{data}/models/{model}/readings/{attributed}/scores/{shard}.parquet",
+    log:
+        "results/{data}/logs/readings/{model}-{attributed}-{shard}.log",
+    threads: flow.study.compute.threads
+    resources:
+        **NETWORK,
+        gpu=GPU,
+    params:
+        options=ways.words("attribute"),
+        contents=flow.contents("attribute"),
+        version=code_version("attribute"),
+    shell:
+        "igmask --log {log:q} attribute {input.images:q} {params.options}"
+        " {ENGINE} {COMPUTE} --output {output[0]:q}"
+
+
+rule read:
+    input:
+        images=flow.images,
+        scores=ways.scores,
+        beside=beside(flow.images, ways.scores),
+        weights=flow.weights,
+    output:
+        expand(
+            "results/{{data}}/models/{{model}}/readings/{{attributed}}/{{score}}-{{by}}/masks/{p}.{kind}",
+            p=flow.mask_files(),
+            kind=["npy", "parquet"],
+        ),
+        expand(
+            "results/{{data}}/models/{{model}}/readings/{{attributed}}/{{score}}-{{by}}/records/{name}",
+            name=ways.record_names(),
+        ),
+    log:
+        mask="results/{data}/logs/readings/{model}-{attributed}-{score}-{by}-mask.log",
+        evaluate="results/{data}/logs/readings/{model}-{attributed}-{score}-{by}-evaluate.log",
+    threads: flow.study.compute.threads
+    resources:
+        **NETWORK,
+        gpu=GPU,
+    params:
+        mask=ways.words("mask"),
+        evaluate=ways.words("evaluate"),
+        masks=folder,
+        records=lambda wildcards, output: os.path.dirname(output[-1]),
+        contents=flow.contents("evaluate"),
+        version=code_version("evaluate"),
+    shell:
+        "igmask --log {log.mask:q} mask {input.scores:q} {params.mask} --output {params.masks:q}"
+        " && igmask --log {log.evaluate:q} evaluate {input.images:q} {params.evaluate} {COMPUTE}"
+        " --output {params.records:q}"
+
+
+rule readings:
+    input:
+        ways.records,
+    output:
+        expand(
+            "results/tables/{name}",
+            name=["readings.csv", "sentences.csv", "sentences.html", "sentences.md", "sentences.tex"],
+        ),
+    log:
+        "results/logs/readings.log",
+    resources:
+        **JOB,
+    params:
+        folders=lambda wildcards: [f"{of}/records" for of in ways.folders(wildcards)],
+        folder=folder,
+    shell:
+        "igmask --log {log:q} readings {params.folders:q} --output {params.folder:q}"
 
 
 # Not part of the study: `snakemake --cores 1 benchmarks`. Nothing else should run meanwhile.

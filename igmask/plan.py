@@ -9,7 +9,6 @@ import hashlib
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -21,8 +20,9 @@ from igmask.inputs.files import class_folders, files_below, images_below
 from igmask.study import config, recipes
 from igmask.study.fields import given
 from igmask.study.own import code_of
-from igmask.study.recipes import STAGES, made_by, records_of, stamp
+from igmask.study.recipes import STAGES
 from igmask.study.settings import (
+    Attribution,
     Dataset,
     Model,
     is_baseline_file,
@@ -30,25 +30,6 @@ from igmask.study.settings import (
     own_code,
     percent,
 )
-
-
-@dataclass(frozen=True)
-class Made:
-    """A file of the study, and what it should be.
-
-    settings: those that it carries, or some of them; None if it carries none
-    read:     what it was made of: arrays, in order, or files of weights or code
-    """
-
-    path: Path
-    settings: dict[str, Any] | None = None
-    read: dict[str, list[Path]] = field(default_factory=dict)
-
-    @property
-    def outputs(self) -> list[Path]:
-        """Return the files of the same job: an array has its records beside it."""
-        paired = self.path.suffix == ".npy"
-        return [self.path, records_of(self.path)] if paired else [self.path]
 
 
 class Workflow:
@@ -66,6 +47,7 @@ class Workflow:
         recipe = self.evaluate(SimpleNamespace(model=next(iter(self.models))))
         self.conditions = list(recipe.conditions(self.study.selection.p))
         self.curves = list(recipe.curves())
+        self.transfers = list(self._transfers())
 
     def weights(self, wildcards: SimpleNamespace) -> list[str]:
         """The local weights file of a model, if it has one, so that a new one re-runs its jobs."""
@@ -82,6 +64,12 @@ class Workflow:
         shards = [wildcards.shard] if hasattr(wildcards, "shard") else self.shards
         geometry = self.models[wildcards.model].geometry.name
         return [f"{self.folder}/images/{geometry}/{shard}.npy" for shard in shards]
+
+    def references(self, wildcards: SimpleNamespace) -> list[str]:
+        """The image arrays of all shards, if attribution begins paths at other images."""
+        if self.study.attribution.method != "expected-gradients":
+            return []
+        return self.images(SimpleNamespace(model=wildcards.model))
 
     def scores(self, wildcards: SimpleNamespace) -> list[str]:
         """The score arrays of a model, one a shard."""
@@ -122,16 +110,53 @@ class Workflow:
         folders = [self.records_folder(SimpleNamespace(model=name)) for name in names]
         return [f"{folder}/{name}" for folder in folders for name in self.record_files()]
 
+    def _transfers(self) -> Iterator[tuple[str, str]]:
+        """Each network, and each other of the same input whose masks it is shown."""
+        if not self.study.masking.transfer:
+            return
+        for name, other in product(self.models, self.models):
+            if name != other and self.models[name].geometry == self.models[other].geometry:
+                yield name, other
+
+    def transfer_files(self, other: str) -> list[str]:
+        """The names of the records of another network's masks, a condition each."""
+        chosen = (one for one in self.conditions if one.mask == "selection")
+        return [f"{recipes.shown_masks_of(one, other).name}.parquet" for one in chosen]
+
+    def transferred(self, wildcards: Any) -> list[str]:
+        """The records of every network with the masks of every other."""
+        return [
+            f"{self.folder}/models/{name}/of/{other}/{file}"
+            for name, other in self.transfers
+            for file in self.transfer_files(other)
+        ]
+
+    def others_masks(self, wildcards: SimpleNamespace) -> list[str]:
+        """The masks of the other network."""
+        return self.masks(SimpleNamespace(model=wildcards.other))
+
     def curve_files(self, wildcards: SimpleNamespace) -> list[str]:
         """The arrays of every curve of a model, or of all models for the tables."""
         names = [wildcards.model] if hasattr(wildcards, "model") else list(self.models)
         folders = [f"{self.folder}/models/{name}/curves" for name in names]
         return [f"{folder}/{curve.name}.npy" for folder in folders for curve in self.curves]
 
+    def probes(self, wildcards: Any) -> list[str]:
+        """What a linear classifier reads from the masks of every model, if it is asked."""
+        asked = self.models if self.study.statistics.probe else ()
+        return [f"{self.folder}/models/{name}/probe.parquet" for name in asked]
+
     def record_folders(self, wildcards: Any) -> list[str]:
         """Return the folders of records and curves, whose names would make a command too long."""
         kinds = ["records", *["curves"] * bool(self.curves)]
-        return [f"{self.folder}/models/{name}/{kind}" for name in self.models for kind in kinds]
+        folders = [f"{self.folder}/models/{name}/{kind}" for name in self.models for kind in kinds]
+        of = [f"{self.folder}/models/{name}/of/{other}" for name, other in self.transfers]
+        if self.study.statistics.converged:
+            places = [f"{self.folder}/models/{name}/converged" for name in self.models]
+            of += [
+                f"{place}/{kind}" for place in places for kind in ("agreement.parquet", "records")
+            ]
+        return folders + self.probes(wildcards) + of
 
     def example_records(self, wildcards: SimpleNamespace) -> list[str]:
         """Return the records of a model that its pictures show: no control's."""
@@ -139,12 +164,17 @@ class Workflow:
         return [path for condition, path in paths if not condition.is_control]
 
     def table_numbers(self) -> list[int]:
-        """Return the numbers of the tables; the last two are of curves."""
-        return [1, 2, 3, 4, 5] if self.curves else [1, 2, 3]
+        """Return the numbers of the tables; 4 and 5 are of curves, 8 of other networks' masks, 9 of
+        converged ones.
+        """
+        there = {4: self.curves, 5: self.curves, 8: self.transfers}
+        there[9] = self.study.statistics.converged
+        return [number for number in range(1, 10) if there.get(number, True)]
 
     def long_forms(self) -> list[str]:
         """Return the names of the tables' long forms."""
-        return ["accuracy.csv", *["curves.csv", "areas.csv"] * bool(self.curves)]
+        of_curves = ["curves.csv", "areas.csv"] * bool(self.curves)
+        return ["accuracy.csv", *of_curves, "comparisons.csv", "classes.csv"]
 
     def example_figures(self) -> list[str]:
         """The pictures of one model, with a wildcard for its name."""
@@ -185,7 +215,8 @@ class Workflow:
         """Return what gives `model_contents`, and those of what a step has of the user's own."""
 
         def of(wildcards: Any) -> str:
-            own = map(_digest, own_code(*getattr(self, step)(wildcards).own))
+            recipe = getattr(self, step)(wildcards)
+            own = [*map(_digest, own_code(*recipe.own)), *_of_maps(recipe)]
             return " ".join(filter(None, [self.model_contents(wildcards), *own]))
 
         return of
@@ -207,9 +238,15 @@ class Workflow:
 
         def options(wildcards: Any) -> str:
             more = {}
+            if step.startswith("attribute"):
+                more["references"] = self.references(wildcards)
             if step == "evaluate":
                 more = {"masks": self.masks(wildcards), "scores": self.scores(wildcards)}
                 more["randomised"] = self.randomised_scores(wildcards)
+            if step == "converge":
+                more = {"masks": self.masks(wildcards)}
+            if step == "transfer":
+                more = {"masks": self.others_masks(wildcards), "scores": self.scores(wildcards)}
             return shlex.join(recipes.words(getattr(self, step)(wildcards), **more))
 
         return options
@@ -232,9 +269,8 @@ class Workflow:
         asked, masking = self.study.attribution, self.study.masking
         fills, controls = (tuple(filter(is_own, of)) for of in (masking.fills, masking.controls))
         model = self.models[wildcards.model]
-        return recipes.Preflight(
-            model, asked.baseline, own, fills, controls, self.study.squares.side
-        )
+        side, maps = self.study.squares.side, self.attribute(wildcards).attribution.maps
+        return recipes.Preflight(model, asked.baseline, own, fills, controls, side, maps)
 
     def prepare(self, wildcards: Any) -> recipes.Prepare:
         """Return the recipe of a shard's images in one geometry."""
@@ -244,7 +280,10 @@ class Workflow:
     def attribute(self, wildcards: Any) -> recipes.Attribute:
         """Return the recipe of a model's scores."""
         model, study = self.models[wildcards.model], self.study
-        return recipes.Attribute(model, study.attribution, study.squares.side, study.seed)
+        asked = study.attribution
+        if asked.maps:
+            asked = dataclasses.replace(asked, maps=asked.maps.replace("{model}", wildcards.model))
+        return recipes.Attribute(model, asked, study.squares.side, study.seed)
 
     def randomise(self, wildcards: Any) -> recipes.Randomise:
         """Return the recipe of a model's weights, drawn anew."""
@@ -266,12 +305,60 @@ class Workflow:
         selection = self.study.selection
         return recipes.Mask(selection.p, by=selection.by, score=self.study.squares.score)
 
+    def converged(self, wildcards: Any) -> list[str]:
+        """What is made of converged attributions of every model, if they are asked for."""
+        asked = self.models if self.study.statistics.converged else ()
+        folders = [f"{self.folder}/models/{name}/converged" for name in asked]
+        names = ["agreement.parquet", *(f"records/{name}" for name in self.converged_files())]
+        return [f"{folder}/{name}" for folder in folders for name in names]
+
+    def converged_files(self) -> list[str]:
+        """The names of the records under converged masks, a condition each."""
+        of_all = dataclasses.replace(
+            self.evaluate(SimpleNamespace(model=next(iter(self.models)))),
+            masks_of=recipes.CONVERGED,
+        )
+        return [f"{one.name}.parquet" for one in of_all.conditions(self.study.selection.p)]
+
+    def converge(self, wildcards: Any) -> recipes.Converge:
+        """Return the recipe of a model's converged masks, of some images."""
+        study, masked = self.study, self.study.masking
+        names = ("modes", "fills")
+        return recipes.Converge(
+            self.models[wildcards.model],
+            study.attribution,
+            wildcards.model,
+            study.squares.side,
+            study.squares.score,
+            study.selection.by,
+            **{name: getattr(masked, name) for name in names},
+            fill_blur_sigma=masked.blur_sigma,
+            n_images=study.statistics.converged,
+            seed=study.seed,
+        )
+
+    def probe(self, wildcards: Any) -> recipes.Probe:
+        """Return the recipe of what is read from a model's masks."""
+        return recipes.Probe(wildcards.model, self.study.seed)
+
+    def tables(self, wildcards: Any) -> recipes.Tables:
+        """Return the recipe of the tables."""
+        asked = self.study.statistics
+        return recipes.Tables(asked.family, asked.replicates, self.study.seed)
+
     def evaluate(self, wildcards: Any) -> recipes.Evaluate:
         """Return the recipe of a model's records."""
-        name, masked = wildcards.model, vars(self.study.masking)
+        name, masked = wildcards.model, dict(vars(self.study.masking))
+        del masked["transfer"]
         how: dict[str, Any] = {"points": self.study.curves.points}
         how["score"] = self.study.squares.score
         return recipes.Evaluate(self.models[name], name, **masked, **how, seed=self.study.seed)
+
+    def transfer(self, wildcards: Any) -> recipes.Evaluate:
+        """Return the recipe of a model's records with another one's masks."""
+        own = self.evaluate(wildcards)
+        of = {"masks_of": wildcards.other, "controls": (), "points": 0}
+        return dataclasses.replace(own, **of)
 
     def examples(self, wildcards: Any) -> recipes.Examples:
         """Return the recipe of a model's pictures."""
@@ -286,89 +373,6 @@ class Workflow:
     def engine_options(self) -> str:
         """Those of attribution alone."""
         return self.compute_options("engine")
-
-    def made(self) -> Iterator[Made]:
-        """Yield every file of the study, those that others are made of first."""
-        folder, one = Path(self.folder), SimpleNamespace()
-        settings = stamp("index") | made_by(self.index(one))
-        code = code_of(self.study.dataset.source)
-        yield Made(folder / "index.parquet", settings, {"code": code} if code else {})
-        settings = settings | stamp("prepare", settings)
-        for geometry in self.geometries:
-            for shard in self.shards:
-                recipe = self.prepare(SimpleNamespace(geometry=geometry, shard=shard))
-                path = folder / "images" / geometry / f"{shard}.npy"
-                yield Made(path, settings | made_by(recipe))
-        for name in self.models:
-            yield from self._made_of(name, settings)
-        kinds = product(self.table_numbers(), ("csv", "md", "html", "tex"))
-        tables = [*self.long_forms(), *(f"table{number}.{kind}" for number, kind in kinds)]
-        yield from (Made(Path("results/tables", table)) for table in tables)
-        yield from (Made(Path(figure)) for figure in self.figures())
-
-    def _made_of(self, name: str, settings: dict[str, Any]) -> Iterator[Made]:
-        """Every file of a model; `settings` are those of prepared images, whatever their shard."""
-        model, one = self.models[name], SimpleNamespace(model=name)
-        images, scores = (
-            [Path(x) for x in paths] for paths in (self.images(one), self.scores(one))
-        )
-        if model.train is not None:
-            yield Made(Path(str(model.weights)), stamp("train"))
-        looked_at = stamp("preflight", stamp("index"))
-        yield Made(Path(self.folder, "models", name, "preflight.json"), looked_at)
-        first = SimpleNamespace(geometry=model.geometry.name, shard=self.shards[0])
-        settings = settings | made_by(self.prepare(first))
-        del settings["shard"]
-        before, evaluate = settings, self.evaluate(one)
-        original = settings | stamp("evaluate", settings)
-        settings |= stamp("attribute", settings) | made_by(self.attribute(one))
-        for shard, array, path in zip(self.shards, images, scores, strict=True):
-            read = {"images": [array]} | self.attribute(one).files()
-            yield Made(path, settings | {"shard": shard}, read)
-        attributed = settings
-        yield from self._made_randomised(one, before, images, scores)
-        settings = settings | stamp("mask", settings) | made_by(self.mask(one))
-        masks_of = dict(zip(self.study.selection.p, map(Path, self.masks(one)), strict=True))
-        for p, masks in masks_of.items():
-            yield Made(masks, settings | {"p": p}, {"scores": scores})
-        settings |= stamp("evaluate", settings)
-        read = {"images": images}
-        for condition, records in zip(self.conditions, self.records(one), strict=True):
-            said = evaluate.of_condition(condition)
-            if condition.p is None:
-                yield Made(Path(records), original | said, read | model.files())
-            else:
-                own = str(condition.fill), condition.mask
-                applied = {"masks": [masks_of[condition.p]]} | model.files(*own)
-                if condition.is_control:
-                    applied |= self._ranked_by(condition.mask, one, scores)
-                yield Made(Path(records), settings | said, read | applied)
-        made_of = attributed | stamp("evaluate", attributed)
-        for curve, place in zip(self.curves, self.curve_files(one), strict=True):
-            files = model.files(curve.fill, curve.mask)
-            said = made_of | evaluate.of_curve(curve)
-            ranked_by = self._ranked_by(curve.mask, one, scores)
-            yield Made(Path(place), said, read | ranked_by | files)
-
-    def _ranked_by(
-        self, mask: str, one: SimpleNamespace, scores: list[Path]
-    ) -> dict[str, list[Path]]:
-        """The scores that a ranking is made of."""
-        drawn = list(map(Path, self.randomised_scores(one))) if mask == "randomised" else []
-        return {"scores": scores} | ({"randomised": drawn} if drawn else {})
-
-    def _made_randomised(
-        self, one: SimpleNamespace, before: dict[str, Any], images: list[Path], scores: list[Path]
-    ) -> Iterator[Made]:
-        """The files of the control `randomised`; `before` are the settings of prepared images."""
-        paths = list(map(Path, self.randomised_scores(one)))
-        if not paths:
-            return
-        yield Made(Path(self.drawn_weights(one)), stamp("randomise"))
-        recipe = self.attribute_randomised(one)
-        for shard, image, classes, path in zip(self.shards, images, scores, paths, strict=True):
-            settings = before | stamp("attribute", before) | made_by(recipe) | {"shard": shard}
-            yield Made(path, settings, {"images": [image], "classes": [classes]} | recipe.files())
 
     def _placed_models(self) -> dict[str, Model]:
         placed, problems = {}, []
@@ -392,6 +396,15 @@ class Workflow:
 
             return complete(model)
         return config.with_plain_input(model)
+
+
+def _of_maps(recipe: Any) -> Iterator[str]:
+    """What stands for ready attributions: names, sizes and times of change, not all they hold."""
+    folder = getattr(recipe, "attribution", Attribution()).maps
+    if folder:
+        found = [(name, os.stat(path)) for name, path in files_below(folder, (".npy",)).items()]
+        lines = [f"{name} {of.st_size} {of.st_mtime_ns}" for name, of in sorted(found)]
+        yield hashlib.sha256("\n".join(lines).encode("utf-8", "replace")).hexdigest()
 
 
 def code_version(stage: str) -> str:

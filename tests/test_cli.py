@@ -54,10 +54,10 @@ def test_help_teaches(command):
 def test_the_commands_are_the_steps_in_their_order():
     listed = CliRunner().invoke(cli.app, ["--help"]).output.split("Commands:")[1]
     steps = (
-        "check schema train index preflight prepare attribute randomise mask evaluate tables "
-        "examples curves"
+        "check schema train index preflight prepare attribute randomise mask evaluate converge "
+        "probe tables readings examples curves"
     )
-    by_hand = "explain verify export inspect bench"
+    by_hand = "explain compare verify export inspect bench"
     assert [line.split()[0] for line in listed.strip().splitlines()] == f"{steps} {by_hand}".split()
 
 

@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 from running import ROOT, snakemake
 
+from igmask.made import made as made_of
 from igmask.plan import Workflow
 from igmask.tools.verify import verify
 from igmask.zoo import cifar_resnet
@@ -104,7 +105,7 @@ def test_tables_and_figures_are_there(results):
 def test_jobs_make_the_files_that_their_rules_declare_and_no_others(results):
     there = {path.relative_to(results) for path in (results / "results").rglob("*.*")}
     extra = {path for path in there if {"logs", ".kept"} & set(path.parts) or path.name == ".kept"}
-    declared = {path for made in Workflow(STUDY).made() for path in made.outputs}
+    declared = {path for made in made_of(Workflow(STUDY)) for path in made.outputs}
     assert there - extra == declared
 
 
@@ -167,7 +168,7 @@ def test_a_new_control_evaluates_itself_only(results, tmp_path):
     np.testing.assert_array_equal(selection["area_kept"], other["area_kept"])
     assert jobs(folder, study) == {}
     assert not list(verify(Workflow(study), folder / "results"))
-    made = {path for one in Workflow(study).made() for path in one.outputs}
+    made = {path for one in made_of(Workflow(study)) for path in one.outputs}
     there = {path.relative_to(folder) for path in (folder / "results").rglob("*.*")}
     assert not {
         p for p in there - made if not {"logs", ".kept"} & set(p.parts) and p.name != ".kept"

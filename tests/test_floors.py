@@ -13,12 +13,12 @@ import igmask
 # Imports run down: a room's modules import from their own room and from lower floors only.
 FLOORS = [
     {"errors", "tracing", "zoo"},
-    {"plain", "progress", "quadrature"},
+    {"plain", "progress", "quadrature", "statistics"},
     {"kernels", "devices", "study"},
     {"arrays"},
     {"inputs"},
     {"engine", "plan"},
-    {"steps"},
+    {"steps", "readings", "made"},
     {"report"},
     {"tools", "bench"},
     {"cli"},

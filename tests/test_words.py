@@ -14,6 +14,7 @@ import pytest
 import yaml
 from running import ROOT
 
+from igmask.made import made as made_of
 from igmask.plan import Workflow, code_version
 from igmask.study.recipes import STAGES
 
@@ -42,7 +43,7 @@ def words_of(flow):
             "settings": made.settings,
             "read": {kind: list(map(str, paths))[:2] for kind, paths in made.read.items()},
         }
-        for made in flow.made()
+        for made in made_of(flow)
         if "-of-" not in made.path.name or made.path.name in shown
     }
     versions = {stage: code_version(stage) for stage in STAGES}

@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 
-from igmask.cli.commands import app
+from igmask.cli.by_hand import app  # and with it all commands
 from igmask.errors import InputError
 from igmask.progress import say
 

@@ -1,35 +1,27 @@
-"""The commands: each reads its options and calls one function of its name.
+"""The commands of a study: a look ahead, and the steps of the workflow in its order.
 
-They are a look ahead, the steps of the workflow in its order, and what people use by hand.
+Each reads its options and calls one function of its name.
 """
 
 import json
-import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from igmask.cli.options import (
     FOLDER,
     File,
-    are_settings,
     compute,
     configfile,
     count,
-    fill,
     output,
     read_settings,
     recipe,
     setting,
-    use_threads,
 )
-from igmask.progress import log_to, say
+from igmask.progress import log_to
 from igmask.study import config, recipes, settings
 from igmask.study.settings import Geometry, rules
 
@@ -166,11 +158,14 @@ def prepare(
 @click.argument("images", type=File)
 @recipe(recipes.Attribute)
 @click.option("--classes", type=File, help="Scores whose predicted classes are attributed.")
+@click.option(
+    "--references", type=File, multiple=True, help="Images of all shards: of expected-gradients."
+)
 @setting("compute", "engine")
 @compute
 @output()
 def attribute(images: Path, output: Path, recipe: recipes.Attribute, **how: Any) -> None:
-    """Integrated Gradients of the prepared IMAGES, summed over squares."""
+    """Integrated Gradients of the prepared IMAGES, or what --method says, summed over squares."""
     from igmask.steps.attribute import attribute
 
     attribute(images, output, recipe, **how)
@@ -204,6 +199,7 @@ def mask(scores: tuple[Path, ...], output: Path, recipe: recipes.Mask) -> None:
 @click.option("--masks", type=File, multiple=True, help="Of `igmask mask`, a file a p.")
 @click.option("--scores", type=File, multiple=True, help="Of `igmask attribute`, all shards.")
 @click.option("--randomised", type=File, multiple=True, help="The same, of the randomised network.")
+@click.option("--masks-of", help="The network whose masks these are, if it is another.")
 @recipe(recipes.Evaluate, controls={"default": None})
 @compute
 @output(help=FOLDER)
@@ -220,24 +216,66 @@ def evaluate(images: tuple[Path, ...], output: Path, recipe: recipes.Evaluate, *
 
 
 @app.command()
+@click.argument("images", type=File, nargs=-1, required=True)
+@click.option("--name", default="model", help="What the tables call the model.")
+@click.option("--masks", type=File, multiple=True, help="Of `igmask mask`, a file a p.")
+@recipe(recipes.Converge, n_images={"names": ["--n-images", "n_images"], "default": 64})
+@compute
+@output(help=FOLDER)
+def converge(
+    images: tuple[Path, ...],
+    output: Path,
+    recipe: recipes.Converge,
+    masks: tuple[Path, ...],
+    **how: Any,
+) -> None:
+    """How far MASKS are from converged ones, of some of the prepared IMAGES of all shards."""
+    from igmask.steps.converge import converge
+
+    converge(list(images), output, recipe, masks=list(masks), **how)
+
+
+@app.command()
+@click.argument("masks", type=File, nargs=-1, required=True)
+@click.option("--name", default="model", help="What the tables call the model.")
+@recipe(recipes.Probe)
+@output()
+def probe(masks: tuple[Path, ...], output: Path, recipe: recipes.Probe) -> None:
+    """Can a linear classifier tell the class from the MASKS alone? Each image by the others."""
+    from igmask.steps.probe import probe
+
+    probe(list(masks), output, recipe)
+
+
+@app.command()
 @click.argument("records", type=File, nargs=-1, required=True)
+@recipe(recipes.Tables)
 @output("results/tables")
-def tables(records: tuple[Path, ...], **options: Any) -> None:
+def tables(records: tuple[Path, ...], output: Path, recipe: recipes.Tables) -> None:
     """Tables 1, 2 and 3, and accuracy.csv, their long form, from the RECORDS of all conditions.
 
     They are files, or the folders of `igmask evaluate`, records/ and curves/. Of curves (.npy) come
-    tables 4 and 5, and curves.csv and areas.csv, their long forms.
+    tables 4 and 5, and curves.csv and areas.csv, their long forms; comparisons, with intervals and
+    tests, are table 6 and comparisons.csv; and table 7 and classes.csv say whether a network has
+    collapsed to few answers, or may have read the class from the mask.
     """
     from igmask.report.tables import tables
 
-    kinds = ("*.parquet", "*.npy")
-    inside = [
-        sorted(chain(*map(path.glob, kinds))) if path.is_dir() else [path] for path in records
-    ]
-    found = list(chain.from_iterable(inside))
-    curves = [path for path in found if path.suffix == ".npy"]
-    beside = {path.with_suffix(".parquet") for path in curves}
-    tables([path for path in found if path not in {*curves, *beside}], curves, **options)
+    tables(list(records), output=output, recipe=recipe)
+
+
+@app.command()
+@click.argument("records", type=File, nargs=-1, required=True)
+@output("results/tables")
+def readings(records: tuple[Path, ...], output: Path) -> None:
+    """In how many readings each sentence of the published text holds, from their RECORDS.
+
+    They are files, or folders. `snakemake readings` computes them: scores, selections, outputs,
+    targets, baselines, fills and controls as `readings` in config.yaml lists them.
+    """
+    from igmask.report.claims.readings import readings
+
+    readings(list(records), output=output)
 
 
 @app.command()
@@ -266,184 +304,3 @@ def curves(accuracy: Path, **options: Any) -> None:
     from igmask.report.curves import curves
 
     curves(accuracy, **options)
-
-
-@app.command()
-@click.argument("image", type=File)
-@recipe(recipes.Mask, "selection", p={"names": ["-p", "--p"], "default": [50.0]})
-@fill
-@click.option(
-    "--classes",
-    help="A file of the names of the network's classes, one a line; imagenet: ILSVRC 2012's.",
-)
-@recipe(
-    recipes.Attribute,
-    target={
-        "type": click.STRING,
-        "help": "The class whose output is attributed: predicted, or one by its number or name.",
-    },
-)
-@compute
-@output(help="The picture to write, as PNG, PDF, SVG, JPEG (.jpg) or WebP, by its name.")
-def explain(image: Path, output: Path, **options: Any) -> None:
-    """Draw one IMAGE: original, attribution, keep and drop, with the model's predictions."""
-    from igmask.report.explain import explain
-
-    explain(image, output, **options)
-
-
-@app.command()
-@click.argument("results", type=File, default="results", required=False)
-@configfile
-@click.option(
-    "--remove", is_flag=True, help="Remove what is bad, so that the next run makes it again."
-)
-@click.option(
-    "--deep",
-    is_flag=True,
-    help="Decode every image again and compare, not those alone whose file was written to since.",
-)
-def verify(results: Path, configfile: Path | None, remove: bool, deep: bool) -> None:
-    """Check every file of a study: is it there, whole, and made with these settings of the others?
-
-    RESULTS is the folder, results/ by default. Exits with 1 if something is missing, damaged or
-    stale.
-    """
-    from igmask.arrays import ADVICE
-    from igmask.plan import Workflow
-    from igmask.tools import verify as checks
-
-    flow = Workflow(read_settings(str(configfile or config.default_file())))
-    n_bad = 0
-    for made, problem in checks.verify(flow, results, deep=deep):
-        n_bad += 1
-        say(f"{made.path}: {problem}")
-        if remove:
-            checks.remove(made, results)
-    if n_bad:
-        advice = ", and are removed" if remove else f"; {ADVICE}"
-        say(f"{n_bad} files are not as they should be{advice}")
-        sys.exit(1 - remove)
-    say("every file is there, whole, and of this configuration")
-
-
-@app.command()
-@click.argument("images", type=File, nargs=-1, required=True)
-@click.option("--masks", type=File, help="Of `igmask mask`; without: original images.")
-@setting("masking", "modes", multiple=False, names=["--mode"], default="keep")
-@fill
-@setting("masking", "blur_sigma")
-@setting("seed")
-@output(help="The folder to write to; an export that was cut short goes on.")
-def export(images: tuple[Path, ...], **options: Any) -> None:
-    """Write the prepared IMAGES of all shards, original or masked, as PNGs: a folder a class.
-
-    They are the pixels that `igmask evaluate` shows to a network; the colours of the fills mean and
-    image-mean are rounded to the nearest that a PNG can hold. torchvision's ImageFolder reads the
-    folder with its labels; labels.csv lists them, too.
-    """
-    from igmask.tools.export import export
-
-    export(list(images), **options)
-
-
-@app.command()
-@click.argument("model", metavar="MODEL")
-@count("--size", "Side of the input, where it is not known.")
-@setting("compute", "device")
-def inspect(model: str, size: int | None, device: str) -> None:
-    """Where the affine stem of MODEL ends, its share of the work, memory an image and a step.
-
-    MODEL is a classifier by name, of torchvision, timm (timm/NAME) or the Hugging Face hub
-    (hf/OWNER/NAME), or the settings of a model as in config.yaml. Weights are not needed: a network
-    is drawn at random, unless they are named.
-    """
-    import torch
-
-    from igmask.devices import pick_device
-    from igmask.inputs import models
-    from igmask.inputs.networks import library_of
-    from igmask.tools.inspect import inspect as inspected
-    from igmask.tools.inspect import report
-
-    asked = config.model(read_settings(model) if are_settings(model) else {"source": model})
-    if asked.weights_kind == "library":
-        asked = replace(asked, weights="none")
-    library, where = library_of(asked), pick_device(device)
-    described = library.described(replace(asked, size=size or asked.size))
-    side = described.size or library.usual_size(asked)
-    network = models.with_output(models.evaluating(models.build(described)), described).to(where)
-    images = torch.rand(2, 3, side, side, device=where)
-    print(report(described.source, inspected(network, images), (3, side, side)))
-
-
-@app.command()
-@click.argument("models", nargs=-1)
-@count("--n-images", "Images, of quality 32, else 4, attributed together.")
-@count("--n-steps", "Steps m.", default=50)
-@count("--repeats", "Times each way is run; the median counts.", default=5)
-@click.option(
-    "--budget", "budget_s", type=click.FloatRange(0), default=60,
-    help="Seconds after which a way takes no more turns of a network, but two at least.",
-)  # fmt: skip
-@click.option(
-    "--skip", multiple=True, help="What to leave out: 'igmask bf16', '*tuned', memory, …; a kernel."
-)
-@click.option(
-    "--compile/--no-compile", "compiled", default=None,
-    help="Kernels beside torch.compile, too; on a GPU by default.",
-)  # fmt: skip
-@configfile
-@setting("compute", "device")
-@count("--threads", "CPU threads; all by default.")
-@output("benchmarks/results")
-def bench(models: tuple[str, ...], output: Path, **options: Any) -> None:
-    """Attributions by igmask and by Captum, side by side: time, error, memory.
-
-    Results of the same machine and settings in the folder stay beside the new ones.
-
-    MODELS: resnet20 and resnet56 (of CIFAR-10's size), mobilenet_v3_large, vgg16, inception_v3,
-    resnet50, densenet121, vit_b_16; all of them by default. Needs Captum (pip install -e
-    '.[bench]'), and a machine with nothing else to do.
-
-    `igmask bench quality --configfile FILE [MODEL]...` instead measures the time to a given
-    quality, of the networks and images of a study: how near igmask's rules and Captum's come, in
-    how much time, to what 1,200 steps give. Each takes some minutes; quality-cpu.md says, and
-    quality-cpu.png shows, what was found. Of the options --n-images, --repeats, --device and
-    --threads count.
-
-    `igmask bench kernels` sets each Triton kernel beside PyTorch, eager and compiled, and
-    beside a copy of as many bytes. Without a GPU it only shows that it works.
-    """
-    from igmask.bench import attributions, kernels, quality, reached
-
-    write: Callable[..., list[Path]]
-    of_quality = models[:1] == ("quality",)
-    options["n_images"] = options["n_images"] or (quality.N_IMAGES if of_quality else 4)
-    if of_quality:
-        _leave_out(options, "n_steps", "budget_s", "skip", "compiled", of="quality")
-        study = config.parse(read_settings(str(options.pop("configfile") or config.default_file())))
-        measured, write = quality.measure(study, models[1:], **options), reached.write
-    elif models == ("kernels",):
-        _leave_out(options, "repeats", "budget_s", "configfile", of="kernels")
-        use_threads(None, None, options.pop("threads"))
-        measured, write = kernels.measure(**options), kernels.write
-    else:
-        _leave_out(options, "compiled", "configfile", of="attributions")
-        measured = attributions.measure(models or attributions.MODELS, **options)
-        write = attributions.write
-    command = shlex.join(["igmask", *sys.argv[1:]])
-    paths: list[Path] = []
-    for result in measured:
-        paths = write(result, output, command)  # each time, so that nothing is lost
-    for path in paths:
-        say(str(path))
-
-
-def _leave_out(options: dict[str, Any], *names: str, of: str) -> None:
-    """Take out options that say nothing of this benchmark; refuse them if they were given."""
-    context = click.get_current_context()
-    for option in (option for option in context.command.params if option.name in names):
-        options.pop(str(option.name))
-        if context.get_parameter_source(str(option.name)) is not ParameterSource.DEFAULT:
-            raise click.UsageError(f"{option.opts[0]} has no place in the benchmark of {of}")

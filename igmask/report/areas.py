@@ -5,7 +5,7 @@ important squares go first (LIF), with drop the most important (MIF).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import pandas as pd
 
 from igmask import arrays
 from igmask.inputs.chance import wilson
+from igmask.inputs.classes import NO_LABEL
 from igmask.plain import FILLS
 from igmask.report.rightness import RIGHTNESS, truth
+from igmask.statistics import bootstrap
 from igmask.steps.masked.controls import CONTROLS, control_of
-from igmask.study.recipes import QUANTITIES, STUDIED
+from igmask.study.recipes import QUANTITIES, STUDIED, Tables
 from igmask.study.settings import percent
 
 COLUMNS = [
@@ -27,12 +29,17 @@ COLUMNS = [
 
 _CHUNK = 4096  # images of a curve in memory
 
+# Of an image, and by `NAME_low` and `NAME_high` the 95 % interval of their means over the images.
+_UNDER = ("insertion", "deletion", "srg", "keep_minus_random", "random_minus_drop")
+
 _AREAS = (
     "insertion, deletion: area under the probability of the class predicted for the original, over "
     "the share of pixels, as squares are shown and removed in the order of their ranking (Petsiuk "
     "et al. 2018, who show them on a blurred image and remove them to black); SRG: insertion − "
     "deletion, the sum of the two to its right (Bluecher et al. 2024); insertion of random squares "
-    "is the R-OMS of a fill, which grades it: high is good; by trapezoids, of each image"
+    "is the R-OMS of a fill, which grades it: high is good; by trapezoids, of each image; in "
+    "brackets 95 % intervals, of {replicates:,} times as many images drawn anew, of each class as "
+    "many; areas.csv has them of all columns"
 )
 
 
@@ -41,7 +48,8 @@ class Areas:
     """What curves say.
 
     points: one row a model, fill, mask, mode and share of the area, `COLUMNS`
-    under:  one row a model, fill and mask: means over the images of the areas under their curves
+    under:  one row a model, fill and mask: means over the images of the areas under their curves,
+            and their intervals
     notes:  what belongs under the tables
     """
 
@@ -50,10 +58,10 @@ class Areas:
     notes: list[str]
 
 
-def collect(curve_paths: Iterable[Path]) -> Areas:
+def collect(curve_paths: Iterable[Path], recipe: Tables | None = None) -> Areas:
     """Return what the curves of all models say, models in given order."""
     points: list[dict[str, Any]] = []
-    under: dict[tuple[str, str, str], dict[str, float]] = {}
+    under: dict[str, _Under] = {}
     notes: list[str] = []
     for path in curve_paths:
         shards = arrays.Shards([path])
@@ -66,8 +74,8 @@ def collect(curve_paths: Iterable[Path]) -> Areas:
         common = dict(zip(("model", "fill", "mask"), key, strict=True)) | {"mode": made_by["mode"]}
         common["truth"] = truth(made_by)
         points += [common | {"n": n} | row for row in found]
-        under.setdefault(key, {"n": n})[made_by["mode"]] = areas["probability"]
-        under[key][f"{made_by['mode']} top-1"] = areas["correct"]
+        of_model = under.setdefault(key[0], _Under(_classes(shards.records)))
+        of_model.of[*key[1:], made_by["mode"]] = areas
         if (left := len(shards.records) - n) and made_by["mode"] == "keep":
             which = "attribution" if made_by["mask"] in STUDIED else made_by["mask"]
             notes.append(f"{key[0]}: {left} images have no ranking by {which}, and are left out")
@@ -80,19 +88,21 @@ def collect(curve_paths: Iterable[Path]) -> Areas:
             row["share"],
         )
     )
-    rows: list[dict[str, Any]] = [
-        dict(zip(("model", "fill", "mask"), key, strict=True)) | of for key, of in under.items()
+    rows = [
+        {"model": model} | row
+        for model, of_model in under.items()
+        for row in of_model.rows(recipe or Tables())
     ]
-    rows.sort(key=lambda row: (models.index(row["model"]), *in_order(row["fill"], row["mask"])))
-    return Areas(pd.DataFrame(points, columns=COLUMNS), _srg(rows), list(dict.fromkeys(notes)))
+    areas_under = pd.DataFrame(rows)
+    return Areas(pd.DataFrame(points, columns=COLUMNS), areas_under, list(dict.fromkeys(notes)))
 
 
-def texts(curve_paths: Iterable[Path], render: Any) -> dict[str, str]:
+def texts(curve_paths: Iterable[Path], render: Any, recipe: Tables) -> dict[str, str]:
     """Return {name: text} of the tables.
 
     render: `tables.render`
     """
-    found = collect(curve_paths)
+    found = collect(curve_paths, recipe)
     points, right = found.points, RIGHTNESS[found.points["truth"].iloc[0]]
     middle = min(points["share"], key=lambda share: abs(share - 50))
     half, other = percent(middle), percent(100 - middle)
@@ -112,7 +122,7 @@ def texts(curve_paths: Iterable[Path], render: Any) -> dict[str, str]:
     under = render(
         _shown(found.under, right.quantity),
         title="Table 5. Areas under the curves over area",
-        notes=[_AREAS, *said, *found.notes],
+        notes=[_AREAS.format(replicates=recipe.replicates), *said, *found.notes],
     )
     tables = {"table4": equal, "table5": under}
     files = {f"{name}.{kind}": text for name, of in tables.items() for kind, text in of.items()}
@@ -126,49 +136,79 @@ def trapezoids(values: np.ndarray, at: np.ndarray) -> np.ndarray:
     return np.abs((middles * np.diff(at, axis=1)).sum(axis=1))
 
 
-def _means(shards: arrays.Shards) -> tuple[list[dict[str, float]], dict[str, float], int]:
-    """The means of a curve at each point, those of the areas under it, and of how many images."""
+def _means(shards: arrays.Shards) -> tuple[list[dict[str, float]], pd.DataFrame, int]:
+    """The means of a curve at each point, the areas under it of each image, and of how many."""
     n_points = shards.row_shape[0]
-    sums, areas, n = np.zeros(shards.row_shape), dict.fromkeys(QUANTITIES[1:], 0.0), 0
+    sums, n = np.zeros(shards.row_shape), 0
+    areas = pd.DataFrame(np.nan, index=shards.records["name"], columns=QUANTITIES[1:])
     for chunk in shards.batches(_CHUNK):
-        values = chunk.values.astype(np.float64)
-        values = values[~np.isnan(values).any(axis=(1, 2))]
+        values, rows = chunk.values.astype(np.float64), chunk.rows
+        there = ~np.isnan(values).any(axis=(1, 2))
+        values = values[there]
         n += len(values)
         sums += values.sum(axis=0)
         for i, name in enumerate(QUANTITIES[1:], start=1):
-            areas[name] += trapezoids(values[:, :, i], values[:, :, 0]).sum()
-    rows = []
+            under = trapezoids(values[:, :, i], values[:, :, 0])
+            areas.iloc[rows[there], areas.columns.get_loc(name)] = under
+    found: list[dict[str, float]] = []
     for point, row in enumerate(sums):
         if not n:
             break
         area, probability, correct, agreement = row / n
         low, high = wilson(int(row[2]), n)
         share = 100 * point / (n_points - 1)
-        rows.append({"share": share, "area_kept": 100 * area, "probability": probability})
-        rows[-1] |= {"top1": 100 * correct, "ci_low": low, "ci_high": high}
-        rows[-1] |= {"agreement": 100 * agreement}
-    return rows, {name: area / max(n, 1) for name, area in areas.items()}, n
+        found.append({"share": share, "area_kept": 100 * area, "probability": probability})
+        found[-1] |= {"top1": 100 * correct, "ci_low": low, "ci_high": high}
+        found[-1] |= {"agreement": 100 * agreement}
+    return found, areas, n
 
 
-def _srg(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The areas with what is made of them: SRG and its halves against random squares."""
-    drawn = {
-        (row["model"], row["fill"]): row.get("keep", row.get("drop"))
-        for row in rows
-        if row["mask"] == "random"
-    }
-    for row in rows:
-        keep, drop = row.get("keep", np.nan), row.get("drop", np.nan)
-        if row["mask"] == "random":
-            keep = drop = drawn[row["model"], row["fill"]]
-        by_chance = drawn.get((row["model"], row["fill"]), np.nan)
-        row |= {"insertion": keep, "deletion": drop, "srg": keep - drop}
-        row |= {"keep_minus_random": keep - by_chance, "random_minus_drop": by_chance - drop}
-        row |= {f"{mode}_top1": row.get(f"{mode} top-1", np.nan) for mode in ("keep", "drop")}
-    names = ["insertion", "deletion", "srg", "keep_minus_random", "random_minus_drop"]
-    return pd.DataFrame(
-        rows, columns=["model", "fill", "mask", "n", *names, "keep_top1", "drop_top1"]
-    )
+def _classes(records: pd.DataFrame) -> pd.Series:
+    """The label of each image, or if it has none the class predicted, by the image's name."""
+    label = records["label"].where(records["label"] != NO_LABEL, records["predicted"])
+    return label.set_axis(records["name"])
+
+
+@dataclass(frozen=True)
+class _Under:
+    """The areas under the curves of a model, of each image: of a fill, mask and mode."""
+
+    classes: pd.Series
+    of: dict[tuple[str, str, str], pd.DataFrame] = field(default_factory=dict)
+
+    def rows(self, recipe: Tables) -> list[dict[str, Any]]:
+        """A row a fill and mask: SRG, what it is made of, and how far they may be off."""
+        cases = sorted({key[:2] for key in self.of}, key=lambda case: in_order(*case))
+        by_image: dict[str, pd.Series] = {}
+        for fill, mask in cases:
+            keep, drop = (self._area(fill, mask, mode, "probability") for mode in ("keep", "drop"))
+            by_chance = self._area(fill, "random", "keep", "probability")
+            found = keep, drop, keep - drop, keep - by_chance, by_chance - drop
+            keys = (f"{name} {fill} {mask}" for name in _UNDER)
+            by_image |= dict(zip(keys, found, strict=True))
+        frame = pd.DataFrame(by_image)
+        drawn = bootstrap.replicates(
+            frame, self.classes.to_numpy(), seed=recipe.seed, n=recipe.replicates
+        )
+        rows = []
+        for fill, mask in cases:
+            row: dict[str, Any] = {"fill": fill, "mask": mask}
+            of_case = {name: f"{name} {fill} {mask}" for name in _UNDER}
+            row["n"] = int(frame[[*of_case.values()]].notna().any(axis=1).sum())
+            for name, key in of_case.items():
+                row[name] = frame[key].mean()
+                low, high = bootstrap.interval(drawn[key])
+                row |= {f"{name}_low": low, f"{name}_high": high}
+            for mode in ("keep", "drop"):
+                row[f"{mode}_top1"] = self._area(fill, mask, mode, "correct").mean()
+            rows.append(row)
+        return rows
+
+    def _area(self, fill: str, mask: str, mode: str, quantity: str) -> pd.Series:
+        """The area under a curve of each image; of random squares either mode says the other."""
+        modes = ("keep", "drop") if mask == "random" else (mode,)
+        there = [self.of[fill, mask, one] for one in modes if (fill, mask, one) in self.of]
+        return there[0][quantity] if there else pd.Series(np.nan, index=self.classes.index)
 
 
 def _at_equal_area(points: pd.DataFrame, share: float, quantity: str) -> pd.DataFrame:
@@ -217,9 +257,21 @@ def _shown(under: pd.DataFrame, quantity: str) -> pd.DataFrame:
         "keep_minus_random": "insertion − random", "random_minus_drop": "random − deletion",
         "keep_top1": f"keep, {quantity}", "drop_top1": f"drop, {quantity}",
     }  # fmt: skip
-    wide = under[list(heads)].rename(columns=heads).map(lambda x: "" if pd.isna(x) else f"{x:.3f}")
+    cells = []
+    for _, row in under.iterrows():
+        texts = {head: _number(row[name]) for name, head in heads.items()}
+        for name in _UNDER[2:]:
+            if texts[heads[name]]:
+                around = (_number(row[f"{name}_{end}"]) for end in ("low", "high"))
+                texts[heads[name]] += f" ({' … '.join(around)})"
+        cells.append(texts)
+    wide = pd.DataFrame(cells)
     wide.index = pd.MultiIndex.from_arrays([names, under["mask"]], names=["model", ""])
     return wide
+
+
+def _number(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.3f}".replace("-", "−")
 
 
 def in_order(fill: str | None, mask: str) -> tuple[Any, ...]:

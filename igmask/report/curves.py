@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from igmask.errors import InputError, refusing
 from igmask.report.drawing import drawing, fit_text
 from igmask.report.rightness import RIGHTNESS
+from igmask.study.recipes import network_of
 from igmask.study.settings import percent
 
 # Okabe and Ito (2008): told apart by colour-blind readers, too. Black is left for the original.
@@ -49,7 +50,7 @@ def curves(accuracy: Path, *, output: Path, areas: Path | None = None) -> None:
         )
         table = table[_COLUMNS].assign(truth=table.get(_TRUTH, "label"))
         original = table[table["mode"] == "original"].set_index("model")["top1"]
-    masked = table[table["mode"] != "original"]
+    masked = table[(table["mode"] != "original") & table["mask"].map(network_of).isna()]
     if masked.empty:
         raise InputError(f"{accuracy}: no masked images were evaluated, so there are no curves")
     _write_against_p(masked, original, output / "accuracy-p.png")

@@ -1,6 +1,6 @@
 """Pictures of a few images: what a model looks at, and what it says of them masked."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -16,6 +16,7 @@ from igmask.plain import to_pixels, unpack
 from igmask.report.drawing import HEAT, Column, scaled, write_table
 from igmask.report.rightness import RIGHTNESS, Rightness, truth
 from igmask.steps.masked.fills import filled
+from igmask.study.masking import middle
 from igmask.study.recipes import STUDIED
 from igmask.study.settings import percent
 
@@ -69,7 +70,7 @@ def examples(files: list[Path], *, output: Path, model_name: str, n_images: int)
     tables = {mode: [original, *of_p.values()] for mode, of_p in columns.items()}
     tables["attributions"] = [original, *_attribution_columns(few)]
     if common := columns.get("keep", {}).keys() & columns.get("drop", {}).keys():
-        p = _middle(common)
+        p = middle(common)
         tables["keep_drop"] = [original, columns["keep"][p], columns["drop"][p]]
     title = "; ".join(filter(None, [model_name, few.right.ticks]))
     for kind, shown in tables.items():
@@ -193,13 +194,8 @@ def _attribution_columns(examples: Examples) -> Iterator[Column]:
     over = grey * (1 - cover) + HEAT((relative + 1) / 2)[..., :3] * cover
     yield Column("on the image", list(over), [""] * len(over))
     if examples.masks:
-        p = _middle(examples.masks)
+        p = middle(examples.masks)
         chosen = examples.masks[p]
         pictures = np.where(chosen[..., np.newaxis], examples.images, 0.65 + 0.2 * grey)
         areas = [f"{100 * one:.0f} % of the area" for one in chosen.mean(axis=(1, 2))]
         yield Column(f"top {percent(p)} %", pictures, areas)
-
-
-def _middle(ps: Iterable[float]) -> float:
-    """Return the p nearest to 50, where one stands for all."""
-    return min(ps, key=lambda p: (abs(p - 50), p))

@@ -32,7 +32,7 @@ from igmask.plain import area, pixels_of_squares, score_parts
 from igmask.progress import say
 from igmask.report.drawing import check_output, draw_explanation
 from igmask.steps.attribute import arguments
-from igmask.steps.methods import method_of
+from igmask.steps.methods import About, method_of
 from igmask.study import config, settings
 from igmask.study.recipes import Attribute, Mask
 from igmask.study.settings import Model, percent
@@ -91,6 +91,7 @@ def explain(
     asked = arguments(replace(recipe, model=model), image, labels=[number or 0], positions=[0])
     asked["target"] = None if number is None else torch.tensor([number], device=where)
     method = method_of(attribution.method)
+    asked |= {"about": About(attribution, [image_path.name], [0], recipe.seed)}
     found = method.squares(network, network, image, side=side, **asked, batch_size=batch_size)
     panels = [
         ("original\n100 % of the area", _picture(image), _prediction(network, image, names)),

@@ -1,13 +1,14 @@
-"""Records → Tables 1, 2, 3, and accuracy.csv, their long form.
+"""Records → Tables 1, 2, 3, and accuracy.csv, their long form; and all other tables of a study.
 
 Table 1 has each model's accuracy on the original images and on those that keep the top p %;
 Table 2 on those that drop it; Table 3 sets keep 50 beside drop 50.
 """
 
 import html
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,39 @@ import pandas as pd
 
 from igmask import arrays
 from igmask.inputs.chance import by_luck, wilson
-from igmask.inputs.classes import class_name
+from igmask.inputs.classes import NO_LABEL, class_name
 from igmask.inputs.data import is_labelled, unnamed_classes
 from igmask.report import areas
+from igmask.report.claims import collapse, comparisons, othersmasks
+from igmask.report.claims.outcomes import Outcomes
 from igmask.report.published import CITATION, published_top1
 from igmask.report.rightness import RIGHTNESS, truth
 from igmask.steps.masked.controls import control_of
-from igmask.study.recipes import STUDIED
-from igmask.study.settings import is_own, percent
+from igmask.study.masking import middle
+from igmask.study.recipes import STUDIED, Tables, network_of
+from igmask.study.settings import percent
 
 COLUMNS = [
     "model", "mode", "p", "fill", "mask", "n", "top1", "ci_low", "ci_high", "area_kept",
-    "published_top1", "most_frequent_prediction", "most_frequent_share", "entropy",
-    "blank_predicted", "blank_probability", "truth",
+    "published_top1", "published_low", "published_high", "most_frequent_prediction",
+    "most_frequent_share", "entropy", "entropy_share", "top1_balanced", "top1_of_right",
+    "from_mask", "from_number", "chance", "blank_predicted", "blank_probability", "condition",
+    "truth",
 ]  # fmt: skip
 
+_PUBLISHED = ("published_top1", "published_low", "published_high")
+
 _TOLD = {"name", "label", "draw", "predicted", "correct", "area_kept"}  # of the records, above
+
+_METHODS = {
+    "integrated-gradients": "Integrated Gradients",
+    "gradient": "Gradient",
+    "gradient-x-input": "Gradient × input",
+    "smoothgrad": "SmoothGrad",
+    "expected-gradients": "Expected gradients",
+    "random": "Random attribution",
+    "maps": "Ready attributions",
+}
 
 _LONGEST_NAME = 16  # letters of a class in a column
 
@@ -50,35 +68,66 @@ class Results:
     """A study's results.
 
     accuracy: one row a model and condition, whose mask is `none`, `selection` or a control's name,
-              columns `COLUMNS`, all but entropy (bits) in percent, and the mean of every other
-              metric of the records, in its own unit
+              columns `COLUMNS`, all but entropy (bits) and entropy_share in percent, and the mean
+              of every other metric of the records, in its own unit
     notes:    what belongs under every table
+    models:   what became of each image, by the model's name
+    classes:  a row a model, condition and class: `collapse.of_classes`
+    agreement: by (model, p), the mean IoU of masks with converged ones
     """
 
     accuracy: pd.DataFrame
     notes: list[str]
+    models: dict[str, Outcomes] = field(default_factory=dict)
+    classes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    agreement: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
 def collect(record_paths: Iterable[Path]) -> Results:
-    """Return the results in the records of all models and conditions, models in given order."""
+    """Return the results in the records of all models and conditions, models in given order.
+
+    What linear classifiers read from masks, of `igmask probe`, may be among them.
+    """
     rows: list[dict[str, Any]] = []
     notes: dict[str, dict[str, Any]] = {}
     rankless: set[tuple[str, str]] = set()
+    models: dict[str, Outcomes] = {}
+    said: dict[tuple[str, str], np.ndarray] = {}
+    read: dict[tuple[str, str], dict[str, float]] = {}
+    agreement: dict[tuple[str, str], float] = {}
     for path in record_paths:
         records, made_by = arrays.read_records(path)
+        name = made_by["name"]
+        if made_by["step"] == "converge":
+            means = records.groupby("p")["iou"].mean()
+            agreement |= {(name, percent(p)): float(of) for p, of in means.items()}
+            continue
+        if made_by["step"] == "probe":
+            read |= {(name, p): of for p, of in _read_from_masks(records).items()}
+            continue
         if records.empty:  # a control that has no ranking of any image
-            rankless.add((made_by["name"], made_by["mask"]))
+            rankless.add((name, made_by["mask"]))
             continue
         rows.append(_row(records, made_by))
+        condition = models.setdefault(name, Outcomes(name)).add(records, made_by)
+        said[name, condition] = np.bincount(records["predicted"])
+        rows[-1]["condition"] = condition
         if made_by["mode"] == "original" and is_labelled(made_by):
-            said, labels = (records[key].to_numpy() for key in ("predicted", "label"))
-            made_by["by_luck"] = by_luck(said, labels, made_by["n_classes"])
-        notes.setdefault(made_by["name"], {}).update(made_by)
+            answers, labels = (records[key].to_numpy() for key in ("predicted", "label"))
+            made_by["by_luck"] = by_luck(answers, labels, made_by["n_classes"])
+        if network_of(made_by["mask"]) is None:
+            notes.setdefault(name, {}).update(made_by)
     rows.sort(key=partial(_place, list(notes)))
+    for row in rows:
+        if row["mask"] == "selection":
+            row |= read.get((row["model"], row["p"]), {})
     metrics = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
     accuracy = pd.DataFrame(rows, columns=[*COLUMNS, *metrics])
-    said = [f"{name}: {mask} has a ranking of no image" for name, mask in sorted(rankless)]
-    return Results(accuracy, _notes(notes, accuracy) + said)
+    collapse.add(accuracy, models, {name: of["n_classes"] for name, of in notes.items()})
+    names = {name: of["class_names"] for name, of in notes.items()}
+    classes = collapse.of_classes(said, models.values(), names)
+    left_out = [f"{name}: {mask} has a ranking of no image" for name, mask in sorted(rankless)]
+    return Results(accuracy, _notes(notes, accuracy) + left_out, models, classes, agreement)
 
 
 def _place(models: list[str], row: dict[str, Any]) -> tuple[Any, ...]:
@@ -88,42 +137,81 @@ def _place(models: list[str], row: dict[str, Any]) -> tuple[Any, ...]:
     return models.index(row["model"]), mode, -float(row["p"] or 0), *order
 
 
-def tables(record_paths: list[Path], curve_paths: list[Path], *, output: Path) -> None:
+def tables(paths: Iterable[Path], *, output: Path, recipe: Tables | None = None) -> None:
     """Write accuracy.csv, and table1 … table3 as .csv, .md, .html and .tex, to a folder.
 
-    Of curves, if there are any, curves.csv, areas.csv, table4 and table5, too.
+    And comparisons.csv and table6, classes.csv and table7; of curves, if there are any, curves.csv,
+    areas.csv, table4 and table5, too.
+
+    paths:  records and curves of all conditions, or folders that hold them, and those of `probe`
+    raises  InputError if the recipe's family names a condition that there is not
     """
-    for name, text in texts(record_paths, curve_paths).items():
+    for name, text in texts(paths, recipe).items():
         arrays.write_text(output / name, text)
 
 
-def texts(record_paths: list[Path], curve_paths: list[Path]) -> dict[str, str]:
+def texts(paths: Iterable[Path], recipe: Tables | None = None) -> dict[str, str]:
     """Return {name: text} of the files that `tables` writes."""
-    of_curves = areas.texts(curve_paths, render) if curve_paths else {}
-    return _of_records(record_paths) | of_curves
+    kinds, recipe = ("*.parquet", "*.npy"), recipe or Tables()
+    inside = [sorted(chain(*map(path.glob, kinds))) if path.is_dir() else [path] for path in paths]
+    found = list(chain.from_iterable(inside))
+    curves = [path for path in found if path.suffix == ".npy"]
+    beside = {arrays.records_of(path) for path in curves}
+    results = collect(path for path in found if path not in {*curves, *beside})
+    of_curves = areas.texts(curves, render, recipe) if curves else {}
+    return _of_records(results) | of_curves | _compared(results, recipe)
 
 
-def _of_records(record_paths: list[Path]) -> dict[str, str]:
-    results = collect(record_paths)
-    accuracy, mode = results.accuracy, results.accuracy["mode"]
-    found = {"accuracy.csv": accuracy.round(4).to_csv(index=False)}
-    ps, squares = accuracy["p"].dropna().unique(), "the squares with the top p % of the attribution"
-    middle = min(ps, key=lambda text: abs(float(text) - 50), default="")
+def _of_records(results: Results) -> dict[str, str]:
+    found = {"accuracy.csv": results.accuracy.round(4).to_csv(index=False)}
+    accuracy = results.accuracy[results.accuracy["mask"].map(network_of).isna()]
+    mode = accuracy["mode"]
+    squares = "the squares with the top p % of the attribution"
+    ps = accuracy["p"].dropna().astype(float)
+    p = percent(middle(ps)) if len(ps) else ""
     shown = {
         f"keeping {squares}": accuracy[mode.isin(["original", "keep"])],
         f"dropping {squares}": accuracy[mode.isin(["original", "drop"])],
-        f"keep {middle} beside drop {middle}": accuracy[accuracy["p"] == middle],
+        f"keep {p} beside drop {p}": accuracy[accuracy["p"] == p],
     }
     right = RIGHTNESS[accuracy["truth"].iloc[0]]
     for number, (says, rows) in enumerate(shown.items(), start=1):
         title = f"Table {number}. {right.title}, {says}"
         rendered = render(widen(rows), title=title, notes=results.notes)
         found |= {f"table{number}.{kind}": text for kind, text in rendered.items()}
-    return found
+    chosen = accuracy[accuracy["mask"].isin(STUDIED)]
+    wide = widen(chosen, collapse.cell, list(collapse.QUANTITIES.values()))
+    title = f"Table 7. {right.title}: collapse to few answers, and classes read from masks"
+    rendered = render(wide, title=title, notes=[collapse.NOTE, *results.notes[1:]])
+    found |= {f"table7.{kind}": text for kind, text in rendered.items()}
+    for number, (title, wide, note) in othersmasks.tables(results, p).items():
+        title = f"Table {number}. {right.title}, {title}"
+        rendered = render(wide, title=title, notes=[note, *results.notes[1:]])
+        found |= {f"table{number}.{kind}": text for kind, text in rendered.items()}
+    return found | {"classes.csv": results.classes.round(4).to_csv(index=False)}
 
 
-def widen(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of texts: a block of rows a model (and fill), a column a condition."""
+def _compared(results: Results, recipe: Tables) -> dict[str, str]:
+    """Comparisons, and Table 6."""
+    models = results.models.values()
+    found = comparisons.collect(
+        models, recipe.family, replicates=recipe.replicates, seed=recipe.seed
+    )
+    title = f"Table 6. {RIGHTNESS[results.accuracy['truth'].iloc[0]].title}, differences"
+    rendered = render(comparisons.shown(found, models), title=title, notes=found.notes)
+    csv = {"comparisons.csv": found.rows.round(4).to_csv(index=False)}
+    return csv | {f"table6.{kind}": text for kind, text in rendered.items()}
+
+
+def widen(
+    accuracy: pd.DataFrame,
+    cell: Callable[[Any], dict[str, str]] | None = None,
+    order: list[str] | None = None,
+) -> pd.DataFrame:
+    """Return a table of texts: a block of rows a model (and fill), a column a condition.
+
+    cell:  what a row of `accuracy` puts into its column: quantity → text; `order` lists them
+    """
     several_fills = accuracy["fill"].dropna().nunique() > 1
     blocks: dict[tuple[str, str], dict[str, str]] = {}
     for row in accuracy.itertuples():
@@ -131,9 +219,9 @@ def widen(accuracy: pd.DataFrame) -> pd.DataFrame:
         fills = accuracy["fill"].dropna().unique() if row.mode == "original" else [row.fill]
         for fill in fills if len(fills) else [None]:
             name = f"{row.model}, {fill}" if several_fills else row.model
-            for quantity, text in _cell(row).items():
+            for quantity, text in (cell or _cell)(row).items():
                 blocks.setdefault((name, quantity), {})[column] = text
-    names, order = list(dict.fromkeys(name for name, _ in blocks)), _quantities(accuracy)
+    names, order = list(dict.fromkeys(name for name, _ in blocks)), order or _quantities(accuracy)
     keys = [(name, quantity) for name in names for quantity in order]
     keys = [key for key in keys if key in blocks]
     wide = pd.DataFrame([blocks[key] for key in keys]).fillna("")
@@ -194,11 +282,25 @@ def _row(records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str, Any]:
     if made_by["mask"] not in STUDIED:
         return row
     if is_labelled(made_by):
-        row["published_top1"] = published_top1(made_by, n_images=n + len(made_by["skipped"]))
+        published = published_top1(made_by, n_images=n + len(made_by["skipped"]))
+        row |= dict(zip(_PUBLISHED, published, strict=True)) if published else {}
     if blank := made_by.get("blank"):
         row["blank_predicted"] = class_name(made_by["class_names"], blank["class"])
         row["blank_probability"] = 100 * blank["probability"]
     return row
+
+
+def _read_from_masks(records: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """How often the class was read from masks, and from their size, in percent, by p."""
+    found = {}
+    for p, of in records.groupby("p"):
+        share = of["label"].value_counts(normalize=True).max()
+        read = {
+            name: 100 * (of[name] == of["label"]).mean() for name in ("from_mask", "from_number")
+        }
+        if (of["from_mask"] != NO_LABEL).all():
+            found[percent(p)] = read | {"chance": 100 * share}
+    return found
 
 
 def _predictions(predicted: np.ndarray) -> tuple[int, float, float]:
@@ -218,7 +320,7 @@ def _quantities(accuracy: pd.DataFrame) -> list[str]:
     return [
         *(RIGHTNESS[accuracy["truth"].iloc[0]].quantity, "95 % interval", "area kept"),
         *(f"{control} {what}" for control in controls for what in ("squares", "area")),
-        *("most frequent prediction", "its share", "entropy", "published", "n"),
+        *("most frequent prediction", "its share", "entropy", "published", "its interval", "n"),
     ]
 
 
@@ -241,7 +343,10 @@ def _cell(row: Any) -> dict[str, str]:
         "entropy": f"{row.entropy:.2f}",
         "n": str(row.n),
     }
-    return cell if pd.isna(row.published_top1) else cell | {"published": row.published_top1}
+    if not pd.isna(row.published_top1):
+        cell["published"] = f"{row.published_top1:.2f}"
+        cell["its interval"] = f"{row.published_low:.2f}–{row.published_high:.2f}"
+    return cell
 
 
 def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[str]:
@@ -250,7 +355,7 @@ def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[s
         f"{name} squares: {right.quantity} with {control_of(name).is_of}; {name} area: the area "
         "kept with those; "
         for name in accuracy["mask"].unique()
-        if name not in STUDIED
+        if name not in STUDIED and network_of(name) is None
     )
     notes = [
         f"{right.quantity}: {right.means}; 95 % interval: Wilson's; area kept: pixels left as they "
@@ -279,7 +384,7 @@ def _notes(made_by: dict[str, dict[str, Any]], accuracy: pd.DataFrame) -> list[s
 
 def _left_out(accuracy: pd.DataFrame) -> list[str]:
     """The images of which a control has no ranking, a line a control."""
-    masked = accuracy[accuracy["mode"] != "original"]
+    masked = accuracy[(accuracy["mode"] != "original") & accuracy["mask"].map(network_of).isna()]
     most = masked.groupby("model", sort=False)["n"].max()
     least = masked.groupby(["model", "mask"], sort=False)["n"].min()
     return [
@@ -293,7 +398,7 @@ def _said(made_by: dict[str, Any]) -> str:
     """How the squares of a model were attributed and selected."""
     asked, error = made_by["attribution"], made_by["completeness"]
     name = asked.get("method", "integrated-gradients")
-    method = name if is_own(name) else name.replace("-", " ").title()
+    method = _METHODS.get(name, name)
     target = "label" if asked["target"] == "label" and is_labelled(made_by) else "predicted"
     of = f"{method} of the {target} class"
     if name == "integrated-gradients":
@@ -302,6 +407,9 @@ def _said(made_by: dict[str, Any]) -> str:
             f"m = {asked['n_steps']}"
             + (f", without steps below a slope of {asked['skip']:g}" if asked.get("skip") else "")
         )
+    elif "n_samples" in asked:
+        of += f"'s {asked['of']}, {asked['n_samples']} samples"
+        of += f", noise {asked['noise']:g}" * (name == "smoothgrad")
     said = (
         f"{of}; {made_by['score']} scores of {made_by['side']}×{made_by['side']} squares, selected "
         f"by {made_by['by']}"
@@ -312,8 +420,8 @@ def _said(made_by: dict[str, Any]) -> str:
     return (
         f"{said}; relative completeness error {error['median']:.3f} in the median, "
         f"{error['mean']:.3f} on average, at most {error['max']:.3g}"
-        + f" ({left_out} images without a change of f left out)"
-        * (left_out > 0)
+        + (f", above 0.1 in {100 * error['share_above']:.0f} %" if "share_above" in error else "")
+        + f" ({left_out} images without a change of f left out)" * (left_out > 0)
     )
 
 

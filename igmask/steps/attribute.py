@@ -1,6 +1,6 @@
 """Step: attributions of every image of a shard → the parts of its squares' scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from igmask.inputs.files import with_located
 from igmask.inputs.networks import library_of
 from igmask.kernels import grid
 from igmask.progress import progress, say
-from igmask.steps.methods import method_of
+from igmask.steps.methods import About, method_of
 from igmask.study import recipes, settings
 from igmask.study.fields import counting, plain
 from igmask.study.recipes import Attribute, stamp
@@ -49,6 +49,7 @@ def attribute(
     recipe: Attribute,
     *,
     classes: Path | None = None,
+    references: Sequence[Path] = (),
     batch_size: int | None = None,
     engine: str = "eager",
     device: str = "auto",
@@ -60,6 +61,7 @@ def attribute(
     the steps taken.
 
     classes:     scores whose predicted classes are attributed, in the place of `target`
+    references:  the images of all shards, for expected gradients
     batch_size, engine: see `integrated_gradients`
     raises       InputError naming the images that are damaged, whose attribution is not finite or
                  whose label does not fit the model
@@ -73,6 +75,8 @@ def attribute(
     check_labels(records, made_by, models.n_classes(network, model))
     # Now, not after hours in which a file may have changed.
     read = {"images": arrays.digest(records)} | models.digests(here.files())
+    if references:
+        read["references"] = arrays.Shards(list(references)).digest
     asked = records
     if classes is not None:
         asked, read["classes"] = _with_classes(records, classes)
@@ -80,7 +84,7 @@ def attribute(
     height, width, _ = images.row_shape
     with arrays.writing(output, np.float32, (2, *grid(height, width, recipe.side))) as scores:
         groups, n_groups = images.batches(GROUP, full=True), images.n_batches(GROUP)
-        ask = _asking(network, here, batch_size=batch_size, engine=engine)
+        ask = _asking(network, here, references, batch_size=batch_size, engine=engine)
         label = f"attribute {made_by['shard']}"
         for group in progress(groups, total=n_groups, unit="groups", label=label):
             live = group.rows[: group.n_live]
@@ -93,12 +97,9 @@ def attribute(
                 column[live] = getattr(found, name)[: group.n_live].cpu()
     if not method_of(recipe.attribution.method).is_complete:
         columns |= {name: np.full(len(records), np.nan) for name in columns if "complete" in name}
-    made_by |= stamp("attribute", made_by) | recipes.made_by(recipe)
-    made_by |= {
-        "read": read,
-        "class_names": library_of(model).class_names(model) or made_by["classes"],
-        "attribution": _said(recipe.attribution),
-    }
+    made_by |= stamp("attribute", made_by) | recipes.made_by(recipe) | {"read": read}
+    made_by["class_names"] = library_of(model).class_names(model) or made_by["classes"]
+    made_by["attribution"] = _said(recipe.attribution)
     records = records.assign(**columns)
     records[arrays.CHECKSUM] = scores.checksums
     arrays.write_records(arrays.records_of(output), records, made_by)
@@ -114,12 +115,17 @@ def _with_classes(records: pd.DataFrame, scores: Path) -> tuple[pd.DataFrame, st
 
 def _said(asked: settings.Attribution) -> dict[str, Any]:
     """What the records say of all settings; of those that came later where they matter."""
-    matter = counting(asked)
-    return {k: v for k, v in plain(asked).items() if k not in ("method", "skip") or k in matter}
+    matter, later = counting(asked), ("method", "skip", "n_samples", "noise", "maps")
+    return {k: v for k, v in plain(asked).items() if k not in later or k in matter}
 
 
 def _asking(
-    network: nn.Module, recipe: Attribute, *, batch_size: int | None, engine: str
+    network: nn.Module,
+    recipe: Attribute,
+    references: Sequence[Path],
+    *,
+    batch_size: int | None,
+    engine: str,
 ) -> Callable[[Tensor, pd.DataFrame], Attribution]:
     """What attributes a group, pixels and records, by a recipe whose model is complete."""
     method, precision = method_of(recipe.attribution.method), recipe.attribution.precision
@@ -131,6 +137,8 @@ def _asking(
                 ready.append(prepare(network, pixels, precision=precision, engine=engine))
                 say(f"the network's graph: {ready[0].split.account}")
             asked = arguments(recipe, pixels, batch["label"], batch["position"])
+            images = batch["name"].tolist(), batch["position"].tolist()
+            asked["about"] = About(recipe.attribution, *images, recipe.seed, references)
             asked |= {"side": recipe.side, "batch_size": batch_size, "engine": engine}
             return method.squares(ready[0], network, pixels, **asked)
         except NotFinite as error:

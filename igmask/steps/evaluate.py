@@ -99,7 +99,7 @@ def evaluate(
 
         _keep(folder, f"{name}.parquet", one.made_by, write, label=f"evaluate {name}")
     _clear(folder, {f"{one.condition.name}.parquet" for one in conditions})
-    if dataset is not None:
+    if dataset is not None and not recipe.masks_of:
         _curves(recipe, network, images, dataset, conditions[0].made_by, folder, batch_size or 64)
 
 
@@ -269,7 +269,13 @@ def _conditions(
             made_by["read"]["code"] = arrays.digest_of_files(code)
         if condition.is_control and dataset is not None:
             made_by["read"] |= _read_by(condition.mask, dataset)
-        selected = records.assign(predicted=of_masks.records["predicted"])
+        own = of_masks.records
+        if recipe.masks_of:
+            if dataset is None:
+                raise InputError(f"masks of {recipe.masks_of} need the network's own scores, too")
+            own = dataset.parts.records
+            made_by["read"]["scores"] = dataset.parts.digest
+        selected = records.assign(predicted=own["predicted"])
         found.append(_Asked(condition, selected, made_by, of_masks))
     return found
 

@@ -12,6 +12,7 @@ from igmask.progress import progress
 from igmask.study.recipes import Mask, stamp
 from igmask.study.settings import percent
 
+_FAR = 0.1  # from where on a relative error of completeness is counted
 _CHUNK = 256  # images selected at a time
 
 
@@ -50,6 +51,7 @@ def mask(score_paths: list[Path], folder: Path, recipe: Mask) -> None:
     error = records["relative_completeness"]
     spread = error.agg(["mean", "median", "max"]).to_dict()  # for the notes under the tables
     spread["n_without_change"] = int(error.isna().sum())
+    spread["share_above"] = float((error.dropna() > _FAR).mean())
     made_by = shards.settings | stamp("mask", shards.settings)
     made_by |= {
         "read": {"scores": arrays.digest(records)},

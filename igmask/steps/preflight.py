@@ -25,6 +25,7 @@ from igmask.inputs.networks import library_of
 from igmask.inputs.own import imported, named
 from igmask.plain import fill_values, grid
 from igmask.progress import say
+from igmask.steps.maps import check_maps
 from igmask.steps.masked.controls import own_scores
 from igmask.study import config
 from igmask.study.recipes import Preflight, stamp
@@ -56,7 +57,10 @@ def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
     if note := unnamed_classes(made_by, n_classes):
         raise InputError(f"the network {note}")
     check_order(made_by["classes"], library_of(model).class_names(model))
-    baselines.check(baseline, models.complete(model).geometry)
+    geometry = models.complete(model).geometry
+    baselines.check(baseline, geometry)
+    if here.maps:
+        check_maps(here.maps, records["name"], (geometry.size, geometry.size), here.side)
     for name in recipe.own:
         imported(name)
     _try_own(recipe, images, models.complete(model))

@@ -18,7 +18,7 @@ from typing import Any
 from igmask import quadrature
 from igmask.errors import InputError, no_file, refusing, suggestion
 from igmask.study.fields import misplaced, of_plain
-from igmask.study.recipes import Condition
+from igmask.study.recipes import CONVERGED, Condition
 from igmask.study.settings import (
     BASELINES,
     CLASSES,
@@ -30,6 +30,7 @@ from igmask.study.settings import (
     percent,
     rules,
 )
+from igmask.study.testing import against
 
 
 def default_file() -> Path:
@@ -101,13 +102,17 @@ def missing_files(study: Study) -> dict[str, str]:
             files[f"models.{name}.weights"] = item.weights
     hints = {"attribution.baseline": f", and baselines by name are {', '.join(BASELINES)}"}
     known = {"dataset.classes": CLASSES}
-    problems = {
+    problems: dict[str, str] = {
         key: no_file(path, known.get(key, ())) + hints.get(key, "")
         for key, path in files.items()
         if path is not None and not Path(path).is_file()
     }
     if dataset.root and dataset.source in Dataset.FOLDERS and not Path(dataset.root).is_dir():
         problems["dataset.root"] = f"there is no folder {dataset.root!r}"
+    if maps := study.attribution.maps:
+        folders = dict.fromkeys(maps.replace("{model}", name) for name in study.models)
+        if missing := [folder for folder in folders if not Path(folder).is_dir()]:
+            problems["attribution.maps"] = f"there is no folder {missing[0]!r}"
     return problems
 
 
@@ -175,9 +180,20 @@ def _inconsistencies(study: Study) -> Iterator[str]:
     shown = list(product(fills, ("selection", *controls)))
     if len({Condition("keep", 50, *one).name for one in shown}) < len(shown):
         yield f"masking: two of {', '.join((*fills, *controls))} name the same files"
+    yield from _unknown_family(study)
     if study.curves.points == 1:
         yield "curves.points: 1 is no curve; give at least 2, its ends, or 0 for none"
+    if "randomised" in study.readings.controls:
+        yield "readings.controls: randomised is of the study's own attribution; leave it out"
     asked = study.attribution
+    if study.statistics.converged and not asked.is_integrated:
+        yield f"statistics.converged: the method {asked.method} has no steps to converge"
+    if study.masking.transfer and CONVERGED in study.models:
+        yield f"models.{CONVERGED}: its masks would be taken for converged ones; name it otherwise"
+    if (asked.method == "maps") != (asked.maps is not None):
+        yield "attribution.maps: the folder of method maps; give both or neither"
+    if asked.method in ("maps", "random") and "randomised" in controls:
+        yield f"masking.controls: randomised has no meaning for method {asked.method}"
     try:
         if asked.is_integrated:
             quadrature.check_asked(asked.rule, asked.n_steps, of=asked.of, skip=asked.skip)
@@ -201,6 +217,20 @@ def _inconsistencies(study: Study) -> Iterator[str]:
         if item.size and item.resize and item.resize < item.size:
             yield f"models.{name}.resize: {item.resize} is less than size {item.size}"
         yield from (f"models.{name}.{problem}" for problem in of_bytes(item))
+
+
+def _unknown_family(study: Study) -> Iterator[str]:
+    """Of comparisons, the conditions that there are not."""
+    shown = product(("selection", *study.masking.controls), study.masking.modes, study.selection.p)
+    names = [
+        Condition(mode, p, fill, mask).name
+        for mask, mode, p in shown
+        for fill in study.masking.fills
+    ]
+    for pair in study.statistics.family:
+        for name in against(pair):
+            if name not in (known := ["original", *names]):
+                yield f"statistics.family: there is no condition {name!r}{suggestion(name, known)}"
 
 
 def _misplaced(dataset: Dataset) -> Iterator[str]:

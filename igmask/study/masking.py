@@ -1,5 +1,6 @@
 """The settings of squares, of their selection, and of what is masked and shown: as settings.py."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from igmask.study.fields import setting
@@ -52,6 +53,7 @@ class Masking:
               (randomised)
     draws:    how many random masks an image has
     blur_sigma: of fill blur: standard deviation of the Gaussian, in pixels
+    transfer: show each network the masks of each other one of the same input, too
     """
 
     modes: tuple[str, ...] = setting(
@@ -63,6 +65,7 @@ class Masking:
     controls: tuple[str, ...] = setting(("random",), choices=CONTROLS, own=True, uniqueItems=True)
     draws: int = setting(5, minimum=1)
     blur_sigma: float = setting(10, exclusiveMinimum=0)
+    transfer: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,14 @@ class Curves:
     """
 
     points: int = setting(11, minimum=0)
+
+
+def middle(ps: Iterable[float]) -> float:
+    """Return the p nearest to 50, which stands for all where one has to; of two the smaller.
+
+    raises ValueError if there is none
+    """
+    return min(ps, key=lambda p: (abs(p - 50), p))
 
 
 def is_drawn(name: str) -> bool:

@@ -19,7 +19,6 @@ from igmask.study.settings import (
     Geometry,
     Model,
     is_baseline_file,
-    is_random,
     percent,
     rules,
 )
@@ -34,6 +33,8 @@ STAGES = {
     "randomise": 1,
     "mask": 3,
     "evaluate": 6,
+    "probe": 1,
+    "converge": 1,
 }
 
 
@@ -75,6 +76,7 @@ class Preflight:
 
     own:      functions of the user's own that other steps will need
     fills, controls: those among them that are tried on the first images
+    maps:     the folder of ready attributions, of which every image has to have one
     """
 
     model: Model
@@ -82,7 +84,8 @@ class Preflight:
     own: tuple[str, ...] = ()
     fills: tuple[str, ...] = ()
     controls: tuple[str, ...] = ()
-    side: int = of("squares", "side", counts=lambda one: bool(one.controls))
+    side: int = of("squares", "side", counts=lambda one: bool(one.controls or one.maps))
+    maps: str | None = of("attribution", "maps", counts=lambda one: one.maps is not None)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Attribute:
     seed: int = of(
         "seed",
         made_by="baseline_seed",
-        counts=lambda one: is_random(one.attribution.baseline),
+        counts=lambda one: one.attribution.is_drawn,
     )
 
     @property
@@ -136,7 +139,25 @@ class Mask:
     score: str = of("squares", "score")
 
 
+@dataclass(frozen=True)
+class Probe:
+    """Of the classes that a linear classifier reads from masks; the seed is that of its folds.
+
+    name: what the tables call the model
+    """
+
+    name: str = "model"
+    seed: int = of("seed", made_by="probe_seed")
+
+
 STUDIED = ("none", "selection")  # masks that are the study's own, no control's
+CONVERGED = "converged"  # whose masks those of converged attributions are, as if of a network
+_OF = "of-"  # and the name of a network, whose masks another one is shown
+
+
+def network_of(mask: str) -> str | None:
+    """Return the other network whose masks these are, if they are."""
+    return mask.removeprefix(_OF) if mask.startswith(_OF) else None
 
 
 def _file_name(*parts: str, mask: str) -> str:
@@ -148,7 +169,7 @@ def _file_name(*parts: str, mask: str) -> str:
 class Condition(NamedTuple):
     """How images are shown to a network: as they are, or masked.
 
-    mask: `none`, `selection`, or the name of a control
+    mask: `none`, `selection`, the name of a control, or of-NAME, the selection of another network
     """
 
     mode: str
@@ -158,8 +179,8 @@ class Condition(NamedTuple):
 
     @property
     def is_control(self) -> bool:
-        """Whether another mask stands in the place of the selection."""
-        return self.mask not in STUDIED
+        """Whether another mask of its area stands in the place of the selection."""
+        return self.mask not in STUDIED and network_of(self.mask) is None
 
     @property
     def name(self) -> str:
@@ -167,6 +188,11 @@ class Condition(NamedTuple):
         if self.p is None:
             return self.mode
         return _file_name(self.mode, percent(self.p), str(self.fill), mask=self.mask)
+
+
+def shown_masks_of(condition: Condition, network: str) -> Condition:
+    """Return the condition with the masks of another network."""
+    return condition._replace(mask=f"{_OF}{network}")
 
 
 QUANTITIES = ("area_kept", "probability", "correct", "agreement")  # of a point of a curve
@@ -194,6 +220,7 @@ class Evaluate:
     points: of each curve
     score:  of the squares' ranking
     seed:   of the controls and fills that are drawn
+    masks_of: another network by its name, whose masks it is shown, and nothing else
     """
 
     model: Model
@@ -206,6 +233,7 @@ class Evaluate:
     points: int = of("curves", "points")
     score: str = of("squares", "score")
     seed: int = of("seed", counts=lambda one: any(map(is_drawn, (*one.fills, *one.controls))))
+    masks_of: str | None = None
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -215,10 +243,13 @@ class Evaluate:
     def conditions(self, ps: Iterable[float]) -> Iterator[Condition]:
         """Yield the conditions of masks of some p: those of the selections, then of each control.
 
-        The originals come first.
+        The originals come first; with masks of another network there is nothing else.
         """
-        yield Condition("original")
         masks, ps = ("selection", *self.controls), tuple(ps)
+        if self.masks_of is None:
+            yield Condition("original")
+        else:
+            masks = (f"{_OF}{self.masks_of}",)
         for mask, mode, p, fill in product(masks, dict.fromkeys(self.modes), ps, self.fills):
             yield Condition(mode, p, fill, mask)
 
@@ -230,7 +261,7 @@ class Evaluate:
     def curves(self) -> Iterator[Curve]:
         """Yield the curves; of random squares one mode does, since either keeps random squares."""
         modes = tuple(dict.fromkeys(self.modes))
-        for mask in ("selection", *self.controls) if self.points else ():
+        for mask in ("selection", *self.controls) if self.points and not self.masks_of else ():
             yield from (
                 Curve(mode, fill, mask)
                 for mode, fill in product(modes[:1] if mask == "random" else modes, self.fills)
@@ -249,6 +280,37 @@ class Evaluate:
         if is_drawn(str(fill)):
             own["fill_seed"] = self.seed
         return own | ({"blur_sigma": self.blur_sigma} if fill == "blur" else {})
+
+
+@dataclass(frozen=True)
+class Converge:
+    """Of the masks of converged attributions, of some images."""
+
+    model: Model
+    attribution: Attribution
+    name: str = "model"
+    side: int = of("squares", "side")
+    score: str = of("squares", "score")
+    by: str = of("selection", "by")
+    modes: tuple[str, ...] = of("masking", "modes", word="mode")
+    fills: tuple[str, ...] = of("masking", "fills", word="fill")
+    fill_blur_sigma: float = of("masking", "blur_sigma", counts=lambda one: "blur" in one.fills)
+    n_images: int = of("statistics", "converged")
+    seed: int = of("seed")
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """What may be a function of the user's own."""
+        return self.attribution.baseline, *self.fills
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Of the tables; the seed is that of the images that are drawn anew."""
+
+    family: tuple[str, ...] = of("statistics", "family")
+    replicates: int = of("statistics", "replicates")
+    seed: int = of("seed")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from igmask.errors import InputError
 from igmask.study.fields import json_schema, setting
 from igmask.study.masking import Curves, Masking, Selection, Squares
 from igmask.study.own import is_own, own_code
+from igmask.study.testing import Readings, Statistics
 
+INTEGRATED, SAMPLED = "integrated-gradients", ("smoothgrad", "expected-gradients")
 BASELINES = ("black", "white", "mean", "blur", "uniform")
 _OF_FILES = ("folder", "photos", "csv", "parquet", "webdataset", "torchvision")
 SOURCES = ("demo", *_OF_FILES)
@@ -234,9 +236,11 @@ class Model:
 class Attribution:
     """How pixels are given their share of an output: by Integrated Gradients, or otherwise.
 
-    method:      how: integrated-gradients, to which the other keys belong, or a function of your
-                 own, which is given network, images and classes and returns attributions shaped as
-                 the images
+    method:      how: integrated-gradients; gradient, with its sign; gradient-x-input; smoothgrad,
+                 the mean gradient at noisy images; expected-gradients, on the way from other images
+                 of the dataset; random, to compare with; maps, attributions that lie ready in a
+                 folder; or a function of your own, which is given network, images and classes and
+                 returns attributions shaped as the images
     of:          what is attributed: the target's softmax probability or its logit
     target:      the class whose output is attributed
     baseline:    start of the path: black, white, mean, blur, uniform (noise), an image file, or
@@ -255,11 +259,16 @@ class Attribution:
                  before and after the last doubling
     most_steps:  of n_steps auto: no image gets more
     precision:   of the network behind its affine stem; sums are fp32 always, and tf32 needs a GPU
+    n_samples:   of smoothgrad and expected-gradients: gradients averaged over, one at each noisy
+                 image, or on the way from another image
+    noise:       of smoothgrad: standard deviation, 1 being white
+    maps:        of maps: the folder, for {model} of each network its own; a .npy file for each
+                 image, of its name: an attribution of its prepared pixels, or one number a square
     """
 
     method: str = setting(
         "integrated-gradients",
-        choices=("integrated-gradients",),
+        choices=(INTEGRATED, "gradient", "gradient-x-input", *SAMPLED, "random", "maps"),
         own=True,
         counts=lambda group: not group.is_integrated,
     )
@@ -300,11 +309,21 @@ class Attribution:
         choices=("fp32", "tf32", "bf16", "fp16"),
         counts=lambda group: group.is_integrated,
     )
+    n_samples: int = setting(50, counts=lambda group: group.method in SAMPLED, minimum=1)
+    noise: float = setting(
+        0.15, counts=lambda group: group.method == "smoothgrad", exclusiveMinimum=0
+    )
+    maps: str | None = setting(None, counts=lambda group: group.method == "maps")
 
     @property
     def is_integrated(self) -> bool:
         """Whether the method goes along paths, in steps."""
-        return self.method == "integrated-gradients"
+        return self.method == INTEGRATED
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the study's seed has a part in it."""
+        return self.method in (*SAMPLED, "random") or is_random(self.baseline)
 
     @property
     def is_auto(self) -> bool:
@@ -356,6 +375,8 @@ class Study:
     selection:   which squares hold the top p %
     masking:     what is masked, and how
     curves:      masked by area
+    statistics:  how differences are judged
+    readings:    other ways to do all this, compared by `snakemake readings`
     figures:     the pictures
     compute:     how it is computed; changes no table beyond rounding and re-runs nothing, the
                  number of shards aside
@@ -370,6 +391,8 @@ class Study:
     selection: Selection = Selection()
     masking: Masking = Masking()
     curves: Curves = Curves()
+    statistics: Statistics = Statistics()
+    readings: Readings = Readings()
     figures: Figures = Figures()
     compute: Compute = Compute()
     seed: int = setting(0, minimum=0)

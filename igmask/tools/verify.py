@@ -23,7 +23,9 @@ from igmask import arrays
 from igmask.errors import InputError, refusing
 from igmask.inputs.data import index, stamps
 from igmask.inputs.sources import source_of
-from igmask.plan import Made, Workflow
+from igmask.made import Made
+from igmask.made import made as files_of
+from igmask.plan import Workflow
 from igmask.progress import progress
 from igmask.report.tables import texts
 from igmask.steps.prepare import decoded
@@ -45,7 +47,7 @@ def verify(
     deep:    decode every image again and compare; else those only whose file has another size or
              time of change than when it was indexed
     """
-    expected = list(flow.made())
+    expected = list(files_of(flow))
     expected += _kept(flow, expected, results)
     files = _Files(flow, results, deep=deep)
     for made in progress(expected, total=len(expected), unit="files", label="verify"):
@@ -60,7 +62,7 @@ def verify(
 def foreign(flow: Workflow) -> list[str]:
     """Return what results are there that were made with other settings: a line each."""
     lines = []
-    for made in flow.made():
+    for made in files_of(flow):
         carrier = made.outputs[-1]
         if made.settings is not None and carrier.is_file():
             try:
@@ -239,7 +241,8 @@ class _Files:
             return f"damaged: {error}"
         if made.path.parent == Path("results/tables"):
             flow, every = self._flow, SimpleNamespace()
-            if self.bad.intersection(map(Path, [*flow.records(every), *flow.curve_files(every)])):
+            made_of = *flow.records(every), *flow.curve_files(every), *flow.probes(every)
+            if self.bad.intersection(map(Path, made_of)):
                 return "stale: its records are"
             if place.read_bytes() != self._tables[place.name].encode():
                 return "stale: its records say otherwise"
@@ -247,8 +250,9 @@ class _Files:
 
     @cached_property
     def _tables(self) -> dict[str, str]:
-        both = self._flow.records(SimpleNamespace()), self._flow.curve_files(SimpleNamespace())
-        return texts(*([_placed(Path(path), self._results) for path in paths] for paths in both))
+        flow, every = self._flow, SimpleNamespace()
+        paths = *flow.records(every), *flow.curve_files(every), *flow.probes(every)
+        return texts([_placed(Path(path), self._results) for path in paths], flow.tables(every))
 
 
 def _settings(place: Path) -> dict[str, Any]:

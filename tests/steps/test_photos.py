@@ -125,7 +125,7 @@ def test_attributions_of_the_label_are_those_of_the_predicted_class(photos):
 def pages(dataset, folder, monkeypatch, *, target="predicted"):
     """Every table, and the words of every picture, of a study."""
     *arrays_of_study, evaluated = run(dataset, folder, target=target)
-    tables(evaluated, [], output=Path(folder))
+    tables(evaluated, output=Path(folder))
     found = {path.name: path.read_text() for path in Path(folder).glob("*table*")}
     drawn = []
     monkeypatch.setattr(examples, "write_table", lambda path, shown, **said: drawn.append(said))

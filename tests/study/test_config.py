@@ -40,6 +40,9 @@ def test_defaults_are_the_experiment_as_published():
         "agreement": 0.95,
         "most_steps": 800,
         "precision": "fp32",
+        "n_samples": 50,
+        "noise": 0.15,
+        "maps": None,
     }
     assert fields.plain(study.squares) == {"side": 3, "score": "positive"}
     assert fields.plain(study.selection) == {"by": "mass", "p": (90, 70, 50, 30)}
@@ -49,6 +52,7 @@ def test_defaults_are_the_experiment_as_published():
         "controls": ("random",),
         "draws": 5,
         "blur_sigma": 10,
+        "transfer": False,
     }
     assert fields.plain(study.curves) == {"points": 11}
     assert study.dataset.name == "demo"

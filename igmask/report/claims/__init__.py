@@ -1,0 +1,1 @@
+"""What tables claim: differences, collapse, other masks, other readings."""

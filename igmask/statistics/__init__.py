@@ -1,0 +1,1 @@
+"""What may be chance, and what not: of records, without a network."""
