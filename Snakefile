@@ -548,7 +548,13 @@ rule readings:
     output:
         expand(
             "results/tables/{name}",
-            name=["readings.csv", "sentences.csv", "sentences.html", "sentences.md", "sentences.tex"],
+            name=[
+                "readings.csv",
+                "sentences.csv",
+                "sentences.html",
+                "sentences.md",
+                "sentences.tex",
+            ],
         ),
     log:
         "results/logs/readings.log",
