@@ -567,6 +567,26 @@ rule readings:
         "igmask --log {log:q} readings {params.folders:q} --output {params.folder:q}"
 
 
+# The tables of docs/paradox.md: `snakemake --cores all --configfile config/controls.yaml paradox`.
+rule paradox:
+    input:
+        rules.all.input,
+        rules.readings.output,
+    output:
+        "results/paradox.md",
+    log:
+        "results/logs/paradox.log",
+    threads: workflow.cores or 1
+    params:
+        base=workflow.basedir,
+        demo="results/paradox-demo",
+    shell:
+        "snakemake -s {params.base:q}/Snakefile --configfile {params.base:q}/config.yaml"
+        " --directory {params.demo:q} --cores {threads} --quiet rules &> {log:q}"
+        " && python {params.base:q}/docs/paradox.py results {params.demo:q}/results"
+        " --output {output:q} &>> {log:q}"
+
+
 # Not part of the study: `snakemake --cores 1 benchmarks`. Nothing else should run meanwhile.
 rule benchmarks:
     log:

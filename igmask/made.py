@@ -76,10 +76,11 @@ def _made_of(flow: Workflow, name: str, settings: dict[str, Any]) -> Iterator[Ma
     masks_of = dict(zip(flow.study.selection.p, map(Path, flow.masks(one)), strict=True))
     for p, masks in masks_of.items():
         yield Made(masks, settings | {"p": p}, {"scores": scores})
+    of_all_p = {key: value for key, value in settings.items() if key != "p"}
     if flow.study.statistics.converged:
-        yield from _made_converged(flow, one, settings, list(masks_of.values()))
+        yield from _made_converged(flow, one, of_all_p, list(masks_of.values()))
     if flow.study.statistics.probe:
-        said = settings | stamp("probe", settings) | said_of(flow.probe(one))
+        said = of_all_p | stamp("probe", settings) | said_of(flow.probe(one))
         probed = Path(flow.folder, "models", name, "probe.parquet")
         yield Made(probed, said, {"masks": list(masks_of.values())})
     settings |= stamp("evaluate", settings)

@@ -48,6 +48,7 @@ ONE_MODEL = {
     "attribute": 2,
     "mask": 1,
     "evaluate": 1,
+    "probe": 1,
     "tables": 1,
     "examples": 1,
     "curves": 1,
@@ -121,7 +122,7 @@ def test_nothing_is_left_to_do(results):
 
 def test_a_new_p_runs_only_what_is_new(results):
     found = jobs(results, changed(selection={"p": [50, 20, 80]}))
-    assert found == {"mask": 2, "evaluate": 2, "tables": 1, "examples": 2, "curves": 1}
+    assert found == {"mask": 2, "evaluate": 2, "probe": 2, "tables": 1, "examples": 2, "curves": 1}
 
 
 def test_a_new_p_evaluates_only_what_is_new(results, tmp_path):
@@ -199,7 +200,7 @@ def test_a_models_setting_runs_that_models_jobs_only(results):
 
 def test_a_score_needs_no_new_attribution(results):
     found = jobs(results, changed(squares={"score": "absolute"}))
-    assert found == {"mask": 2, "evaluate": 2, "tables": 1, "examples": 2, "curves": 1}
+    assert found == {"mask": 2, "evaluate": 2, "probe": 2, "tables": 1, "examples": 2, "curves": 1}
 
 
 def test_device_and_batch_size_run_nothing_and_shards_run_theirs(results):
@@ -255,6 +256,7 @@ def test_the_published_experiment_is_planned_over_its_50000_images(tmp_path):
         "attribute": 4 * 50,
         "mask": 4,
         "evaluate": 4,
+        "probe": 4,
         "tables": 1,
         "examples": 4,
         "curves": 1,

@@ -411,6 +411,8 @@ def test_a_file_exchanged_for_one_of_other_content_is_found(finished, monkeypatc
     found = verified(finished, monkeypatch)
     evaluated = "results/folder/models/net/records/keep-50-black.parquet"
     assert found.pop(evaluated) == "stale: made of other masks"
+    probed = "results/folder/models/net/probe.parquet"
+    assert found.pop(probed) == "stale: made of other masks"
     assert {Path(path).parent for path in found} == {Path(TABLES)}
     assert set(found.values()) == {"stale: its records are"}
 

@@ -114,7 +114,7 @@ def test_a_study_through_slurm_has_the_tables_of_a_local_one(slurm, local, tmp_p
         "rule_attribute_wildcards_demo_one_1-of-1": "gres:gpu:1",
         "rule_mask_wildcards_demo_one": None,
         "rule_evaluate_wildcards_demo_one": "gres:gpu:1",
-        "rule_pages_curves_examples_tables": None,
+        "rule_pages_curves_examples_probe_tables": None,
     }
     assert len(found) == len(asked_gpus)
     assert all(job["JobName"].startswith("igmask_") for job in found)

@@ -65,7 +65,8 @@ def converge(
         there = (unpack(values, grid) for values in (one.read(rows), arrays.read_array(path)))
         names = one.records["name"].iloc[rows].to_numpy()
         found.append(pd.DataFrame({"name": names, "p": p, "iou": iou(*there)}))
-    made_by = own[0].settings | stamp("converge", own[0].settings) | recipes.made_by(recipe)
+    made_by = {key: value for key, value in own[0].settings.items() if key != "p"}
+    made_by |= stamp("converge", made_by) | recipes.made_by(recipe)
     made_by["read"] = {"masks": arrays.digest(pd.concat([one.records for one in own]))}
     arrays.write_records(folder / "agreement.parquet", pd.concat(found, ignore_index=True), made_by)
 

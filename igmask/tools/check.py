@@ -45,7 +45,16 @@ from igmask.plan import Workflow
 from igmask.study import config
 from igmask.study.fields import plain
 from igmask.study.settings import BASELINES, Dataset, Geometry, Model, Study
-from igmask.tools.trial import AUTO_STEPS, Pace, are_to_come, pace, ready, selection_s, threads
+from igmask.tools.trial import (
+    AUTO_STEPS,
+    Pace,
+    are_to_come,
+    beyond,
+    pace,
+    ready,
+    selection_s,
+    threads,
+)
 
 _N_TIMED = 8  # images of a trial of a network's pace
 _JOB_BYTES = 700 * 10**6  # of a process that has imported torch
@@ -387,6 +396,7 @@ def duration(flow: Workflow, images: Images, paces: dict[str, Pace]) -> Finding:
             n * (n_passes(flow) + n_points(flow)) * sum(p.evaluate_s for p in paces.values()),
             beside,
         ),
+        **beyond(flow, n, paces, beside),
     }
     takes = {
         stage: (work + n_jobs * _JOB_S) / min(n_jobs, lanes)

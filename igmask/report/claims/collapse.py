@@ -66,9 +66,10 @@ def of_classes(
     for one in models:
         counts = one.classes.value_counts()
         right = one.right
-        for name, condition in one.conditions.items():
+        for condition in one.in_order:
             if condition.mask not in STUDIED:
                 continue
+            name = condition.name
             said = predicted[one.model, name]
             of_class = 100 * in_classes(right[name], one.classes)
             for label in sorted({*counts.index, *np.flatnonzero(said).tolist()}):

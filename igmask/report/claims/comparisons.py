@@ -12,7 +12,6 @@ import pandas as pd
 
 from igmask import arrays
 from igmask.errors import InputError, suggestion
-from igmask.report import areas
 from igmask.report.claims.outcomes import Outcomes
 from igmask.report.rightness import RIGHTNESS
 from igmask.statistics import bootstrap, paired
@@ -53,7 +52,7 @@ def collect(
     rows: list[dict[str, Any]] = []
     told = family
     for one in models:
-        conditions = sorted(one.conditions.values(), key=_place)
+        conditions = one.in_order
         of_family = [against(name) for name in family or family_of(conditions)]
         told = told or tuple(" against ".join(two) for two in of_family)
         asked = list(dict.fromkeys([*_usual(conditions), *of_family]))
@@ -148,12 +147,6 @@ def _said(found: Any, paths: tuple[Path, Path], quantity: str, replicates: int) 
         f"right under the first alone {found.first_only:,}, under the second alone "
         f"{found.second_only:,}: McNemar's mid-p {p}" + ", of the first draws" * (not single),
     ]
-
-
-def _place(one: Condition) -> tuple[Any, ...]:
-    """Where a condition has its place, whatever the order of files."""
-    modes = ("original", "keep", "drop")
-    return modes.index(one.mode), -(one.p or 0), *areas.in_order(one.fill, one.mask)
 
 
 def _usual(conditions: list[Condition]) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from igmask.report.rightness import RIGHTNESS
-from igmask.study.recipes import CONVERGED, Condition, network_of
+from igmask.study.recipes import CONVERGED, network_of
 from igmask.study.settings import percent
 
 
@@ -55,26 +55,24 @@ _CONVERGED = (
 )
 
 
-def _place(named: tuple[str, Condition]) -> tuple[bool, float]:
-    condition = named[1]
-    return condition.mode != "keep", -(condition.p or 0)
-
-
 def _converged(results: Any) -> pd.DataFrame:
     """Table 9: of the images that have converged masks what is right under either."""
     several = results.accuracy["fill"].dropna().nunique() > 1
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for name, one in results.models.items():
         right = one.right
-        for called, condition in sorted(one.conditions.items(), key=_place):
+        for condition in one.in_order:
             if network_of(condition.mask) != CONVERGED:
                 continue
             own = condition._replace(mask="selection")
-            there = right[called].notna()
+            there = right[condition.name].notna()
             title = f"{name}, {condition.fill}" if several else name
             column = f"{condition.mode} {percent(condition.p or 0)} %"
             quantity = RIGHTNESS[one.truth].quantity
-            said = {quantity: right.loc[there, own.name], "converged": right.loc[there, called]}
+            said = {
+                quantity: right.loc[there, own.name],
+                "converged": right.loc[there, condition.name],
+            }
             texts = {key: f"{100 * of.mean():.1f}" for key, of in said.items()}
             texts["IoU"] = f"{results.agreement[name, percent(condition.p or 0)]:.3f}"
             for key, text in (texts | {"n": str(there.sum())}).items():

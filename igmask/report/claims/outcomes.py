@@ -8,6 +8,7 @@ import pandas as pd
 
 from igmask.errors import InputError
 from igmask.inputs.classes import NO_LABEL
+from igmask.report.areas import in_order
 from igmask.report.rightness import truth
 from igmask.study.recipes import Condition
 
@@ -55,6 +56,15 @@ class Outcomes:
             labelled = first["label"].where(first["label"] != NO_LABEL, first["predicted"])
             self.classes = labelled.astype(np.int64)
         return condition.name
+
+    @property
+    def in_order(self) -> list[Condition]:
+        """The conditions, whatever the order of their files."""
+        modes = ("original", "keep", "drop")
+        return sorted(
+            self.conditions.values(),
+            key=lambda one: (modes.index(one.mode), -(one.p or 0), *in_order(one.fill, one.mask)),
+        )
 
     @property
     def right(self) -> pd.DataFrame:
