@@ -192,6 +192,28 @@ def test_more_demo_images_train_nothing(results):
     assert "train" not in jobs(results, changed(dataset={"n_images": 30}))
 
 
+def test_masks_of_other_networks_and_converged_ones_are_jobs_of_their_own(results):
+    three = {"three": STUDY["models"]["one"]}  # of the same input, which `two` is not
+    found = jobs(results, changed(masking={"transfer": True}, models=three))
+    assert found == ONE_MODEL | {"transfer": 2}
+    found = jobs(results, changed(statistics={"converged": 4}))
+    assert found == {"converge": 2, "tables": 1, "curves": 1}
+    found = jobs(results, changed(statistics={"replicates": 500}))
+    assert found == {"tables": 1, "curves": 1}
+    family = ["keep-50-black against keep-50-black-random"]
+    assert jobs(results, changed(statistics={"family": family})) == {"tables": 1, "curves": 1}
+
+
+def test_readings_attribute_once_what_they_share(results):
+    done = snakemake(results, "--dry-run", "readings", study=STUDY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, re.MULTILINE))
+    # Two networks and shards; the logit, since the probability is the study's own.
+    assert counts["attribute_reading"] == "4"
+    assert counts["read"] == "24"
+    assert "attribute" not in counts
+
+
 def test_a_models_setting_runs_that_models_jobs_only(results):
     study = copy.deepcopy(STUDY)
     study["models"]["two"]["mean"] = [0.5, 0.5, 0.5]
