@@ -41,6 +41,8 @@ STUDY = {
     "compute": {"shards": 2},
 }
 
+ONE = STUDY["models"]["one"]
+
 # What a model of its own takes, tables and figures included.
 ONE_MODEL = {
     "train": 1,
@@ -193,9 +195,10 @@ def test_more_demo_images_train_nothing(results):
 
 
 def test_masks_of_other_networks_and_converged_ones_are_jobs_of_their_own(results):
-    three = {"three": STUDY["models"]["one"]}  # of the same input, which `two` is not
-    found = jobs(results, changed(masking={"transfer": True}, models=three))
-    assert found == ONE_MODEL | {"transfer": 2}
+    found = jobs(results, changed(masking={"transfer": True}))
+    assert found == {"transfer": 2, "tables": 1, "curves": 1}
+    found = jobs(results, changed(masking={"transfer": True}, models={"three": ONE}))
+    assert found == ONE_MODEL | {"transfer": 6}
     found = jobs(results, changed(statistics={"converged": 4}))
     assert found == {"converge": 2, "tables": 1, "curves": 1}
     found = jobs(results, changed(statistics={"replicates": 500}))
