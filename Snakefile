@@ -570,7 +570,7 @@ rule readings:
         "igmask --log {log:q} readings {params.folders:q} --output {params.folder:q}"
 
 
-# The tables of docs/paradox.md: `snakemake --cores all --configfile config/controls.yaml paradox`.
+# The tables of docs/paradox.md: `snakemake --cores all paradox --configfile config/controls.yaml`.
 rule paradox:
     input:
         rules.all.input,
