@@ -39,11 +39,12 @@ def add(accuracy: pd.DataFrame, models: dict[str, Outcomes], n_classes: dict[str
     and `entropy_share`, the entropy of the predictions over log₂ of the number of classes.
     """
     balanced, of_right, shares = [], [], []
+    outcomes = {name: one.right for name, one in models.items()}
     for row in accuracy.itertuples():
-        one = models[row.model]
-        right = one.right[row.condition].dropna()
+        one, of_model = models[row.model], outcomes[row.model]
+        right = of_model[row.condition].dropna()
         balanced.append(100 * in_classes(right, one.classes).mean())
-        before = one.right.get("original", pd.Series(dtype=float)).reindex(right.index) == 1
+        before = of_model.get("original", pd.Series(dtype=float)).reindex(right.index) == 1
         of_right.append(100 * right[before].mean() if before.any() else np.nan)
         of = n_classes[row.model]
         shares.append(row.entropy / log2(of) if of > 1 else np.nan)
