@@ -28,6 +28,7 @@ _NONE = "none"  # of controls: accuracies as they are
 class Sentence(NamedTuple):
     """A sentence, and by how many points it holds: of the accuracies of a reading, by (mode, p)."""
 
+    short: str
     says: str
     margin: Callable[[dict[tuple[str, float], float], float], float]
 
@@ -53,9 +54,19 @@ def _third(right: dict[tuple[str, float], float], original: float) -> float:
 
 
 SENTENCES = {
-    "falls": Sentence("accuracy falls with p: the less is kept, the less is right", _falls),
-    "reversed": Sentence("keep-50 is below drop-50, of the p nearest to 50", _reversed),
-    "third": Sentence("keep-90, of the largest p, loses a third of the accuracy or more", _third),
+    "falls": Sentence(
+        "accuracy falls with p",
+        "accuracy falls with p: the less is kept, the less is right",
+        _falls,
+    ),
+    "reversed": Sentence(
+        "keep-50 below drop-50", "keep-50 is below drop-50, of the p nearest to 50", _reversed
+    ),
+    "third": Sentence(
+        "keep-90 loses a third",
+        "keep-90, of the largest p, loses a third of the accuracy or more",
+        _third,
+    ),
 }
 
 
@@ -162,7 +173,7 @@ def _shown(holds: pd.DataFrame) -> pd.DataFrame:
             texts | {axis: f"{100 * x:.0f} %" for axis, x in shares.items() if not pd.isna(x)}
         )
     wide = pd.DataFrame(cells).fillna("")
-    names = [SENTENCES[name].says.partition(":")[0].partition(",")[0] for name in holds["sentence"]]
+    names = [SENTENCES[name].short for name in holds["sentence"]]
     wide.index = pd.MultiIndex.from_arrays([holds["model"], names], names=["model", ""])
     return wide
 
