@@ -55,10 +55,6 @@ class Readings:
         place = f"{self.flow.folder}/models/{wildcards.model}/readings/{wildcards.attributed}"
         return [f"{place}/scores/{shard}.npy" for shard in self.flow.shards]
 
-    def mask_names(self) -> list[str]:
-        """Return the names of the masks of every p, without their ending."""
-        return self.flow.mask_files()
-
     def record_names(self) -> list[str]:
         """Return the names of the records of every condition."""
         one = SimpleNamespace(model=next(iter(self.flow.models)))
@@ -77,7 +73,7 @@ class Readings:
 
     def masks(self, wildcards: Any) -> list[str]:
         """Return the masks of a reading, one file a p."""
-        return [f"{self.folder(wildcards)}/masks/{name}.npy" for name in self.mask_names()]
+        return [f"{self.folder(wildcards)}/masks/{name}.npy" for name in self.flow.mask_files()]
 
     def words(self, step: str) -> Callable[[Any], str]:
         """Return what gives the options of a step's job, from its rule's wildcards."""

@@ -211,3 +211,12 @@ def _numbered(names: list[str], path: Path) -> dict[str, int]:
     if twice:
         raise InputError(f"{path}: {sorted(twice)[:5]} are there twice")
     return {name: i for i, name in enumerate(names)}
+
+
+def label_or_predicted(records: Any) -> Any:
+    """Return the label of each image, or if it has none the class predicted: a Series of int64.
+
+    records: a table with columns `label` and `predicted`
+    """
+    label = records["label"]
+    return label.where(label != NO_LABEL, records["predicted"]).astype("int64")

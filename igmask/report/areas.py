@@ -14,7 +14,7 @@ import pandas as pd
 
 from igmask import arrays
 from igmask.inputs.chance import wilson
-from igmask.inputs.classes import NO_LABEL
+from igmask.inputs.classes import label_or_predicted
 from igmask.plain import FILLS
 from igmask.report.rightness import RIGHTNESS, truth
 from igmask.statistics import bootstrap
@@ -74,7 +74,7 @@ def collect(curve_paths: Iterable[Path], recipe: Tables | None = None) -> Areas:
         common = dict(zip(("model", "fill", "mask"), key, strict=True)) | {"mode": made_by["mode"]}
         common["truth"] = truth(made_by)
         points += [common | {"n": n} | row for row in found]
-        of_model = under.setdefault(key[0], _Under(_classes(shards.records)))
+        of_model = under.setdefault(key[0], _Under(label_or_predicted(shards.records)))
         of_model.of[*key[1:], made_by["mode"]] = areas
         if (left := len(shards.records) - n) and made_by["mode"] == "keep":
             which = "attribution" if made_by["mask"] in STUDIED else made_by["mask"]
@@ -163,12 +163,6 @@ def _means(shards: arrays.Shards) -> tuple[list[dict[str, float]], pd.DataFrame,
     return found, areas, n
 
 
-def _classes(records: pd.DataFrame) -> pd.Series:
-    """The label of each image, or if it has none the class predicted, by the image's name."""
-    label = records["label"].where(records["label"] != NO_LABEL, records["predicted"])
-    return label.set_axis(records["name"])
-
-
 @dataclass(frozen=True)
 class _Under:
     """The areas under the curves of a model, of each image: of a fill, mask and mode."""
@@ -208,7 +202,7 @@ class _Under:
         """The area under a curve of each image; of random squares either mode says the other."""
         modes = ("keep", "drop") if mask == "random" else (mode,)
         there = [self.of[fill, mask, one] for one in modes if (fill, mask, one) in self.of]
-        return there[0][quantity] if there else pd.Series(np.nan, index=self.classes.index)
+        return there[0][quantity] if there else np.nan * next(iter(self.of.values()))[quantity]
 
 
 def _at_equal_area(points: pd.DataFrame, share: float, quantity: str) -> pd.DataFrame:
@@ -281,3 +275,8 @@ def in_order(fill: str | None, mask: str) -> tuple[Any, ...]:
     """
     fills, masks = [*FILLS, fill], [*STUDIED, *CONTROLS, mask]
     return fills.index(fill), str(fill), masks.index(mask), mask
+
+
+def condition_in_order(mode: str, p: float | None, fill: str | None, mask: str) -> tuple[Any, ...]:
+    """The same of a condition: the originals, then keep and drop, the largest p first."""
+    return ("original", "keep", "drop").index(mode), -(p or 0), *in_order(fill, mask)

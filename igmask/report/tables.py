@@ -132,9 +132,9 @@ def collect(record_paths: Iterable[Path]) -> Results:
 
 def _place(models: list[str], row: dict[str, Any]) -> tuple[Any, ...]:
     """Where a row has its place among all, whatever the order of files."""
-    mode = ("original", "keep", "drop").index(row["mode"])
-    order = areas.in_order(row["fill"], row["mask"])
-    return models.index(row["model"]), mode, -float(row["p"] or 0), *order
+    p = float(row["p"] or 0)
+    of_condition = areas.condition_in_order(row["mode"], p, row["fill"], row["mask"])
+    return models.index(row["model"]), *of_condition
 
 
 def tables(paths: Iterable[Path], *, output: Path, recipe: Tables | None = None) -> None:
@@ -176,18 +176,13 @@ def _of_records(results: Results) -> dict[str, str]:
     }
     right = RIGHTNESS[accuracy["truth"].iloc[0]]
     for number, (says, rows) in enumerate(shown.items(), start=1):
-        title = f"Table {number}. {right.title}, {says}"
-        rendered = render(widen(rows), title=title, notes=results.notes)
-        found |= {f"table{number}.{kind}": text for kind, text in rendered.items()}
+        found |= _table(number, widen(rows), f"{right.title}, {says}", results.notes)
     chosen = accuracy[accuracy["mask"].isin(STUDIED)]
     wide = widen(chosen, collapse.cell, list(collapse.QUANTITIES.values()))
-    title = f"Table 7. {right.title}: collapse to few answers, and classes read from masks"
-    rendered = render(wide, title=title, notes=[collapse.NOTE, *results.notes[1:]])
-    found |= {f"table7.{kind}": text for kind, text in rendered.items()}
-    for number, (title, wide, note) in othersmasks.tables(results, p).items():
-        title = f"Table {number}. {right.title}, {title}"
-        rendered = render(wide, title=title, notes=[note, *results.notes[1:]])
-        found |= {f"table{number}.{kind}": text for kind, text in rendered.items()}
+    says = f"{right.title}: collapse to few answers, and classes read from masks"
+    found |= _table(7, wide, says, [collapse.NOTE, *results.notes[1:]])
+    for number, (says, wide, note) in othersmasks.tables(results, p).items():
+        found |= _table(number, wide, f"{right.title}, {says}", [note, *results.notes[1:]])
     return found | {"classes.csv": results.classes.round(4).to_csv(index=False)}
 
 
@@ -197,10 +192,15 @@ def _compared(results: Results, recipe: Tables) -> dict[str, str]:
     found = comparisons.collect(
         models, recipe.family, replicates=recipe.replicates, seed=recipe.seed
     )
-    title = f"Table 6. {RIGHTNESS[results.accuracy['truth'].iloc[0]].title}, differences"
-    rendered = render(comparisons.shown(found, models), title=title, notes=found.notes)
+    says = f"{RIGHTNESS[results.accuracy['truth'].iloc[0]].title}, differences"
     csv = {"comparisons.csv": found.rows.round(4).to_csv(index=False)}
-    return csv | {f"table6.{kind}": text for kind, text in rendered.items()}
+    return csv | _table(6, comparisons.shown(found, models), says, found.notes)
+
+
+def _table(number: int, wide: pd.DataFrame, says: str, notes: list[str]) -> dict[str, str]:
+    """The files of a table, by their names."""
+    rendered = render(wide, title=f"Table {number}. {says}", notes=notes)
+    return {f"table{number}.{kind}": text for kind, text in rendered.items()}
 
 
 def widen(

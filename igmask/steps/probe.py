@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from igmask import arrays
-from igmask.inputs.classes import NO_LABEL
+from igmask.inputs.classes import NO_LABEL, label_or_predicted
 from igmask.plain import unpack
 from igmask.progress import progress
 from igmask.statistics.probe import FOLDS, of_numbers
@@ -29,8 +29,7 @@ def probe(mask_paths: list[Path], output: Path, recipe: Probe) -> None:
     found, read_of = [], {}
     for path in progress(mask_paths, total=len(mask_paths), unit="masks", label="probe"):
         masks = arrays.Shards([path])
-        records, label = masks.records, masks.records["label"]
-        label = label.where(label != NO_LABEL, records["predicted"]).to_numpy(np.int64)
+        records, label = masks.records, label_or_predicted(masks.records).to_numpy()
         of = records[["name"]].assign(label=label, p=masks.settings["p"])
         found.append(of.assign(**_read(masks, label, recipe.seed)))
         read_of[path] = masks

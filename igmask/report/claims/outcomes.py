@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from igmask.errors import InputError
-from igmask.inputs.classes import NO_LABEL
-from igmask.report.areas import in_order
+from igmask.inputs.classes import label_or_predicted
+from igmask.report.areas import condition_in_order
 from igmask.report.rightness import truth
 from igmask.study.recipes import Condition
 
@@ -53,18 +53,13 @@ class Outcomes:
             else self._first[condition.name]
         )
         if len(first) > len(self.classes) or condition.p is None:
-            labelled = first["label"].where(first["label"] != NO_LABEL, first["predicted"])
-            self.classes = labelled.astype(np.int64)
+            self.classes = label_or_predicted(first)
         return condition.name
 
     @property
     def in_order(self) -> list[Condition]:
         """The conditions, whatever the order of their files."""
-        modes = ("original", "keep", "drop")
-        return sorted(
-            self.conditions.values(),
-            key=lambda one: (modes.index(one.mode), -(one.p or 0), *in_order(one.fill, one.mask)),
-        )
+        return sorted(self.conditions.values(), key=lambda one: condition_in_order(*one))
 
     @property
     def right(self) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import numpy as np
 
 from igmask import arrays
 from igmask.errors import InputError
-from igmask.inputs.classes import NO_LABEL
+from igmask.inputs.classes import label_or_predicted
 from igmask.inputs.own import called
 from igmask.plain import pixels_of_squares, places, ranking, score_parts
 
@@ -49,9 +49,7 @@ class Dataset:
     @cached_property
     def classes(self) -> np.ndarray:
         """The label of each image, or if it has none the class predicted: (N,) int64."""
-        records = self.parts.records
-        label = records["label"]
-        return label.where(label != NO_LABEL, records["predicted"]).to_numpy(np.int64)
+        return label_or_predicted(self.parts.records).to_numpy()
 
     @cached_property
     def by_class(self) -> tuple[np.ndarray, np.ndarray]:
