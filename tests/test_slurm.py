@@ -12,6 +12,8 @@ from importlib.util import find_spec
 import pytest
 from running import ROOT, snakemake
 
+pytestmark = pytest.mark.external
+
 STUDY = {
     "dataset": {"source": "demo", "n_images": 10},
     "models": {
@@ -101,11 +103,20 @@ def tables(folder):
     return found
 
 
-def test_a_study_through_slurm_has_the_tables_of_a_local_one(slurm, local, tmp_path_factory):
+def test_a_study_with_a_cancelled_job_has_the_tables_of_a_local_one(slurm, local, tmp_path_factory):
     folder = tmp_path_factory.mktemp("a study")
-    run(folder, study=STUDY)
+    log = folder / "results/demo/logs/attribute/one-1-of-1.log"
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(run, folder, study=STUDY)
+        while not log.exists() and not running.done():  # igmask has begun, and imports PyTorch
+            time.sleep(0.05)
+        [job] = [job for job in slurm_jobs(folder) if "rule_attribute" in job["Comment"]]
+        subprocess.run(["scancel", job["JobId"]], check=True)
+        running.result()
     assert tables(folder) == tables(local)
-    found = slurm_jobs(folder)
+    attempts = [job for job in slurm_jobs(folder) if "rule_attribute" in job["Comment"]]
+    assert [job["JobState"] for job in attempts] == ["CANCELLED", "COMPLETED"]
+    found = [job for job in slurm_jobs(folder) if job["JobState"] != "CANCELLED"]
     asked_gpus = {job["Comment"]: job.get("TresPerJob") for job in found}
     assert asked_gpus == {
         "rule_index_wildcards_demo": None,
@@ -123,26 +134,6 @@ def test_a_study_through_slurm_has_the_tables_of_a_local_one(slurm, local, tmp_p
     asked = {job["Comment"]: (job["MinMemoryNode"], job["TimeLimit"]) for job in found}
     assert asked["rule_attribute_wildcards_demo_one_1-of-1"] == ("4000M", "01:00:00")
     assert asked["rule_mask_wildcards_demo_one"] == ("1500M", "00:30:00")
-
-
-def test_a_job_cancelled_half_way_is_run_again(slurm, local, tmp_path):
-    folder = tmp_path / "cancelled"
-    shutil.copytree(local, folder)
-    for made in ("demo/models/one/scores", "demo/models/one/masks", "demo/models/one/records"):
-        shutil.rmtree(folder / "results" / made)
-    shutil.rmtree(folder / "results/tables")
-    log = folder / "results/demo/logs/attribute/one-1-of-1.log"
-    log.unlink()
-    with ThreadPoolExecutor() as pool:
-        running = pool.submit(run, folder, "results/tables/accuracy.csv")
-        while not log.exists() and not running.done():  # igmask has begun, and imports PyTorch
-            time.sleep(0.05)
-        [job] = [job for job in slurm_jobs(folder) if "rule_attribute" in job["Comment"]]
-        subprocess.run(["scancel", job["JobId"]], check=True)
-        running.result()
-    assert tables(folder) == tables(local)
-    attempts = [job for job in slurm_jobs(folder) if "rule_attribute" in job["Comment"]]
-    assert [job["JobState"] for job in attempts] == ["CANCELLED", "COMPLETED"]
 
 
 def test_a_job_killed_for_memory_is_run_again_with_twice_as_much(slurm, tmp_path):
