@@ -1,4 +1,4 @@
-# train → index → preflight, prepare → attribute → mask → evaluate → tables, figures
+# train → index → preflight, prepare → attribute → mask → evaluate → tables, figures, page
 #
 #   snakemake --cores all                                       the demo (config.yaml)
 #   snakemake --cores all --configfile config/cifar10.yaml
@@ -114,6 +114,7 @@ rule all:
         expand("results/tables/{name}", name=flow.long_forms()),
         expand("results/tables/table{number}.html", number=flow.table_numbers()),
         flow.figures(),
+        "results/index.html",
 
 
 rule train:
@@ -447,10 +448,11 @@ rule examples:
         records=flow.example_records,
     output:
         report(
-            flow.example_figures(),
+            flow.in_formats(flow.example_figures, first=True),
             category="Examples",
             caption="docs/captions/examples.rst",
         ),
+        flow.in_formats(flow.example_figures, first=False),
     log:
         "results/logs/examples-{model}.log",
     resources:
@@ -468,19 +470,68 @@ rule curves:
         expand("results/tables/{name}", name=flow.long_forms()),
     output:
         report(
-            expand("results/figures/accuracy-{against}.png", against=["p", "area"]),
+            flow.in_formats(flow.curve_figures, first=True),
             category="Curves",
             caption="docs/captions/curves.rst",
         ),
+        flow.in_formats(flow.curve_figures, first=False),
     log:
         "results/logs/curves.log",
     resources:
         **JOB,
     params:
+        options=flow.words("curves_"),
         areas="--areas results/tables/curves.csv" if flow.curves else "",
         folder=folder,
     shell:
-        "igmask --log {log:q} curves {input[0]:q} {params.areas} --output {params.folder:q}"
+        "igmask --log {log:q} curves {input[0]:q} {params.areas} {params.options}"
+        " --output {params.folder:q}"
+
+
+# What the page shows of a model's images, and the page.
+rule gallery:
+    input:
+        images=flow.images,
+        scores=flow.scores,
+        masks=flow.masks,
+        randomised=flow.randomised_scores,
+        beside=beside(flow.images, flow.scores, flow.masks, flow.randomised_scores),
+        records=flow.records,
+    output:
+        "results/{data}/models/{model}/gallery.json",
+    log:
+        "results/{data}/logs/gallery/{model}.log",
+    resources:
+        **JOB,
+    params:
+        options=flow.words("gallery"),
+        records=flow.records_folder,
+    shell:
+        "igmask --log {log:q} gallery {input.images:q} {input.scores:q} {input.masks:q}"
+        " {params.records:q} {params.options} --output {output:q}"
+
+
+rule page:
+    input:
+        tables=rules.tables.output,
+        galleries=flow.galleries,
+    output:
+        report(
+            "results/index.html",
+            category="Page",
+            labels={"page": "the study"},
+            caption="docs/captions/page.rst",
+        ),
+    log:
+        "results/logs/page.log",
+    resources:
+        **JOB,
+    params:
+        options=flow.words("page"),
+        tables="results/tables",
+    shell:
+        "igmask --log {log:q} page {params.tables:q} {input.galleries:q} {params.options}"
+        " --output {output:q}"
 
 
 # Not part of the study: `snakemake --cores all readings`.

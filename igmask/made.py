@@ -49,7 +49,8 @@ def made(flow: Workflow) -> Iterator[Made]:
     kinds = product(flow.table_numbers(), ("csv", "md", "html", "tex"))
     tables = [*flow.long_forms(), *(f"table{number}.{kind}" for number, kind in kinds)]
     yield from (Made(Path("results/tables", table)) for table in tables)
-    yield from (Made(Path(figure)) for figure in flow.figures())
+    pages = [*flow.galleries(SimpleNamespace()), "results/index.html"]
+    yield from (Made(Path(path)) for path in [*flow.figures(), *pages])
 
 
 def _made_of(flow: Workflow, name: str, settings: dict[str, Any]) -> Iterator[Made]:

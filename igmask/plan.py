@@ -176,17 +176,32 @@ class Workflow:
         of_curves = ["curves.csv", "areas.csv"] * bool(self.curves)
         return ["accuracy.csv", *of_curves, "comparisons.csv", "classes.csv"]
 
-    def example_figures(self) -> list[str]:
-        """The pictures of one model, with a wildcard for its name."""
+    def example_figures(self, kind: str) -> list[str]:
+        """The pictures of one model in a format, with a wildcard for its name."""
         modes = self.study.masking.modes
-        kinds = ["attributions", *modes] + (["keep_drop"] if len(modes) == 2 else [])
-        return [f"results/figures/{kind}-{{model}}.png" for kind in kinds]
+        names = ["attributions", *modes] + (["keep_drop"] if len(modes) == 2 else [])
+        return [f"results/figures/{name}-{{model}}.{kind}" for name in names]
+
+    def curve_figures(self, kind: str) -> list[str]:
+        """The plots of accuracy in a format."""
+        return [f"results/figures/accuracy-{against}.{kind}" for against in ("p", "area")]
+
+    def in_formats(self, figures: Callable[[str], list[str]], *, first: bool) -> list[str]:
+        """Figures in the first of the formats that are asked for, or in the others."""
+        formats = self.study.figures.formats
+        return [path for kind in (formats[:1] if first else formats[1:]) for path in figures(kind)]
 
     def figures(self) -> list[str]:
         """Every picture of the study."""
-        curves = [f"results/figures/accuracy-{against}.png" for against in ("p", "area")]
-        examples = product(self.models, self.example_figures())
-        return curves + [figure.format(model=name) for name, figure in examples]
+        formats = self.study.figures.formats
+        curves = [figure for kind in formats for figure in self.curve_figures(kind)]
+        examples = [figure for kind in formats for figure in self.example_figures(kind)]
+        of_models = product(self.models, examples)
+        return curves + [figure.format(model=name) for name, figure in of_models]
+
+    def galleries(self, wildcards: Any) -> list[str]:
+        """What the page shows of the images of every model."""
+        return [f"{self.folder}/models/{name}/gallery.json" for name in self.models]
 
     def dataset_contents(self, wildcards: SimpleNamespace) -> str:
         """Of `labels`, `classes`, a function's code, and the names of images and class folders, or
@@ -243,6 +258,8 @@ class Workflow:
             if step == "evaluate":
                 more = {"masks": self.masks(wildcards), "scores": self.scores(wildcards)}
                 more["randomised"] = self.randomised_scores(wildcards)
+            if step == "gallery":
+                more = {"randomised": self.randomised_scores(wildcards)}
             if step == "converge":
                 more = {"masks": self.masks(wildcards)}
             if step == "transfer":
@@ -362,7 +379,20 @@ class Workflow:
 
     def examples(self, wildcards: Any) -> recipes.Examples:
         """Return the recipe of a model's pictures."""
-        return recipes.Examples(wildcards.model, n_images=self.study.figures.n_images)
+        asked = self.study.figures
+        return recipes.Examples(wildcards.model, asked.n_images, asked.formats)
+
+    def curves_(self, wildcards: Any) -> recipes.Curves:
+        """Return the recipe of the plots of accuracy."""
+        return recipes.Curves(self.study.figures.formats)
+
+    def gallery(self, wildcards: Any) -> recipes.Gallery:
+        """Return the recipe of what the page shows of a model's images."""
+        return recipes.Gallery(wildcards.model, self.study.figures.n_gallery)
+
+    def page(self, wildcards: Any) -> recipes.Page:
+        """Return the recipe of the page."""
+        return recipes.Page(config.in_words(self.study))
 
     def compute_options(self, *names: str) -> str:
         """Options that change no result, and so are no params: device, batch size, threads."""

@@ -55,7 +55,7 @@ def test_the_commands_are_the_steps_in_their_order():
     listed = CliRunner().invoke(cli.app, ["--help"]).output.split("Commands:")[1]
     steps = (
         "check schema train index preflight prepare attribute randomise mask evaluate converge "
-        "probe tables readings examples curves"
+        "probe tables readings examples curves gallery page"
     )
     by_hand = "explain compare verify export inspect bench"
     assert [line.split()[0] for line in listed.strip().splitlines()] == f"{steps} {by_hand}".split()
@@ -65,6 +65,7 @@ def test_every_step_by_hand(here):
     (here / "names.txt").write_text("a b\nç\nemu\n")
     dataset = '{"source": "folder", "root": "photo\'s; of $HOME", "classes": "names.txt"}'
     model = '{"source": "cli_net:net", "size": 20}'
+    study = f'{{"dataset": {dataset}, "models": {{"model": {model}}}}}'
     evaluated = ("records/original.parquet", "records/keep-50-black.parquet")
     for words in (
         ("index", "--dataset", dataset, "-o", "index.parquet"),
@@ -79,10 +80,13 @@ def test_every_step_by_hand(here):
         ("readings", *evaluated, "-o", "out"),
         ("curves", "out/accuracy.csv", "-o", "out"),
         ("examples", "images.npy", "scores.npy", "masks/50.npy", *evaluated, "-o", "out"),
+        ("gallery", "images.npy", "scores.npy", "masks/50.npy", "records", "-o", "gallery.json"),
+        ("page", "out", "gallery.json", "--study", study, "-o", "index.html"),
         ("export", "images.npy", "--masks", "masks/50.npy", "--fill", "mean", "-o", "exported"),
     ):  # fmt: skip
         done = igmask(*words, folder=here)
         assert done.returncode == 0, done.stderr
+    assert (here / "index.html").stat().st_size > 500_000
     assert "| cli_net:net" in (here / "out" / "table1.md").read_text()
     assert (here / "out" / "keep-model.png").stat().st_size > 1000
     assert (here / "exported" / "a b" / "im'age 0;.png").is_file()

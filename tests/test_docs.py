@@ -27,6 +27,8 @@ PAGES += [*map(str, Path(ROOT).glob("config/*.yaml")), "profiles/slurm/profile.y
 STUDY = """
 models: {vgg: {source: igmask.zoo:small_vgg, size: 64, weights: vgg.pth}}
 dataset: {source: demo, n_images: 10}
+curves: {points: 3}
+statistics: {replicates: 100}
 """
 
 

@@ -81,6 +81,8 @@ STUDY = {
     "attribution": {"n_steps": 4},
     "selection": {"p": [50]},
     "masking": {"modes": ["keep"], "controls": []},
+    "curves": {"points": 3},
+    "statistics": {"replicates": 100},
 }
 
 

@@ -27,6 +27,8 @@ STUDY = {
     "attribution": {"n_steps": 2},
     "selection": {"p": [50]},
     "masking": {"modes": ["keep"]},
+    "curves": {"points": 3},
+    "statistics": {"replicates": 100},
     "figures": {"n_images": 1},
 }
 
@@ -97,6 +99,18 @@ def slurm_jobs(folder):
     return [job for job in found if job.get("WorkDir") == str(folder)]
 
 
+def shadowed(folder):
+    """Write a Snakefile whose jobs have the files that their rules declare and no others.
+
+    Snakemake's shadow is a folder with the input of a job alone, of which its output is kept.
+    """
+    text = (ROOT / "Snakefile").read_text("utf-8").replace("docs/captions", f"{ROOT}/docs/captions")
+    found, n_rules = re.subn(r"\n    log:\n", '\n    shadow: "minimal"\n    log:\n', text)
+    assert n_rules == text.count("\nrule ") - 1  # all but `all`
+    (folder / "Snakefile").write_text(found)
+    return folder / "Snakefile"
+
+
 def tables(folder):
     found = {path.name: path.read_bytes() for path in (folder / "results/tables").iterdir()}
     assert "accuracy.csv" in found
@@ -107,7 +121,7 @@ def test_a_study_with_a_cancelled_job_has_the_tables_of_a_local_one(slurm, local
     folder = tmp_path_factory.mktemp("a study")
     log = folder / "results/demo/logs/attribute/one-1-of-1.log"
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(run, folder, study=STUDY)
+        running = pool.submit(run, folder, study=STUDY, snakefile=shadowed(folder))
         while not log.exists() and not running.done():  # igmask has begun, and imports PyTorch
             time.sleep(0.05)
         [job] = [job for job in slurm_jobs(folder) if "rule_attribute" in job["Comment"]]
@@ -125,14 +139,15 @@ def test_a_study_with_a_cancelled_job_has_the_tables_of_a_local_one(slurm, local
         "rule_attribute_wildcards_demo_one_1-of-1": "gres:gpu:1",
         "rule_mask_wildcards_demo_one": None,
         "rule_evaluate_wildcards_demo_one": "gres:gpu:1",
-        "rule_pages_curves_examples_probe_tables": None,
+        "rule_pages_curves_examples_gallery_page_probe_tables": None,
     }
     assert len(found) == len(asked_gpus)
     assert all(job["JobName"].startswith("igmask_") for job in found)
     assert all(job["UserId"].startswith(f"{getpass.getuser()}(") for job in found)
     assert {job["JobState"] for job in found} == {"COMPLETED"}
     asked = {job["Comment"]: (job["MinMemoryNode"], job["TimeLimit"]) for job in found}
-    assert asked["rule_attribute_wildcards_demo_one_1-of-1"] == ("4000M", "01:00:00")
+    assert asked["rule_evaluate_wildcards_demo_one"] == ("4000M", "01:00:00")
+    assert asked["rule_attribute_wildcards_demo_one_1-of-1"] == ("8000M", "02:00:00")  # again
     assert asked["rule_mask_wildcards_demo_one"] == ("1500M", "00:30:00")
 
 

@@ -16,6 +16,7 @@ from igmask.cli.options import (
     compute,
     configfile,
     count,
+    formats,
     output,
     read_settings,
     recipe,
@@ -287,6 +288,7 @@ def readings(records: tuple[Path, ...], output: Path) -> None:
     help="The model's name, in titles and file names.",
 )
 @setting("figures", "n_images")
+@formats
 @output("results/figures")
 def examples(files: tuple[Path, ...], **options: Any) -> None:
     """Pictures of one model from its FILES: images, scores, masks and records."""
@@ -298,9 +300,50 @@ def examples(files: tuple[Path, ...], **options: Any) -> None:
 @app.command()
 @click.argument("accuracy", type=File)
 @click.option("--areas", type=File, help="curves.csv of `igmask tables`, drawn against the area.")
+@formats
 @output("results/figures")
 def curves(accuracy: Path, **options: Any) -> None:
     """Plots of ACCURACY (accuracy.csv) against p and against the area kept."""
     from igmask.report.curves import curves
 
     curves(accuracy, **options)
+
+
+@app.command()
+@click.argument("files", type=File, nargs=-1, required=True)
+@click.option(
+    "--model-name", default="model", show_default=False, help="The model's name on the page."
+)
+@click.option(
+    "--randomised",
+    type=File,
+    multiple=True,
+    help="Scores by the randomised network, for the control of that name; a file a shard.",
+)
+@setting("figures", "n_gallery")
+@output()
+def gallery(files: tuple[Path, ...], **options: Any) -> None:
+    """What the page of a study shows of a model's images, from its FILES.
+
+    They are images, scores and masks, and records or the folder that holds them.
+    """
+    from igmask.report.page.gallery import gallery
+
+    gallery(list(files), **options)
+
+
+@app.command()
+@click.argument("tables", type=File)
+@click.argument("galleries", type=File, nargs=-1)
+@click.option(
+    "--study",
+    required=True,
+    callback=lambda _context, _option, text: read_settings(text),
+    help="The configuration: a YAML or JSON file, or JSON itself.",
+)
+@output()
+def page(tables: Path, galleries: tuple[Path, ...], output: Path, study: dict[str, Any]) -> None:
+    """One page of a study, from the folder of its TABLES and the GALLERIES of its models."""
+    from igmask.report.page.page import page
+
+    page(tables, output, study=study, galleries=list(galleries))

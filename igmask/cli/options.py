@@ -210,6 +210,7 @@ def count(name: str, text: str, **changes: Any) -> Callable:
 configfile = click.option(
     "--configfile", type=File, help="The configuration; by default config.yaml, else the demo's."
 )
+formats = setting("figures", "formats", names=["--format", "formats"])
 fill = setting("masking", "fills", multiple=False, names=["--fill"], default="black")
 model = click.option(
     "--model",

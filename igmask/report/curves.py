@@ -1,7 +1,7 @@
 """Plots of accuracy.csv: top-1 against p, and against the area that is left as it was."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle, product
 from pathlib import Path
@@ -32,7 +32,9 @@ _DASHES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-def curves(accuracy: Path, *, output: Path, areas: Path | None = None) -> None:
+def curves(
+    accuracy: Path, *, output: Path, areas: Path | None = None, formats: Sequence[str] = ("png",)
+) -> None:
     """Write top-1 against p (accuracy-p.png) and against area (accuracy-area.png) to `output`.
 
     accuracy: the accuracy.csv of `igmask tables`
@@ -53,16 +55,20 @@ def curves(accuracy: Path, *, output: Path, areas: Path | None = None) -> None:
     masked = table[(table["mode"] != "original") & table["mask"].map(network_of).isna()]
     if masked.empty:
         raise InputError(f"{accuracy}: no masked images were evaluated, so there are no curves")
-    _write_against_p(masked, original, output / "accuracy-p.png")
+
+    def paths(against: str) -> list[Path]:
+        return [output / f"accuracy-{against}.{one}" for one in formats]
+
+    _write_against_p(masked, original, paths("p"))
     swept = None if areas is None else pd.read_csv(areas, dtype=text, keep_default_na=False)
-    _write_against_area(masked, original, swept, output / "accuracy-area.png")
+    _write_against_area(masked, original, swept, paths("area"))
 
 
-def _write_against_p(masked: pd.DataFrame, original: pd.Series, path: Path) -> None:
+def _write_against_p(masked: pd.DataFrame, original: pd.Series, paths: list[Path]) -> None:
     """A panel for each fill and mode, a curve for each model."""
     models, fills, modes = (list(masked[key].unique()) for key in ("model", "fill", "mode"))
     looks = {model: (_COLOURS[i % 6], _MARKERS[i % 5]) for i, model in enumerate(models)}
-    with _curves(path, masked, n_rows=len(fills), n_columns=len(modes)) as (figure, panels):
+    with _curves(paths, masked, n_rows=len(fills), n_columns=len(modes)) as (figure, panels):
         for axes, (fill, mode) in zip(panels.flat, product(fills, modes), strict=True):
             axes.set_title(f"{mode} the top p %" + (f", {fill}" if len(fills) > 1 else ""))
             here = masked[(masked["fill"] == fill) & (masked["mode"] == mode)]
@@ -77,7 +83,7 @@ def _write_against_p(masked: pd.DataFrame, original: pd.Series, path: Path) -> N
 
 
 def _write_against_area(
-    masked: pd.DataFrame, original: pd.Series, swept: pd.DataFrame | None, path: Path
+    masked: pd.DataFrame, original: pd.Series, swept: pd.DataFrame | None, paths: list[Path]
 ) -> None:
     """A panel for each model and fill, a curve for each mode; its points are the values of p."""
     cases = list(masked.groupby(["model", "fill"], sort=False))
@@ -86,7 +92,7 @@ def _write_against_area(
     looks = {mode: look for mode, look in looks.items() if mode in present}
     n_columns = len(cases) if len(cases) <= 3 else math.ceil(math.sqrt(len(cases)))
     n_rows = math.ceil(len(cases) / n_columns)
-    with _curves(path, masked, n_rows=n_rows, n_columns=n_columns) as (figure, panels):
+    with _curves(paths, masked, n_rows=n_rows, n_columns=n_columns) as (figure, panels):
         for axes in panels.flat[len(cases) :]:
             axes.remove()
         for axes, ((model, fill), here) in zip(panels.flat, cases, strict=False):
@@ -110,11 +116,11 @@ def _write_against_area(
 
 @contextmanager
 def _curves(
-    path: Path, masked: pd.DataFrame, *, n_rows: int, n_columns: int
+    paths: list[Path], masked: pd.DataFrame, *, n_rows: int, n_columns: int
 ) -> Iterator[tuple[Figure, np.ndarray]]:
     """Yield a figure and its panels, whose axes are both in percent."""
     width, height = 2.3 * n_columns + 1.8, 2.1 * n_rows + 0.4
-    with drawing(path, width=width, height=height) as figure:
+    with drawing(paths, width=width, height=height) as figure:
         panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
         panels[0, 0].set(xlim=(0, 103), ylim=(0, 100), xticks=range(0, 101, 20))
         figure.supylabel(RIGHTNESS[masked[_TRUTH].iloc[0]].axis)

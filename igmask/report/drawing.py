@@ -7,7 +7,7 @@ the same bytes.
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +44,7 @@ _STYLE = {
     "figure.dpi": 200,
     "text.parse_math": False,  # a class may be called $5 bill
     "svg.hashsalt": "igmask",
+    "pdf.fonttype": 42,  # TrueType, which journals ask for
 }
 # What a format would else say of the day and the software that it was made with.
 _UNSAID = {".png": "Software", ".pdf": "CreationDate", ".svg": "Date"}
@@ -90,18 +91,22 @@ def check_output(path: Path) -> None:
 
 
 @contextmanager
-def drawing(path: Path, *, width: float, height: float, compress: bool = False) -> Iterator[Figure]:
+def drawing(
+    paths: Path | list[Path], *, width: float, height: float, compress: bool = False
+) -> Iterator[Figure]:
     """Yield an empty figure, its size in inches, and write it if the block succeeds.
 
-    Its format is that of the name; see `check_output`.
+    Its formats are those of the names; see `check_output`.
 
     compress: panels of a fixed shape stand close together
     """
+    paths = [paths] if isinstance(paths, Path) else paths
     with (
         matplotlib.style.context(["default", _STYLE]),
-        arrays.replacing(path) as temporary,
+        ExitStack() as files,
         warnings.catch_warnings(),
     ):
+        places = [(path, files.enter_context(arrays.replacing(path))) for path in paths]
         # A letter that no font has is a box in the picture, which says it once.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         layout = ConstrainedLayoutEngine(compress=compress)
@@ -109,13 +114,19 @@ def drawing(path: Path, *, width: float, height: float, compress: bool = False) 
         yield figure
         layout.execute(figure)
         figure.set_layout_engine()  # none, with which savefig would draw everything twice
-        kind = path.suffix.lower()
-        unsaid = {_UNSAID[kind]: None} if kind in _UNSAID else None
-        figure.savefig(temporary, format=kind.lstrip("."), metadata=unsaid)
+        for path, temporary in places:
+            kind = path.suffix.lower()
+            unsaid = {_UNSAID[kind]: None} if kind in _UNSAID else None
+            figure.savefig(temporary, format=kind.lstrip("."), metadata=unsaid)
 
 
 def write_table(
-    path: Path, columns: list[Column], *, row_names: list[str], title: str, inches: float = 1.3
+    path: Path | list[Path],
+    columns: list[Column],
+    *,
+    row_names: list[str],
+    title: str,
+    inches: float = 1.3,
 ) -> None:
     """Write the columns side by side, a picture `inches` wide."""
     n_rows, n_columns, n_letters = len(row_names), len(columns), int(inches * _LETTERS_PER_INCH)

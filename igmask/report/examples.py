@@ -1,6 +1,6 @@
 """Pictures of a few images: what a model looks at, and what it says of them masked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -55,7 +55,14 @@ class Examples:
     evaluated: list[File]
 
 
-def examples(files: list[Path], *, output: Path, model_name: str, n_images: int) -> None:
+def examples(
+    files: list[Path],
+    *,
+    output: Path,
+    model_name: str,
+    n_images: int,
+    formats: Sequence[str] = ("png",),
+) -> None:
     """Write pictures of `n_images` images, spread over the classes, to the folder `output`.
 
     attributions-MODEL.png; of each mode among the records keep-MODEL.png or drop-MODEL.png; and of
@@ -74,8 +81,8 @@ def examples(files: list[Path], *, output: Path, model_name: str, n_images: int)
         tables["keep_drop"] = [original, columns["keep"][p], columns["drop"][p]]
     title = "; ".join(filter(None, [model_name, few.right.ticks]))
     for kind, shown in tables.items():
-        path = output / f"{kind}-{model_name}.png"
-        write_table(path, shown, row_names=few.rows, title=title)
+        paths = [output / f"{kind}-{model_name}.{one}" for one in formats]
+        write_table(paths, shown, row_names=few.rows, title=title)
 
 
 def spread(labels: np.ndarray, n_images: int) -> np.ndarray:
@@ -89,11 +96,11 @@ def spread(labels: np.ndarray, n_images: int) -> np.ndarray:
 
 
 def _read_examples(files: list[Path], n_images: int) -> Examples:
-    found = _by_step(files)
+    found = by_step(files)
     of_images, of_scores = arrays.Shards(found["prepare"]), arrays.Shards(found["attribute"])
     index = of_images.records
     rows = spread(index["label"].to_numpy(), n_images)
-    take = partial(_take, rows=rows, names=index["name"])
+    take = partial(taken, rows=rows, names=index["name"])
     images = of_images.read(rows).astype(np.float32) / 255
     classes, side = (of_scores.settings[key] for key in ("class_names", "side"))
     target, right = (
@@ -125,8 +132,11 @@ def _read_examples(files: list[Path], n_images: int) -> Examples:
     )
 
 
-def _by_step(files: list[Path]) -> dict[str, list[Path]]:
-    """The files of each step, once each; an array goes by its .npy, its .parquet or both."""
+def by_step(files: list[Path]) -> dict[str, list[Path]]:
+    """Return the files of each step, once each; an array goes by its .npy, its .parquet or both.
+
+    raises InputError if there are no images, scores or records among them
+    """
     found: dict[str, list[Path]] = {}
     for path in dict.fromkeys(arrays.records_of(file) for file in files):
         step = arrays.read_settings(path)["step"]
@@ -137,8 +147,8 @@ def _by_step(files: list[Path]) -> dict[str, list[Path]]:
     return found
 
 
-def _take(shards: arrays.Shards, rows: np.ndarray, names: pd.Series) -> np.ndarray:
-    """Some rows of an array; `names` are all images'."""
+def taken(shards: arrays.Shards, rows: np.ndarray, names: pd.Series) -> np.ndarray:
+    """Return some rows of an array, which has to be of all images of these names."""
     if not shards.records["name"].equals(names):
         raise InputError(f"{shards.paths[0]}: of other images, or not all shards are given")
     return shards.read(rows)

@@ -7,7 +7,7 @@ is wrong, and here is what keys ask of each other, and of files.
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from itertools import product
 from math import isfinite
@@ -17,7 +17,7 @@ from typing import Any
 
 from igmask import quadrature
 from igmask.errors import InputError, no_file, refusing, suggestion
-from igmask.study.fields import misplaced, of_plain
+from igmask.study.fields import given, misplaced, of_plain
 from igmask.study.recipes import CONVERGED, Condition
 from igmask.study.settings import (
     BASELINES,
@@ -114,6 +114,16 @@ def missing_files(study: Study) -> dict[str, str]:
         if missing := [folder for folder in folders if not Path(folder).is_dir()]:
             problems["attribution.maps"] = f"there is no folder {missing[0]!r}"
     return problems
+
+
+def in_words(study: Study) -> dict[str, Any]:
+    """Return the settings of a study that are other than by default and change what it finds."""
+    others = ("compute", "figures", "readings", "models", "seed")
+    names = [one.name for one in fields(study) if one.name not in others]
+    found: dict[str, Any] = {name: given(getattr(study, name), counting=True) for name in names}
+    found["models"] = {name: given(model) for name, model in study.models.items()}
+    found["seed"] = study.seed
+    return {name: of for name, of in found.items() if of}
 
 
 def warnings(study: Study) -> list[str]:

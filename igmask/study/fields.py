@@ -46,11 +46,15 @@ def plain(group: Any) -> dict[str, Any]:
     }
 
 
-def given(group: Any) -> dict[str, Any]:
-    """Return those settings of a group that differ from their defaults."""
-    defaults = {one.name.rstrip("_"): _default(one) for one in fields(group)}
+def given(group: Any, *, counting: bool = False) -> dict[str, Any]:
+    """Return those settings of a group that differ from their defaults.
+
+    counting: of those that matter only
+    """
+    asked = counting_fields(group) if counting else fields(group)
+    defaults = {one.name.rstrip("_"): _default(one) for one in asked}
     values = json.loads(json.dumps(plain(group)))
-    return {name: value for name, value in values.items() if value != defaults[name]}
+    return {name: values[name] for name in defaults if values[name] != defaults[name]}
 
 
 def misplaced(group: Any) -> dict[str, tuple[str, ...]]:

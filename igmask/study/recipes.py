@@ -319,6 +319,32 @@ class Examples:
 
     model_name: str
     n_images: int = of("figures", "n_images")
+    formats: tuple[str, ...] = of("figures", "formats", word="format")
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Of the plots of accuracy."""
+
+    formats: tuple[str, ...] = of("figures", "formats", word="format")
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Of a model's images on the page of the study."""
+
+    model_name: str
+    n_gallery: int = of("figures", "n_gallery")
+
+
+@dataclass(frozen=True)
+class Page:
+    """Of the page of the study.
+
+    study: its configuration, but for what changes nothing that the page says
+    """
+
+    study: dict[str, Any]
 
 
 def words(recipe: Any, **more: Any) -> list[str]:

@@ -335,10 +335,14 @@ class Attribution:
 class Figures:
     """The pictures.
 
-    n_images: rows of example images
+    n_images:  rows of example images
+    n_gallery: images of each model on the page of the study, results/index.html
+    formats:   of the files of figures; pdf and svg have their fonts within
     """
 
     n_images: int = setting(6, minimum=1, maximum=20)
+    n_gallery: int = setting(60, minimum=1, maximum=1000)
+    formats: tuple[str, ...] = setting(("png",), choices=("png", "pdf", "svg"), minItems=1)
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def test_masked_pixels_are_black_where_the_first_fill_says_so(tmp_path):
 def test_a_fill_that_is_a_picture_is_drawn(tmp_path, monkeypatch, turned):
     tables = {}
     monkeypatch.setattr(
-        examples, "write_table", lambda path, shown, **_: tables.update({path: shown})
+        examples, "write_table", lambda paths, shown, **_: tables.update({paths[0]: shown})
     )
     files = study(tmp_path, modes=("drop",), ps=(50.0,), fills=(turned,))
     write_examples(files, output=tmp_path, model_name="net", n_images=2)

@@ -1,0 +1,314 @@
+"""A study's tables and galleries → results/index.html, which needs no other file and no network."""
+
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from igmask import arrays
+from igmask.errors import InputError, refusing
+from igmask.report.page.plots import plots
+from igmask.report.rightness import RIGHTNESS, Rightness
+from igmask.study import config
+from igmask.study.masking import middle
+from igmask.study.recipes import network_of
+from igmask.study.settings import Study, percent
+
+_PACKAGES = ("igmask", "torch", "torchvision", "numpy", "pillow", "snakemake")
+_TABLES = (1, 2, 3, 4)
+_TEXTS = ["model", "mode", "p", "fill", "mask", "truth"]
+
+# Beside what the page says itself, nothing: no request, no code of anyone else's.
+_ALLOWED = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table: its title, its columns, rows of texts, notes beneath it."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def page(
+    tables: Path, output: Path, *, study: dict[str, Any], galleries: list[Path] | None = None
+) -> None:
+    """Write the page of a study, one HTML file.
+
+    tables:    the folder of `igmask tables`
+    study:     its configuration; device, batch size and the like left out
+    galleries: of `igmask gallery`, a file a model, in order
+    raises     InputError if tables are missing or are none, naming the file
+    """
+    accuracy, curves = _read(tables / "accuracy.csv"), _read_if_there(tables / "curves.csv")
+    galleries = galleries or []
+    shown = [_gallery(path) for path in galleries]
+    parsed = config.parse(study, with_files=False)
+    own = accuracy[accuracy["mask"].map(network_of).isna()]
+    right = RIGHTNESS[own["truth"].iloc[0]]
+    labelled = right is RIGHTNESS["label"]
+    n_classes = {one["n_classes"] for one in shown} if labelled else set()
+    drawn = plots(own, curves, n_classes.pop() if len(n_classes) == 1 else None)
+    text = _template().render(
+        allowed=_ALLOWED,
+        name=str(parsed.dataset.name),
+        is_demo=parsed.dataset.source == "demo",
+        question=_question(parsed, own),
+        findings=list(_findings(own, curves, right)),
+        lead=_lead(own, curves, right),
+        tables=[_table(path) for path in _there(tables)],
+        plots=drawn,
+        has_gallery=bool(shown),
+        warnings=config.warnings(parsed) + list(_doubts(shown)),
+        completeness=[one for one in shown if one["completeness"]],
+        settings=_as_yaml(study),
+        versions=dict(_versions()),
+        style=_part("page.css"),
+        script=_part("page.js"),
+        vega=_vega(),
+        data=_for_a_script({"plots": drawn, "galleries": _with_shared_pictures(shown)}),
+    )
+    arrays.write_text(output, text)
+
+
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined  # slow to import
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.from_string(_part("page.html"))
+
+
+def _part(name: str) -> str:
+    return (resources.files("igmask.report.page") / name).read_text("utf-8")
+
+
+def _vega() -> str:
+    """Vega, Vega-Lite and vega-embed in one script, as vl-convert brings them."""
+    import vl_convert
+
+    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub asks for more
+    return bundle.replace("</script", "<\\/script")
+
+
+def _read(path: Path) -> pd.DataFrame:
+    says = f"{path}: not a table of igmask"
+    with refusing(FileNotFoundError, ValueError, says=lambda error: f"{says}: {error}"):
+        texts = dict.fromkeys(_TEXTS, str)
+        found = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
+        if missing := {"model", "mode", "mask", "top1", "truth"} - {*found}:
+            raise InputError(f"{says}: it has no column {sorted(missing)[0]}")
+        return found
+
+
+def _read_if_there(path: Path) -> pd.DataFrame | None:
+    return _read(path) if path.exists() else None
+
+
+def _there(tables: Path) -> list[Path]:
+    found = [tables / f"table{number}.md" for number in _TABLES]
+    return [path for path in found if path.exists()]
+
+
+def _gallery(path: Path) -> dict[str, Any]:
+    with refusing(
+        ValueError, FileNotFoundError, says=lambda e: f"{path}: not of `igmask gallery`: {e}"
+    ):
+        found = dict(json.loads(path.read_text("utf-8")))
+    if "levels" not in found:
+        raise InputError(f"{path}: not of `igmask gallery`")
+    return found
+
+
+def _with_shared_pictures(galleries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Pictures once each, whatever number of networks see them."""
+    places: dict[str, int] = {}
+
+    def place(picture: Any) -> Any:
+        return places.setdefault(picture, len(places)) if isinstance(picture, str) else picture
+
+    models = [
+        one
+        | {
+            "pictures": [place(picture) for picture in one["pictures"]],
+            "fills": {
+                fill: values and [place(value) for value in values]
+                for fill, values in one["fills"].items()
+            },
+        }
+        for one in galleries
+    ]
+    return {"models": models, "pictures": list(places)}
+
+
+def _for_a_script(data: Any) -> str:
+    """JSON that may stand in a script element, whatever its texts hold."""
+    text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _table(markdown: Path) -> Shown:
+    """The rows of a table as CSV has them; title and notes as Markdown has them."""
+    with refusing(FileNotFoundError, ValueError, says=lambda e: f"{markdown}: {e}"):
+        flat = pd.read_csv(markdown.with_suffix(".csv"), dtype=str, keep_default_na=False)
+        lines = markdown.read_text("utf-8").splitlines()
+    title = lines[0].strip("*") if lines else ""
+    notes = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+    return Shown(title, list(flat.columns), flat.to_numpy().tolist(), notes)
+
+
+def _question(study: Study, accuracy: pd.DataFrame) -> str:
+    """What was asked, in a sentence."""
+    asked, squares, selection = study.attribution, study.squares, study.selection
+    n_models, n = accuracy["model"].nunique(), int(accuracy["n"].max())
+    what = "Integrated Gradients" if asked.is_integrated else asked.method
+    steps = f" ({asked.n_steps} steps from {asked.baseline})" if asked.is_integrated else ""
+    of = {"mass": "the attribution", "count": "the squares", "area": "the area"}[selection.by]
+    ps = ", ".join(percent(p) for p in sorted(selection.p, reverse=True))
+    ways = {
+        "keep": "alone stay",
+        "drop": "are masked",
+    }
+    modes = ", or ".join(ways[mode] for mode in study.masking.modes)
+    networks = f"{n_models} networks" if n_models > 1 else "one network"
+    return (
+        f"What do {networks} say of {n:,} images of {study.dataset.name} when the "
+        f"{squares.side}×{squares.side} squares that hold the top p % of {of} by {what}{steps} "
+        f"{modes}; p = {ps}; what is masked becomes {', or '.join(study.masking.fills)}?"
+    )
+
+
+@dataclass(frozen=True)
+class _Halves:
+    """Keep and drop of a model at one p, beside their controls, and at equal area."""
+
+    model: str
+    original: float | None
+    at_p: dict[str, dict[str, Any]]
+    equal: dict[str, float]
+
+
+def _halves(accuracy: pd.DataFrame, curves: pd.DataFrame | None) -> Iterator[tuple[str, _Halves]]:
+    masked = accuracy[accuracy["mode"] != "original"]
+    if masked.empty:
+        return
+    p = percent(middle(masked["p"].astype(float)))
+    fill = masked["fill"].iloc[0]
+    for model, rows in accuracy.groupby("model", sort=False):
+        original = rows.loc[rows["mode"] == "original", "top1"]
+        at = rows[(rows["p"] == p) & (rows["fill"] == fill)]
+        at_p: dict[str, dict[str, Any]] = {}
+        for row in at.itertuples():
+            of = at_p.setdefault(row.mode, {})
+            of[row.mask] = row.top1
+            if row.mask == "selection":
+                of["area"] = row.area_kept
+        equal = {}
+        if curves is not None:
+            of_model = curves[
+                (curves["model"] == model)
+                & (curves["fill"] == fill)
+                & (curves["mask"] == "selection")
+            ]
+            half = of_model[of_model["share"].astype(float) == 50]
+            equal = dict(zip(half["mode"], half["top1"], strict=True))
+        first = float(original.iloc[0]) if len(original) else None
+        yield p, _Halves(str(model), first, at_p, equal)
+
+
+def _findings(
+    accuracy: pd.DataFrame, curves: pd.DataFrame | None, right: Rightness
+) -> Iterator[tuple[str, str]]:
+    """A sentence a model, with areas and controls in it."""
+    for p, of in _halves(accuracy, curves):
+        parts = []
+        if of.original is not None:
+            parts.append(f"{right.quantity} {of.original:.1f} % of the originals")
+        words = {
+            "keep": f"{{top1:.1f}} % with the top {p} % of the attribution alone, {{area}}",
+            "drop": "{top1:.1f} % without it, {area}",
+        }
+        for mode, text in words.items():
+            if "selection" not in of.at_p.get(mode, {}):
+                continue
+            found = of.at_p[mode]
+            area = f"{found['area']:.0f} % of the area left"
+            if "random" in found:
+                area += f", where as many random squares give {found['random']:.1f} %"
+            parts.append(text.format(top1=found["selection"], area=f"({area})"))
+        text = "; ".join(parts)
+        if of.equal.keys() >= {"keep", "drop"}:
+            text += (
+                f". At equal area, half of the pixels each: {of.equal['keep']:.1f} % with the more "
+                f"important half, {of.equal['drop']:.1f} % with the other"
+            )
+        yield of.model, text + "."
+
+
+def _lead(accuracy: pd.DataFrame, curves: pd.DataFrame | None, right: Rightness) -> str:
+    """The finding over all models, in a sentence or two; nothing where one mode is missing."""
+    found = list(_halves(accuracy, curves))
+    both = [
+        (p, of.at_p)
+        for p, of in found
+        if all("selection" in of.at_p.get(mode, {}) for mode in ("keep", "drop"))
+    ]
+    if not both:
+        return ""
+    p, n = both[0][0], len(both)
+    lower = sum(of["keep"]["selection"] < of["drop"]["selection"] for _, of in both)
+    kept = sum(of["keep"]["area"] for _, of in both) / n
+    text = (
+        f"{_of(lower, n)} fared worse with the top {p} % of the attribution alone than with what "
+        f"was left without it, but the former are {kept:.0f} % of the area and the latter "
+        f"{100 - kept:.0f} %"
+    )
+    equal = [of.equal for _, of in found if of.equal.keys() >= {"keep", "drop"}]
+    if equal:
+        higher = sum(of["keep"] > of["drop"] for of in equal)
+        text += f". At equal area {_of(higher, len(equal)).lower()} fared better with the former"
+    return text + "."
+
+
+def _of(count: int, n: int) -> str:
+    if n == 1:
+        return "The network" if count else "Not the network: it is not that it"
+    return f"{count} of {n} networks"
+
+
+def _doubts(galleries: list[dict[str, Any]]) -> Iterator[str]:
+    for one in galleries:
+        if one["skipped"]:
+            yield f"{one['model']}: {one['skipped']} images could not be read, and were left out"
+        error = one["completeness"]
+        if error and error["above"] > 0.1:
+            yield (
+                f"{one['model']}: in {100 * error['above']:.0f} % of the images the attribution "
+                "misses completeness by more than a tenth; more steps, or rule adaptive, come "
+                "nearer"
+            )
+
+
+def _as_yaml(study: dict[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(study, sort_keys=False, allow_unicode=True)
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    yield "Python", platform.python_version()
+    for name in _PACKAGES:
+        try:
+            yield name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
