@@ -15,11 +15,11 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from igmask.study.config import refuse_doubled_keys, warnings
+from igmask.asked.config import refuse_doubled_keys, warnings
 from igmask.errors import InputError
 from igmask.plan import Workflow, code_version
 from igmask.readings import Readings
-from igmask.study.recipes import records_of
+from igmask.asked.recipes import records_of
 
 # The jobs find the igmask that this Snakemake runs with, its environment activated or not.
 shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")

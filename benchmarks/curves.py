@@ -24,6 +24,7 @@ import torch
 from torch.nn import functional
 
 from igmask import arrays, plain
+from igmask.asked import config
 from igmask.bench.pages import describe, page
 from igmask.engine.ready import keep_freed_memory
 from igmask.inputs import models
@@ -31,7 +32,6 @@ from igmask.kernels import inpainted, to_pixels
 from igmask.steps.masked.controls import Dataset
 from igmask.steps.masked.shown import Network
 from igmask.steps.masked.sweep import sweep
-from igmask.study import config
 
 SIZE, N_FILLED, N_PEER, MASKED, TURNS = 224, 32, 2, 0.9, 3
 POINTS, N_SHOWN, BATCH = 21, 1000, 64

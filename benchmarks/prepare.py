@@ -21,12 +21,12 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
 from igmask import arrays, devices
+from igmask.asked.recipes import Index, Prepare
+from igmask.asked.settings import Geometry
 from igmask.bench.pages import describe, page, table
 from igmask.inputs.sources import demo
 from igmask.steps.index import index as write_index
 from igmask.steps.prepare import prepare
-from igmask.study.recipes import Index, Prepare
-from igmask.study.settings import Geometry
 
 N_IMAGES, N_ROUNDS, BATCH = 400, 3, 64
 GEOMETRY = Geometry(224, 256, "bilinear")

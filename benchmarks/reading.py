@@ -26,12 +26,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from igmask import arrays
+from igmask.asked import config
+from igmask.asked.settings import Geometry
 from igmask.errors import InputError
 from igmask.inputs.data import index
 from igmask.inputs.sources import demo
 from igmask.steps.prepare import decoded
-from igmask.study import config
-from igmask.study.settings import Geometry
 
 N_IMAGES, N_FEW, N_DRAWN, N_ROUNDS = 20_000, 2_000, 1_000, 2
 A_SHARD, A_ROW_GROUP = 2_500, 100  # images; as Hugging Face ships ImageNet

@@ -5,7 +5,7 @@
 # Seen:     NaN passes: a keyword asks whether the value is too small or too large, and NaN is neither.
 #           "type": "number" takes it, too. Infinity passes where there is no bound on that side, and
 #           50.0 passes for "integer", as JSON Schema has it, and is a float to Python's range().
-# So:       igmask looks for what is not finite and for 50.0 itself (tests/study/test_config.py).
+# So:       igmask looks for what is not finite and for 50.0 itself (tests/asked/test_config.py).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -3,32 +3,42 @@
 For use from Python:
 
     model = igmask.load_model("resnet50", weights="IMAGENET1K_V1")
+    image = igmask.load_image("photo.jpg", model)
     masked = igmask.mask_image(image, model, p=50)
+    igmask.plot(image, model, p=50)
 
-or step by step: `integrated_gradients`, `square_scores`, `select`, `occlude`; masks go to bits and
-back by `pack` and `unpack`. `IntegratedGradients` takes the place of Captum's and attributes the
-outputs as they are, by Gauss–Legendre quadrature; `mask_image`, as the study, the probability of
-the predicted class by the right rule. Their masks differ.
+A study is started by `run` and read by `study`: `igmask.study("results").accuracy`. Step by step go
+`integrated_gradients`, `square_scores`, `select`, `occlude`; masks go to bits and back by `pack`
+and `unpack`. `IntegratedGradients` takes the place of Captum's and attributes the outputs as they
+are, by Gauss–Legendre quadrature; `mask_image`, as the study, the probability of the predicted
+class by the right rule. Their masks differ.
 
 Which folder holds what, README.md says; imports run down through them.
 """
 
+import difflib
 import importlib
+from importlib import metadata
 from typing import Any
 
 # Imported on first use: most of them import torch, and many a command does without it.
 _HOMES = {
     "Auto": "engine.ig",
+    "Geometry": "asked.settings",
     "InputError": "errors",
     "IntegratedGradients": "engine.captum",
     "attribute_loader": "tools.loader",
     "integrated_gradients": "engine.ig",
-    "load_model": "report.explain",
+    "load_image": "tools.loading",
+    "load_model": "tools.loading",
     "mask_image": "tools.masking",
     "occlude": "tools.masking",
     "pack": "kernels",
+    "plot": "tools.plotting",
+    "run": "tools.finished",
     "select": "kernels",
     "square_scores": "kernels",
+    "study": "tools.finished:Study",
     "unpack": "kernels",
 }
 
@@ -36,9 +46,14 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("igmask")
     if name not in _HOMES:
-        raise AttributeError(f"module 'igmask' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"igmask.{_HOMES[name]}"), name)
+        near = difflib.get_close_matches(name, __all__, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise AttributeError(f"module 'igmask' has no attribute {name!r}{hint}")
+    home, _, other = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(f"igmask.{home}"), other or name)
 
 
 def __dir__() -> list[str]:

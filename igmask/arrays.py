@@ -26,8 +26,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from igmask.asked.recipes import records_of as records_of  # where steps look for it
 from igmask.errors import InputError, refusing
-from igmask.study.recipes import records_of as records_of  # where steps look for it
 
 CHECKSUM = "crc32"  # the column of the records
 KEPT = ".kept"  # a folder beside the records, in which `evaluate` keeps those it has finished

@@ -7,10 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from igmask.asked.own import code_of
+from igmask.asked.recipes import made_by as said_of
+from igmask.asked.recipes import records_of, stamp
 from igmask.plan import Workflow
-from igmask.study.own import code_of
-from igmask.study.recipes import made_by as said_of
-from igmask.study.recipes import records_of, stamp
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from igmask.errors import InputError
-from igmask.inputs.files import class_folders, files_below, images_below
-from igmask.study import config, recipes
-from igmask.study.fields import given
-from igmask.study.own import code_of
-from igmask.study.recipes import STAGES
-from igmask.study.settings import (
+from igmask.asked import config, recipes
+from igmask.asked.fields import given
+from igmask.asked.own import code_of
+from igmask.asked.recipes import STAGES
+from igmask.asked.settings import (
     Attribution,
     Dataset,
     Model,
@@ -30,6 +28,8 @@ from igmask.study.settings import (
     own_code,
     percent,
 )
+from igmask.errors import InputError
+from igmask.inputs.files import class_folders, files_below, images_below
 
 
 class Workflow:

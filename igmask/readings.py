@@ -12,9 +12,9 @@ from itertools import product
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from igmask.asked import recipes
+from igmask.asked.settings import Attribution
 from igmask.plan import Workflow
-from igmask.study import recipes
-from igmask.study.settings import Attribution
 
 
 class Reading(NamedTuple):

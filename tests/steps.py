@@ -1,8 +1,8 @@
 """The steps, called with the settings of their recipes as keywords; the rest says how they run."""
 
+from igmask.asked.recipes import Attribute, Evaluate, Index, Mask, Preflight, Prepare, Train
+from igmask.asked.settings import Attribution
 from igmask.steps import attribute, evaluate, index, mask, preflight, prepare, train
-from igmask.study.recipes import Attribute, Evaluate, Index, Mask, Preflight, Prepare, Train
-from igmask.study.settings import Attribution
 
 
 def _call(step, recipe):

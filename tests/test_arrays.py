@@ -13,9 +13,9 @@ import pytest
 from steps import run_train
 
 from igmask import arrays
+from igmask.asked import config
 from igmask.errors import InputError
 from igmask.report.drawing import Column, write_table
-from igmask.study import config
 
 
 def test_arrays_are_appended_and_read_back_mapped(tmp_path):

@@ -6,11 +6,11 @@ from PIL import Image
 from steps import run_attribute, run_evaluate, run_index, run_mask, run_prepare
 
 from igmask import arrays
+from igmask.asked import config, fields
+from igmask.asked.settings import Geometry
 from igmask.engine.ig import Auto, integrated_gradients, overlap
 from igmask.inputs import models
 from igmask.report.tables import collect
-from igmask.study import config, fields
-from igmask.study.settings import Geometry
 
 # By images a class: accuracies, areas, and the mean and median relative completeness. Of all 1,000
 # images as they are known; of 200 by Captum's riemann_right and a sort in NumPy.

@@ -54,11 +54,17 @@ def test_help_teaches(command):
 def test_the_commands_are_the_steps_in_their_order():
     listed = CliRunner().invoke(cli.app, ["--help"]).output.split("Commands:")[1]
     steps = (
-        "check schema train index preflight prepare attribute randomise mask evaluate converge "
-        "probe tables readings examples curves gallery page"
+        "explain check schema train index preflight prepare attribute randomise mask evaluate "
+        "converge probe tables readings examples curves gallery page"
     )
-    by_hand = "explain compare verify export inspect bench"
+    by_hand = "compare verify export inspect bench"
     assert [line.split()[0] for line in listed.strip().splitlines()] == f"{steps} {by_hand}".split()
+
+
+def test_a_command_that_there_is_not_has_a_name_near_it():
+    said = CliRunner().invoke(cli.app, ["explian", "photo.jpg"])
+    assert said.exit_code == 2
+    assert "There is no command 'explian'. Did you mean explain?" in said.output
 
 
 def test_every_step_by_hand(here):

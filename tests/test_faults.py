@@ -22,11 +22,11 @@ from running import command, environment
 from steps import run_train
 
 from igmask import arrays, cli
+from igmask.asked import config
+from igmask.asked.recipes import STAGES
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.plan import Workflow
-from igmask.study import config
-from igmask.study.recipes import STAGES
 from igmask.tools.verify import differences, foreign
 
 TABLES = "results/tables"

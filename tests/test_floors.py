@@ -14,7 +14,7 @@ import igmask
 FLOORS = [
     {"errors", "tracing", "zoo"},
     {"plain", "progress", "quadrature", "statistics"},
-    {"kernels", "devices", "study"},
+    {"kernels", "devices", "asked"},
     {"arrays"},
     {"inputs"},
     {"engine", "plan"},

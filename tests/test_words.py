@@ -14,9 +14,9 @@ import pytest
 import yaml
 from running import ROOT
 
+from igmask.asked.recipes import STAGES
 from igmask.made import made as made_of
 from igmask.plan import Workflow, code_version
-from igmask.study.recipes import STAGES
 
 CONFIGURATIONS = ("config.yaml", "config/cifar10.yaml", "config/imagenet.yaml")
 

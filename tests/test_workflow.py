@@ -10,9 +10,9 @@ import yaml
 from running import ROOT, snakemake
 
 from igmask import plan as workflow
+from igmask.asked import config
 from igmask.errors import InputError
 from igmask.plan import Workflow
-from igmask.study import config
 
 STUDY = {
     "dataset": {"source": "demo", "limit": 3},

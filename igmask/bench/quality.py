@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from igmask.asked.settings import Model, Study
 from igmask.bench.pages import Row, describe
 from igmask.devices import n_cores, take_device
 from igmask.engine.ig import Auto, integrated_gradients, overlap
@@ -30,7 +31,6 @@ from igmask.inputs.data import index, opener
 from igmask.inputs.decode import fit
 from igmask.kernels import occlude, select, square_scores
 from igmask.progress import progress, say
-from igmask.study.settings import Model, Study
 
 N_IMAGES = 32
 CONVERGED = 1200  # steps of the reference, each at the middle of its share of the path

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from igmask.asked import config, recipes
 from igmask.cli.commands import app
 from igmask.cli.options import (
     File,
@@ -25,7 +26,6 @@ from igmask.cli.options import (
     use_threads,
 )
 from igmask.progress import say
-from igmask.study import config, recipes
 
 
 @app.command()

@@ -3,6 +3,7 @@
 Each reads its options and calls one function of its name.
 """
 
+import difflib
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import click
 
+from igmask.asked import config, recipes, settings
+from igmask.asked.settings import Geometry, rules
 from igmask.cli.options import (
     FOLDER,
     File,
@@ -23,16 +26,22 @@ from igmask.cli.options import (
     setting,
 )
 from igmask.progress import log_to
-from igmask.study import config, recipes, settings
-from igmask.study.settings import Geometry, rules
 
 
 class InOrder(click.Group):
     """A group that lists its commands in the order of the study, not of the alphabet."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names as the commands are defined."""
-        return list(self.commands)
+        """Return the names as the commands are defined, what is of one image first."""
+        return sorted(self.commands, key=lambda name: name != "explain")
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Return the command, or fail with those that it may have been meant to be."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.commands, n=3)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            ctx.fail(f"There is no command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
 
 
 _SHOWN = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
@@ -44,8 +53,10 @@ _SHOWN = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show
 def app(log: Path | None) -> None:
     """What happens to an image classifier when the unimportant parts of an image are masked out?
 
-    Run the whole study with `snakemake --cores all`, and `igmask check` before it; a single image
-    with `igmask explain`. The other commands are the steps of the study, in their order.
+    `igmask explain photo.jpg --model resnet50 -o picture.png` shows it for one image. The whole
+    study is run by `snakemake --cores all`, and `igmask check` before it says what would stop it
+    and how long it will take. The other commands are the steps of the study, in their order, and
+    what is done by hand with its results.
     """
     log_to(log)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
+from igmask.asked import config, settings
+from igmask.asked.settings import Attribution, Model
 from igmask.errors import InputError
 from igmask.progress import say
-from igmask.study import config, settings
-from igmask.study.settings import Attribution, Model
 
 File = click.Path(path_type=Path)
 FOLDER = "The folder to write to."

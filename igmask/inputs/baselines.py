@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from igmask.asked.settings import Geometry, is_own
 from igmask.errors import InputError, refusing
 from igmask.inputs.contract import kind
 from igmask.inputs.decode import fit, read_rgb
 from igmask.inputs.own import called, imported
-from igmask.study.settings import Geometry, is_own
 
 _STREAM = 2  # of random numbers; random squares have another
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from igmask.asked.settings import CLASSES
 from igmask.errors import InputError, no_file, refusing
 from igmask.inputs.files import read_text
-from igmask.study.settings import CLASSES
 
 NO_LABEL = -1  # of an image whose label is what a network says of it, or that is to be predicted
 

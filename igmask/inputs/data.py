@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from igmask.asked.settings import Dataset
 from igmask.errors import InputError
 from igmask.inputs import files
 from igmask.inputs.classes import without_wnid
 from igmask.inputs.decode import naming, without_border
 from igmask.inputs.sources import source_of
-from igmask.study.settings import Dataset
 
 
 def index(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:

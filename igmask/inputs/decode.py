@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from igmask.asked.settings import Geometry
 from igmask.errors import InputError, refusing, with_kind
-from igmask.study.settings import Geometry
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF files, and one of its values
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from igmask.asked.settings import is_baseline_file
 from igmask.errors import InputError, refusing
 from igmask.progress import say
-from igmask.study.settings import is_baseline_file
 
 # The endings of formats that Pillow decodes by itself and photographs are kept in, and of others.
 _TAKEN = """

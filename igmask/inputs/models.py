@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from igmask import arrays
+from igmask.asked.config import of_bytes, with_plain_input
+from igmask.asked.settings import WITHOUT_FILE, Model
 from igmask.errors import InputError, refusing
 from igmask.inputs import contract
 from igmask.inputs.networks import library_of
 from igmask.inputs.weights import first_few, load_weights, weights_file
-from igmask.study.config import of_bytes, with_plain_input
-from igmask.study.settings import WITHOUT_FILE, Model
 
 
 class Normalize(nn.Module):

@@ -8,8 +8,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from igmask.asked.settings import is_own
 from igmask.errors import refusing, with_kind
-from igmask.study.settings import is_own
 
 # What a mistake in a user's module or function most often raises; others come with a traceback.
 MISTAKES = (ImportError, AttributeError, TypeError, ValueError, RuntimeError)

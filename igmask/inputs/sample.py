@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from igmask.asked.settings import Geometry
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.inputs.decode import fit
-from igmask.study.settings import Geometry
 
 N_IMAGES = 64
 

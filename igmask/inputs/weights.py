@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from igmask import arrays
+from igmask.asked.settings import Model
 from igmask.errors import InputError
-from igmask.study.settings import Model
 
 
 def weights_place(model: Model) -> tuple[Path, str | None]:

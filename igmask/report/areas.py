@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 
 from igmask import arrays
+from igmask.asked.recipes import QUANTITIES, STUDIED, Tables
+from igmask.asked.settings import percent
 from igmask.inputs.chance import wilson
 from igmask.inputs.classes import label_or_predicted
 from igmask.plain import FILLS
 from igmask.report.rightness import RIGHTNESS, truth
 from igmask.statistics import bootstrap
 from igmask.steps.masked.controls import CONTROLS, control_of
-from igmask.study.recipes import QUANTITIES, STUDIED, Tables
-from igmask.study.settings import percent
 
 COLUMNS = [
     "model", "fill", "mask", "mode", "share", "n", "area_kept", "top1", "ci_low", "ci_high",

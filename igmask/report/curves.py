@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from igmask.asked.recipes import network_of
+from igmask.asked.settings import percent
 from igmask.errors import InputError, refusing
 from igmask.report.drawing import drawing, fit_text
 from igmask.report.rightness import RIGHTNESS
-from igmask.study.recipes import network_of
-from igmask.study.settings import percent
 
 # Okabe and Ito (2008): told apart by colour-blind readers, too. Black is left for the original.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -25,6 +25,7 @@ _MARKERS = "osD^v"
 
 _COLUMNS = ["model", "mode", "p", "fill", "mask", "top1", "ci_low", "ci_high", "area_kept"]
 _TRUTH = "truth"  # a column that tables of old do not have
+AREA = "area left as it was, % of the pixels"
 _SELECTION = "selection"  # the mask of the curves; others are controls, and dashed
 # One a control, none of them the dots of the originals.
 _DASHES: tuple[Any, ...] = (
@@ -86,32 +87,42 @@ def _write_against_area(
     masked: pd.DataFrame, original: pd.Series, swept: pd.DataFrame | None, paths: list[Path]
 ) -> None:
     """A panel for each model and fill, a curve for each mode; its points are the values of p."""
+    cases = masked.groupby(["model", "fill"], sort=False).ngroups
+    n_columns = cases if cases <= 3 else math.ceil(math.sqrt(cases))
+    n_rows = math.ceil(cases / n_columns)
+    with _curves(paths, masked, n_rows=n_rows, n_columns=n_columns) as (figure, panels):
+        for axes in panels.flat[cases:]:
+            axes.remove()
+        keys = draw_against_area(list(panels.flat[:cases]), masked, original, swept)
+        figure.supxlabel(AREA)
+        figure.legend(handles=keys, loc="outside right upper")
+
+
+def draw_against_area(
+    panels: Sequence[Axes], masked: pd.DataFrame, original: pd.Series, swept: pd.DataFrame | None
+) -> list[Line2D]:
+    """Draw into axes, one for each model and fill, and return the keys of a legend.
+
+    masked:   the rows of accuracy.csv of masked images; original: accuracies by model
+    swept:    of curves.csv, if there are curves
+    """
     cases = list(masked.groupby(["model", "fill"], sort=False))
     present = masked["mode"].unique()
     looks = {"keep": (_COLOURS[0], _MARKERS[0]), "drop": (_COLOURS[1], _MARKERS[1])}
     looks = {mode: look for mode, look in looks.items() if mode in present}
-    n_columns = len(cases) if len(cases) <= 3 else math.ceil(math.sqrt(len(cases)))
-    n_rows = math.ceil(len(cases) / n_columns)
-    with _curves(paths, masked, n_rows=n_rows, n_columns=n_columns) as (figure, panels):
-        for axes in panels.flat[len(cases) :]:
-            axes.remove()
-        for axes, ((model, fill), here) in zip(panels.flat, cases, strict=False):
-            axes.set_title(
-                fit_text(model, 20) + (f", {fill}" if masked["fill"].nunique() > 1 else "")
-            )
-            if swept is not None:
-                _draw_swept(axes, swept[(swept["model"] == model) & (swept["fill"] == fill)], looks)
-                here = here[here["mask"] == _SELECTION]
-            for mode, rows in here.groupby("mode", sort=False):
-                line = "-" if swept is None else ""
-                _draw_curve(axes, rows, "area_kept", *looks[mode], line=line)
-            if model in original:
-                axes.plot(100, original[model], "*", color="black", markersize=6, clip_on=False)
-        figure.supxlabel("area left as it was, % of the pixels")
-        chosen = masked[masked["mask"] == _SELECTION]
-        keys = [_key(_range(chosen[chosen["mode"] == mode]), *look) for mode, look in looks.items()]
-        keys += [*_control_keys(masked), _key("original", "black", "*", line="")]
-        figure.legend(handles=keys, loc="outside right upper")
+    for axes, ((model, fill), here) in zip(panels, cases, strict=True):
+        axes.set_title(fit_text(model, 20) + (f", {fill}" if masked["fill"].nunique() > 1 else ""))
+        if swept is not None:
+            _draw_swept(axes, swept[(swept["model"] == model) & (swept["fill"] == fill)], looks)
+            here = here[here["mask"] == _SELECTION]
+        for mode, rows in here.groupby("mode", sort=False):
+            line = "-" if swept is None else ""
+            _draw_curve(axes, rows, "area_kept", *looks[mode], line=line)
+        if model in original:
+            axes.plot(100, original[model], "*", color="black", markersize=6, clip_on=False)
+    chosen = masked[masked["mask"] == _SELECTION]
+    keys = [_key(_range(chosen[chosen["mode"] == mode]), *look) for mode, look in looks.items()]
+    return [*keys, *_control_keys(masked), _key("original", "black", "*", line="")]
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from igmask.errors import InputError
 
 # The first comes with matplotlib; the others, if installed, have the letters that it lacks.
 _FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Arial Unicode MS")
-_STYLE = {
+STYLE = {
     "font.size": 8,
     "font.family": [name for name in _FONTS if name in get_font_names()],
     "axes.titlesize": "medium",
@@ -102,7 +102,7 @@ def drawing(
     """
     paths = [paths] if isinstance(paths, Path) else paths
     with (
-        matplotlib.style.context(["default", _STYLE]),
+        matplotlib.style.context(["default", STYLE]),
         ExitStack() as files,
         warnings.catch_warnings(),
     ):
@@ -141,7 +141,7 @@ def write_table(
         for column, axes_down in zip(columns, panels.T, strict=True):
             axes_down[0].set_title(fit_text(column.title, n_letters))
             for axes, picture, caption in zip(axes_down, *column[1:], strict=True):
-                _draw(axes, picture)
+                draw_panel(axes, picture)
                 colour = _VERDICTS.get(caption[:1], "0.3")
                 axes.set_xlabel(fit_text(caption, n_letters), color=colour)
         if any(column.pictures[0].ndim == 2 for column in columns):
@@ -176,7 +176,8 @@ def draw_bars(
             figure.legend(loc="outside lower center", ncols=len(groups))
 
 
-def _draw(axes: Axes, picture: np.ndarray) -> None:
+def draw_panel(axes: Axes, picture: np.ndarray) -> None:
+    """Draw a picture, see `Column`, into axes without ticks."""
     # Enlarged pixels keep their edges; those near the resolution of the figure are smoothed.
     interpolation = "nearest" if max(picture.shape[:2]) <= 96 else "antialiased"
     if picture.ndim == 2:

@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 
 from igmask import arrays
+from igmask.asked.masking import middle
+from igmask.asked.recipes import STUDIED
+from igmask.asked.settings import percent
 from igmask.errors import InputError
 from igmask.inputs.classes import NO_LABEL, class_name
 from igmask.plain import to_pixels, unpack
 from igmask.report.drawing import HEAT, Column, scaled, write_table
 from igmask.report.rightness import RIGHTNESS, Rightness, truth
 from igmask.steps.masked.fills import filled
-from igmask.study.masking import middle
-from igmask.study.recipes import STUDIED
-from igmask.study.settings import percent
 
 
 class File(NamedTuple):

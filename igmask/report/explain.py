@@ -5,13 +5,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from igmask import quadrature
+from igmask.asked import settings
+from igmask.asked.recipes import Attribute, Mask
+from igmask.asked.settings import Model, percent
 from igmask.devices import pick_device
 from igmask.engine.ig import Attribution
 from igmask.errors import InputError, refusing
@@ -33,20 +35,6 @@ from igmask.progress import say
 from igmask.report.drawing import check_output, draw_explanation
 from igmask.steps.attribute import arguments
 from igmask.steps.methods import About, method_of
-from igmask.study import config, settings
-from igmask.study.recipes import Attribute, Mask
-from igmask.study.settings import Model, percent
-
-
-def load_model(source: str, *, device: str = "cpu", **settings: Any) -> torch.nn.Module:
-    """Return a network on images in [0, 1], normalisation included, in evaluation mode.
-
-    source, settings: as a model in config.yaml, such as load_model("resnet50",
-                      weights="IMAGENET1K_V1"); a network of your own also needs `size`
-    raises InputError if it cannot be had
-    """
-    model = config.model({"source": source, **settings})
-    return models.load(model, device=pick_device(device))
 
 
 def explain(

@@ -16,6 +16,9 @@ import numpy as np
 import pandas as pd
 
 from igmask import arrays
+from igmask.asked.masking import middle
+from igmask.asked.recipes import STUDIED, Tables, network_of
+from igmask.asked.settings import percent
 from igmask.inputs.chance import by_luck, wilson
 from igmask.inputs.classes import NO_LABEL, class_name
 from igmask.inputs.data import is_labelled, unnamed_classes
@@ -25,9 +28,6 @@ from igmask.report.claims.outcomes import Outcomes
 from igmask.report.published import CITATION, published_top1
 from igmask.report.rightness import RIGHTNESS, truth
 from igmask.steps.masked.controls import control_of
-from igmask.study.masking import middle
-from igmask.study.recipes import STUDIED, Tables, network_of
-from igmask.study.settings import percent
 
 COLUMNS = [
     "model", "mode", "p", "fill", "mask", "n", "top1", "ci_low", "ci_high", "area_kept",

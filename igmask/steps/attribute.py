@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from igmask import arrays
+from igmask.asked import recipes, settings
+from igmask.asked.fields import counting, plain
+from igmask.asked.recipes import Attribute, stamp
 from igmask.devices import take_device
 from igmask.engine.ig import Attribution, Auto, NotFinite
 from igmask.engine.network import Network
@@ -24,9 +27,6 @@ from igmask.inputs.networks import library_of
 from igmask.kernels import grid
 from igmask.progress import progress, say
 from igmask.steps.methods import About, method_of
-from igmask.study import recipes, settings
-from igmask.study.fields import counting, plain
-from igmask.study.recipes import Attribute, stamp
 
 # Images attributed together: enough that their steps fill batches, few enough to stay in memory.
 GROUP = 16

@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 
 from igmask import arrays
+from igmask.asked import recipes
+from igmask.asked.recipes import CONVERGED, Converge, stamp
 from igmask.errors import InputError
 from igmask.plain import unpack
 from igmask.progress import say
 from igmask.steps.attribute import attribute
 from igmask.steps.evaluate import evaluate
 from igmask.steps.mask import mask
-from igmask.study import recipes
-from igmask.study.recipes import CONVERGED, Converge, stamp
 
 _STREAM = 6  # of random numbers
 N_STEPS = 400  # placed where f changes: masks as those of some thousands of equal steps

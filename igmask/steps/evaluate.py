@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from igmask import arrays
+from igmask.asked.recipes import QUANTITIES, Condition, Evaluate, stamp
+from igmask.asked.settings import Model, is_own, percent
 from igmask.devices import take_device
 from igmask.engine.ready import keep_freed_memory
 from igmask.errors import InputError, refuse
@@ -35,8 +37,6 @@ from igmask.steps.masked.controls import CONTROLS, Batch, Dataset, control_of, h
 from igmask.steps.masked.metrics import METRICS, OF_MASKS
 from igmask.steps.masked.shown import Network, Shown
 from igmask.steps.masked.sweep import sweep
-from igmask.study.recipes import QUANTITIES, Condition, Evaluate, stamp
-from igmask.study.settings import Model, is_own, percent
 
 MODES = ("keep", "drop")
 

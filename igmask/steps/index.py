@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from igmask import arrays
+from igmask.asked import recipes
+from igmask.asked.config import dataset
+from igmask.asked.own import code_of
+from igmask.asked.recipes import Index, stamp
 from igmask.inputs.data import index as listed
 from igmask.inputs.data import left_out, numbered_classes
 from igmask.progress import say
-from igmask.study import recipes
-from igmask.study.config import dataset
-from igmask.study.own import code_of
-from igmask.study.recipes import Index, stamp
 
 
 def index(output: Path, recipe: Index) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from igmask import arrays
+from igmask.asked.recipes import Mask, stamp
+from igmask.asked.settings import percent
 from igmask.errors import InputError, refuse
 from igmask.plain import pack, pixels_of_squares, score_parts, select
 from igmask.progress import progress
-from igmask.study.recipes import Mask, stamp
-from igmask.study.settings import percent
 
 _FAR = 0.1  # from where on a relative error of completeness is counted
 _CHUNK = 256  # images selected at a time

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from igmask import arrays
+from igmask.asked import settings
 from igmask.engine.ig import FUNCTIONS, Attribution, attribute_squares
 from igmask.engine.network import Network
 from igmask.errors import InputError
@@ -20,7 +21,6 @@ from igmask.inputs.models import pixels
 from igmask.inputs.own import called
 from igmask.kernels import square_parts
 from igmask.steps.maps import read_map
-from igmask.study import settings
 
 _STREAM = 5  # of random numbers
 

@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 
 from igmask import arrays
+from igmask.asked import config
+from igmask.asked.recipes import Preflight, stamp
+from igmask.asked.settings import Model
 from igmask.errors import InputError
 from igmask.inputs import baselines, models, sample
 from igmask.inputs.chance import by_luck
@@ -27,9 +30,6 @@ from igmask.plain import fill_values, grid
 from igmask.progress import say
 from igmask.steps.maps import check_maps
 from igmask.steps.masked.controls import own_scores
-from igmask.study import config
-from igmask.study.recipes import Preflight, stamp
-from igmask.study.settings import Model
 
 _N_TRIED = 4  # images, of functions of the user's own
 

@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 
 from igmask import arrays
+from igmask.asked import recipes
+from igmask.asked.config import dataset
+from igmask.asked.recipes import Prepare, stamp
+from igmask.asked.settings import Geometry
 from igmask.devices import n_cores
 from igmask.errors import InputError
 from igmask.inputs.data import opener
 from igmask.inputs.decode import fit
 from igmask.progress import progress
-from igmask.study import recipes
-from igmask.study.config import dataset
-from igmask.study.recipes import Prepare, stamp
-from igmask.study.settings import Geometry
 
 In = TypeVar("In")
 Out = TypeVar("Out")

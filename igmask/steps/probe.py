@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 
 from igmask import arrays
+from igmask.asked.recipes import Probe, stamp
+from igmask.asked.recipes import made_by as said_of
 from igmask.inputs.classes import NO_LABEL, label_or_predicted
 from igmask.plain import unpack
 from igmask.progress import progress
 from igmask.statistics.probe import FOLDS, of_numbers
 from igmask.statistics.probe import probe as read
-from igmask.study.recipes import Probe, stamp
-from igmask.study.recipes import made_by as said_of
 
 _CHUNK = 4096  # images whose squares are counted
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from igmask import arrays
+from igmask.asked.recipes import Randomise, stamp
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.inputs.files import with_located
 from igmask.inputs.weights import write_weights
 from igmask.progress import progress
-from igmask.study.recipes import Randomise, stamp
 
 _N_IMAGES, _BATCH = 256, 32  # of which norms take their statistics
 

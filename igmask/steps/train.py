@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from igmask.asked.recipes import Train, stamp
 from igmask.errors import InputError, refusing
 from igmask.inputs import models
 from igmask.inputs.sources import demo
 from igmask.inputs.weights import write_weights
 from igmask.progress import Meter, progress
-from igmask.study.recipes import Train, stamp
 
 
 def fit(

@@ -22,6 +22,9 @@ import psutil
 import torch
 from torch import nn
 
+from igmask.asked import config
+from igmask.asked.fields import plain
+from igmask.asked.settings import BASELINES, Dataset, Geometry, Model, Study
 from igmask.devices import n_cores, pick_device
 from igmask.errors import InputError
 from igmask.inputs import baselines, models, sample
@@ -42,9 +45,6 @@ from igmask.inputs.own import imported
 from igmask.inputs.weights import weights_place
 from igmask.kernels import grid
 from igmask.plan import Workflow
-from igmask.study import config
-from igmask.study.fields import plain
-from igmask.study.settings import BASELINES, Dataset, Geometry, Model, Study
 from igmask.tools.trial import (
     AUTO_STEPS,
     Pace,

@@ -12,6 +12,8 @@ import pandas as pd
 from PIL import Image
 
 from igmask import arrays
+from igmask.asked.masking import is_drawn
+from igmask.asked.settings import is_own
 from igmask.devices import n_cores
 from igmask.errors import InputError, refusing
 from igmask.inputs.data import is_labelled
@@ -21,8 +23,6 @@ from igmask.plain import FILLS, to_pixels, unpack
 from igmask.progress import progress, say
 from igmask.steps.evaluate import MODES, read_masks
 from igmask.steps.masked.fills import filled
-from igmask.study.masking import is_drawn
-from igmask.study.settings import is_own
 
 UNLABELLED = "photos"  # the folder of images without labels
 SETTINGS, LABELS = "export.json", "labels.csv"

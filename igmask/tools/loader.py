@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from igmask import arrays
+from igmask.asked.recipes import stamp
 from igmask.engine.ig import Attribution, Auto, NotFinite, classes_of, integrated_gradients
 from igmask.errors import InputError, refusing
 from igmask.inputs.models import device_of
 from igmask.progress import progress
-from igmask.study.recipes import stamp
 
 # Under which a batch that is a dictionary has them; the first are those of transformers.
 _IMAGES = ("pixel_values", "images", "image")

@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from igmask import kernels
+from igmask.asked.config import hardly_meant
 from igmask.engine.ig import integrated_gradients
 from igmask.errors import InputError, integer, refusing
 from igmask.inputs.decode import naming, read_rgb, to_rgb
 from igmask.kernels import select, square_scores
 from igmask.plain import Fill, pixels_of_squares
-from igmask.study.config import hardly_meant
 
 Picture = Tensor | np.ndarray | Image.Image | str | os.PathLike[str]
 

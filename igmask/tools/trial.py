@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from igmask.asked.masking import Selection
+from igmask.asked.recipes import Attribute
+from igmask.asked.settings import WITHOUT_FILE, Compute, Model
 from igmask.engine.ready import prepare
 from igmask.inputs import models
 from igmask.inputs.weights import weights_place
@@ -20,9 +23,6 @@ from igmask.plan import Workflow
 from igmask.steps.attribute import GROUP, arguments
 from igmask.steps.converge import N_STEPS
 from igmask.steps.methods import About, method_of
-from igmask.study.masking import Selection
-from igmask.study.recipes import Attribute
-from igmask.study.settings import WITHOUT_FILE, Compute, Model
 
 _BUDGET_S = 5.0  # for the attributions of a network
 # Methods that ask files or images which a trial has not: one that takes as long.

@@ -20,6 +20,8 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from igmask import arrays
+from igmask.asked.recipes import Condition
+from igmask.asked.settings import Geometry
 from igmask.errors import InputError, refusing
 from igmask.inputs.data import index, stamps
 from igmask.inputs.sources import source_of
@@ -29,8 +31,6 @@ from igmask.plan import Workflow
 from igmask.progress import progress
 from igmask.report.tables import texts
 from igmask.steps.prepare import decoded
-from igmask.study.recipes import Condition
-from igmask.study.settings import Geometry
 
 _CHUNK = 256  # rows checked at a time
 

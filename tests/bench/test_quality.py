@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from igmask.asked import config
 from igmask.bench import quality
 from igmask.bench.quality import Way, converged
 from igmask.bench.reached import summary, write
 from igmask.engine import definition
 from igmask.errors import InputError
-from igmask.study import config
 
 
 @pytest.fixture(scope="module")

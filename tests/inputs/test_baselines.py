@@ -10,10 +10,10 @@ from PIL import Image
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from igmask import plan
+from igmask.asked.settings import Geometry
 from igmask.errors import InputError
 from igmask.inputs import baselines
 from igmask.plan import Workflow
-from igmask.study.settings import Geometry
 
 MODULE = """
 import torch

@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import igmask
+from igmask.asked import config
 from igmask.engine.captum import IntegratedGradients
 from igmask.engine.ready import prepare
 from igmask.errors import InputError
 from igmask.inputs import contract, models
-from igmask.study import config
 
 
 def classifier(n_classes=5, channels=3):

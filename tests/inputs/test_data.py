@@ -13,12 +13,12 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
+from igmask.asked import config, fields
 from igmask.errors import InputError
 from igmask.inputs.classes import class_name, class_numbers
 from igmask.inputs.data import index, numbered_classes, opener, unnamed_classes
 from igmask.inputs.sources import demo
 from igmask.plan import Workflow
-from igmask.study import config, fields
 
 MODEL = {"source": "nets:build", "size": 8}
 

@@ -12,13 +12,13 @@ from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
+from igmask.asked import config
+from igmask.asked.settings import Geometry
 from igmask.errors import InputError
 from igmask.inputs import decode, models
 from igmask.inputs.data import index, left_out
 from igmask.inputs.decode import fit, read_rgb
 from igmask.inputs.files import EXTENSIONS, NOT_TAKEN
-from igmask.study import config
-from igmask.study.settings import Geometry
 from igmask.tools import check
 
 

@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 
 import igmask
 from igmask import cli
+from igmask.asked import config
+from igmask.asked.settings import Geometry
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.inputs.decode import fit
 from igmask.inputs.networks import library_of
-from igmask.study import config
-from igmask.study.settings import Geometry
 
 transformers = pytest.importorskip("transformers")
 

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.transforms import functional as tv
 
+from igmask.asked import config
 from igmask.engine.ig import integrated_gradients
 from igmask.engine.stem import split
 from igmask.errors import InputError
 from igmask.inputs import models, weights
-from igmask.study import config
 
 MODULE = """
 from collections import namedtuple

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import igmask
+from igmask.asked import config
 from igmask.inputs import models
-from igmask.study import config
 
 onnx = pytest.importorskip("onnx")
 reference = pytest.importorskip("onnx.reference")

@@ -10,10 +10,10 @@ import yaml
 from PIL import Image
 from running import ROOT
 
+from igmask.asked import config
+from igmask.asked.fields import plain
 from igmask.errors import InputError
 from igmask.inputs.data import check_classes, check_labels, index, opener
-from igmask.study import config
-from igmask.study.fields import plain
 
 PAGE = (ROOT / "config" / "README.md").read_text("utf-8")
 LINES = [

@@ -13,11 +13,11 @@ from steps import run_index, run_preflight
 from torch import nn
 
 from igmask import arrays, cli
+from igmask.asked import config
+from igmask.asked.settings import Geometry
 from igmask.errors import InputError
 from igmask.inputs import models, sample
 from igmask.inputs.data import opener
-from igmask.study import config
-from igmask.study.settings import Geometry
 from igmask.tools import check
 
 SIZE, N_IMAGES = 8, 90

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from igmask import zoo
+from igmask.asked import config
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.inputs.data import index, opener
-from igmask.study import config
 
 LITE = {"source": "igmask.zoo:efficientnet_lite0", "size": 224}
 

@@ -17,15 +17,15 @@ from steps import run_attribute, run_evaluate, run_index, run_mask, run_prepare
 from torchvision.models import ResNet50_Weights
 
 from igmask import arrays
+from igmask.asked import config
+from igmask.asked.recipes import Index
+from igmask.asked.settings import Geometry
 from igmask.errors import InputError
 from igmask.inputs.classes import class_labels
 from igmask.inputs.data import check_order, index, opener
 from igmask.inputs.sources import parquet as parquet_source
 from igmask.plan import Workflow
 from igmask.report.tables import texts
-from igmask.study import config
-from igmask.study.recipes import Index
-from igmask.study.settings import Geometry
 from igmask.tools.verify import verify
 
 CLASSES = ["cat", "dog", "emu"]

@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 from igmask import arrays, plan
+from igmask.asked import config
+from igmask.asked.fields import given
+from igmask.asked.recipes import Index, Preflight, Prepare
 from igmask.errors import InputError
 from igmask.inputs.data import index, opener
 from igmask.inputs.decode import by_place
@@ -19,9 +22,6 @@ from igmask.plan import Workflow
 from igmask.steps.index import index as write_index
 from igmask.steps.preflight import preflight
 from igmask.steps.prepare import prepare
-from igmask.study import config
-from igmask.study.fields import given
-from igmask.study.recipes import Index, Preflight, Prepare
 from igmask.tools import check
 from igmask.tools.verify import verify
 

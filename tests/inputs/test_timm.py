@@ -11,11 +11,11 @@ from PIL import Image
 
 import igmask
 from igmask import cli
+from igmask.asked import config
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.inputs.decode import fit
 from igmask.inputs.networks import timm_
-from igmask.study import config
 
 timm = pytest.importorskip("timm")
 

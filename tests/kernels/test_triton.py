@@ -19,6 +19,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from igmask import arrays, plain
+from igmask.asked import config, fields
+from igmask.asked.settings import Geometry
 from igmask.engine import definition, fusion, stem
 from igmask.engine.ig import integrated_gradients
 from igmask.engine.ready import prepare as made_ready
@@ -48,8 +50,6 @@ from igmask.kernels.pool import _accumulate_pooled, _pooled_points
 from igmask.kernels.select import _select_bits
 from igmask.kernels.squares import _square_parts
 from igmask.steps import attribute
-from igmask.study import config, fields
-from igmask.study.settings import Geometry
 
 pytestmark = pytest.mark.gpu
 

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 
 from igmask import arrays
+from igmask.asked.recipes import Tables
 from igmask.errors import InputError
 from igmask.report.claims.comparisons import collect as compared
 from igmask.report.claims.comparisons import of_files, shown, signed
 from igmask.report.tables import collect, tables
 from igmask.statistics.paired import Pairs, interval, log_mid_p
-from igmask.study.recipes import Tables
 
 NAMES = np.array([f"{i:02}.png" for i in range(40)])
 

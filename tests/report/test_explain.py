@@ -14,13 +14,13 @@ from PIL import Image
 from torch import nn
 
 from igmask import cli
+from igmask.asked import config
 from igmask.cli import options
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.inputs.networks import LIBRARIES
 from igmask.plain import FILLS
 from igmask.report import explain
-from igmask.study import config
 
 SIZE = 21
 NETWORK = """

@@ -10,11 +10,11 @@ import torchvision.models
 from scipy.stats import binomtest, entropy
 
 from igmask import arrays
+from igmask.asked import config, fields
 from igmask.plain import FILLS
 from igmask.report.published import N_IMAGES, published_top1
 from igmask.report.tables import collect, widen, wilson
 from igmask.report.tables import tables as write_tables
-from igmask.study import config, fields
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (804, 1000), (1, 3), (25_000, 50_000)])

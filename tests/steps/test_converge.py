@@ -11,6 +11,9 @@ from PIL import Image
 from steps import run_attribute, run_evaluate, run_index, run_mask, run_prepare
 
 from igmask import arrays, plain
+from igmask.asked import config, fields
+from igmask.asked.recipes import Converge, Probe
+from igmask.asked.settings import Attribution, Geometry
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.plan import Workflow
@@ -20,9 +23,6 @@ from igmask.report.claims.readings import collect as read_all
 from igmask.report.tables import tables
 from igmask.steps.converge import converge, iou
 from igmask.steps.probe import probe
-from igmask.study import config, fields
-from igmask.study.recipes import Converge, Probe
-from igmask.study.settings import Attribution, Geometry
 
 SIZE, N = 12, 24
 NETWORK = """

@@ -13,13 +13,13 @@ from steps import run_attribute, run_index, run_mask, run_preflight, run_prepare
 from torch import nn
 
 from igmask import arrays, plain
+from igmask.asked import config, fields
+from igmask.asked.settings import Attribution, Geometry
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.kernels import square_parts
 from igmask.steps.maps import read_map
 from igmask.steps.methods import METHODS, About
-from igmask.study import config, fields
-from igmask.study.settings import Attribution, Geometry
 
 SIZE = 12
 NETWORK = """

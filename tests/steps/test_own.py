@@ -12,6 +12,8 @@ from PIL import Image
 from steps import run_attribute, run_evaluate, run_index, run_mask, run_prepare
 
 from igmask import arrays, plain
+from igmask.asked import config, fields
+from igmask.asked.settings import Attribution, Geometry
 from igmask.cli import app
 from igmask.errors import InputError
 from igmask.inputs import models
@@ -19,8 +21,6 @@ from igmask.plan import Workflow
 from igmask.report.examples import examples
 from igmask.report.tables import collect
 from igmask.steps.preflight import preflight
-from igmask.study import config, fields
-from igmask.study.settings import Attribution, Geometry
 from igmask.tools.check import check
 from igmask.tools.export import export
 

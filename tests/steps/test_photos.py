@@ -12,13 +12,13 @@ from steps import run_attribute, run_evaluate, run_index, run_mask, run_prefligh
 from torchvision.datasets import ImageFolder
 
 from igmask import arrays
+from igmask.asked import config
+from igmask.asked.settings import Geometry
 from igmask.errors import InputError
 from igmask.inputs.data import index
 from igmask.report import examples
 from igmask.report.curves import curves
 from igmask.report.tables import tables
-from igmask.study import config
-from igmask.study.settings import Geometry
 from igmask.tools import check
 from igmask.tools.export import export
 

@@ -15,6 +15,9 @@ from PIL import Image
 from steps import run_attribute, run_evaluate, run_index, run_mask, run_preflight, run_prepare
 
 from igmask import arrays, plain
+from igmask.asked import config, fields
+from igmask.asked.recipes import STAGES
+from igmask.asked.settings import Attribution, Geometry
 from igmask.engine.ig import integrated_gradients
 from igmask.errors import InputError
 from igmask.inputs import models
@@ -22,9 +25,6 @@ from igmask.kernels import inpainted, occlude, select, square_scores, to_pixels,
 from igmask.report import areas
 from igmask.report.tables import texts as tables
 from igmask.steps.prepare import WINDOW, in_order
-from igmask.study import config, fields
-from igmask.study.recipes import STAGES
-from igmask.study.settings import Attribution, Geometry
 
 SIZE, N_IMAGES = 16, 21
 ATTRIBUTION = fields.plain(Attribution(n_steps=6))

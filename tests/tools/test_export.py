@@ -15,11 +15,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
 from igmask import arrays
+from igmask.asked import config, fields
+from igmask.asked.settings import Attribution, Geometry
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.kernels import occlude, unpack
-from igmask.study import config, fields
-from igmask.study.settings import Attribution, Geometry
 from igmask.tools.export import export
 
 SIZE, N_IMAGES, MEAN = 16, 21, (0.41, 0.52, 0.63)

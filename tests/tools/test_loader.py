@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import igmask
 from igmask import arrays
+from igmask.asked import config
+from igmask.asked.recipes import STAGES
 from igmask.engine.ig import Auto, integrated_gradients
 from igmask.errors import InputError
 from igmask.inputs import models
-from igmask.study import config
-from igmask.study.recipes import STAGES
 
 
 @pytest.fixture

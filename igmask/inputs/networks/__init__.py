@@ -1,7 +1,7 @@
 """Where networks come from: a file a library, and its entry in `LIBRARIES`.
 
 Another one is a file with the functions of a `Library`, an entry here, and its name in
-`study.settings.LIBRARIES`.
+`asked.settings.LIBRARIES`.
 """
 
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from igmask.asked.settings import Model
 from igmask.inputs.networks import function, hf, timm_, torchvision_
-from igmask.study.settings import Model
 
 
 class Library(NamedTuple):

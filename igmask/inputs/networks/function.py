@@ -2,9 +2,9 @@
 
 from torch import nn
 
+from igmask.asked.settings import Model
 from igmask.errors import InputError, refusing, with_kind
 from igmask.inputs.own import MISTAKES, imported
-from igmask.study.settings import Model
 
 
 def build(model: Model) -> nn.Module:

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from igmask.asked.settings import Geometry, Model
 from igmask.errors import InputError, refusing, with_kind
 from igmask.inputs.decode import INTERPOLATIONS, fit
-from igmask.study.settings import Geometry, Model
 
 NEEDED = "pip install 'igmask[transformers]'"
 _CAUTION = {"trust_remote_code": False}  # of the hub; else it asks at a terminal, and a job hangs

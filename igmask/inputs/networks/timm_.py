@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from igmask.asked.settings import Model
 from igmask.errors import InputError, refusing, with_kind
-from igmask.study.settings import Model
 
 NEEDED = "pip install 'igmask[timm]'"
 _OTHER_DESCRIPTIONS = ("pretrained_cfg", "pretrained_cfg_overlay")  # arguments of timm's

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from igmask.asked.settings import Model
 from igmask.errors import refusing
 from igmask.inputs.weights import (
     check_torchvision_name,
@@ -13,7 +14,6 @@ from igmask.inputs.weights import (
     torchvision_weights,
     weights_place,
 )
-from igmask.study.settings import Model
 
 
 def described(model: Model) -> Model:

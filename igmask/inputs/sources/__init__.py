@@ -1,7 +1,7 @@
 """Where images come from: a file a kind of dataset, and its entry in `SOURCES`.
 
 Another one is a file with the two functions of a `Source`, an entry here, its name in
-`study.settings.SOURCES`, and in `study.settings.Dataset` the keys that it needs and has.
+`asked.settings.SOURCES`, and in `asked.settings.Dataset` the keys that it needs and has.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from igmask.asked.settings import Dataset, is_own
 from igmask.inputs.sources import (
     demo,
     folder,
@@ -19,7 +20,6 @@ from igmask.inputs.sources import (
     torchvision_,
     webdataset,
 )
-from igmask.study.settings import Dataset, is_own
 
 
 class Source(NamedTuple):

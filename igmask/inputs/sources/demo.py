@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from igmask.study.settings import Dataset
+from igmask.asked.settings import Dataset
 
 SIDE = 64
 SPLITS = ("train", "test")

@@ -7,11 +7,11 @@ from typing import Any
 
 from PIL import Image
 
+from igmask.asked.settings import Dataset
 from igmask.errors import InputError
 from igmask.inputs.classes import class_labels
 from igmask.inputs.decode import read_rgb
 from igmask.inputs.files import class_folders, existing, indexed_images
-from igmask.study.settings import Dataset
 
 
 def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from igmask.asked.settings import Dataset
 from igmask.errors import InputError, integer, refusing, with_kind
 from igmask.inputs.classes import as_labels, relabelled
 from igmask.inputs.decode import by_place
 from igmask.inputs.own import called
-from igmask.study.settings import Dataset
 
 _NO_FAULTS = AttributeError, ImportError, KeyError, TypeError  # of an image
 

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from igmask.asked.settings import Dataset
 from igmask.devices import n_cores
 from igmask.errors import InputError, refusing
 from igmask.inputs.classes import NO_LABEL, as_labels, class_labels, relabelled
 from igmask.inputs.sources.shards import alike, check_mark, opened_by, shard_files
-from igmask.study.settings import Dataset
 
 COLUMNS = ("image", "label")
 

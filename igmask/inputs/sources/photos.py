@@ -8,10 +8,10 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from igmask.asked.settings import Dataset
 from igmask.errors import InputError
 from igmask.inputs.classes import NO_LABEL, class_names, class_numbers
 from igmask.inputs.files import existing, indexed_images
-from igmask.study.settings import Dataset
 
 # Photographs in scikit-image's wheel of which its documentation says that anybody may use them: CC0
 # (camera, chelsea, coffee), public domain (astronaut, clock, Hubble, rocket), or no restrictions

@@ -10,10 +10,10 @@ from typing import Any
 
 from PIL import Image
 
+from igmask.asked.settings import Dataset
 from igmask.errors import InputError
 from igmask.inputs.decode import naming, open_rgb
 from igmask.inputs.files import check_text, existing, files_below
-from igmask.study.settings import Dataset
 
 
 def shard_files(dataset: Dataset) -> dict[str, str]:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from igmask.asked.settings import Dataset
 from igmask.errors import InputError, refusing
 from igmask.inputs.classes import class_names, class_numbers, identifiers, label_of
 from igmask.inputs.files import existing, indexed_images, read_text
-from igmask.study.settings import Dataset
 
 COLUMNS = ("file", "label")
 

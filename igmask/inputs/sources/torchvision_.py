@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from igmask.asked.settings import Dataset
 from igmask.errors import InputError, refusing, with_kind
 from igmask.inputs.classes import class_labels, relabelled
 from igmask.inputs.decode import by_place
 from igmask.inputs.files import EXTENSIONS, check_text, class_folders, names_that_count
 from igmask.inputs.sources import folder
 from igmask.progress import progress
-from igmask.study.settings import Dataset
 
 
 def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:

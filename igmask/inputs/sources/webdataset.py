@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
+from igmask.asked.settings import Dataset
 from igmask.errors import InputError, refusing
 from igmask.inputs.classes import (
     NO_LABEL,
@@ -28,7 +29,6 @@ from igmask.inputs.classes import (
 from igmask.inputs.files import EXTENSIONS, check_text, counts, existing, files_below
 from igmask.inputs.sources.shards import check_mark, is_meant, opened_by, shard_files
 from igmask.progress import say
-from igmask.study.settings import Dataset
 
 LABEL = "label"  # the key in .json
 LABELS = (".cls", ".json")  # the first that there is, is taken

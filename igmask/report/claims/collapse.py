@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from igmask.asked.recipes import STUDIED
 from igmask.inputs.classes import class_name
 from igmask.report.claims.outcomes import Outcomes, in_classes
-from igmask.study.recipes import STUDIED
 
 NOTE = (
     "class-balanced: the mean over the classes of what is said above of each; of right originals: "

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 
 from igmask import arrays
+from igmask.asked.masking import middle
+from igmask.asked.recipes import CONVERGED, STUDIED, Condition, network_of
+from igmask.asked.settings import percent
+from igmask.asked.testing import against, family_of
 from igmask.errors import InputError, suggestion
 from igmask.report.claims.outcomes import Outcomes
 from igmask.report.rightness import RIGHTNESS
 from igmask.statistics import bootstrap, paired
-from igmask.study.masking import middle
-from igmask.study.recipes import CONVERGED, STUDIED, Condition, network_of
-from igmask.study.settings import percent
-from igmask.study.testing import against, family_of
 
 COLUMNS = [
     "model", "first", "second", "n", "top1_first", "top1_second", "difference", "ci_low", "ci_high",

@@ -4,9 +4,9 @@ from typing import Any
 
 import pandas as pd
 
+from igmask.asked.recipes import CONVERGED, network_of
+from igmask.asked.settings import percent
 from igmask.report.rightness import RIGHTNESS
-from igmask.study.recipes import CONVERGED, network_of
-from igmask.study.settings import percent
 
 
 def tables(results: Any, p: str) -> dict[int, tuple[str, pd.DataFrame, str]]:

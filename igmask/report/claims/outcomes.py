@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from igmask.asked.recipes import Condition
 from igmask.errors import InputError
 from igmask.inputs.classes import label_or_predicted
 from igmask.report.areas import condition_in_order
 from igmask.report.rightness import truth
-from igmask.study.recipes import Condition
 
 
 @dataclass

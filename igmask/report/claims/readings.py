@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from igmask import arrays
+from igmask.asked.masking import middle
+from igmask.asked.settings import percent
 from igmask.report.rightness import RIGHTNESS, truth
 from igmask.report.tables import render
-from igmask.study.masking import middle
-from igmask.study.settings import percent
 
 # What a reading chooses, in the order of the tables' columns.
 AXES = ("output", "target", "baseline", "score", "selection", "fill", "control")

@@ -18,6 +18,8 @@ import pandas as pd
 from PIL import Image
 
 from igmask import arrays
+from igmask.asked.recipes import STUDIED
+from igmask.asked.settings import percent
 from igmask.errors import InputError
 from igmask.inputs.classes import NO_LABEL, class_name
 from igmask.plain import OF_MASK, as_large, pixels_of_squares, unpack
@@ -27,8 +29,6 @@ from igmask.report.examples import by_step, spread, taken
 from igmask.report.rightness import truth
 from igmask.steps.masked.controls import Batch, Dataset, control_of, has_ranking
 from igmask.steps.masked.fills import filled
-from igmask.study.recipes import STUDIED
-from igmask.study.settings import percent
 
 # Of all pictures of a model: so many are stored to the bit, more as they look. A megabyte or three.
 _MOST_EXACT = 1_200_000

@@ -11,13 +11,13 @@ from typing import Any
 import pandas as pd
 
 from igmask import arrays
+from igmask.asked import config
+from igmask.asked.masking import middle
+from igmask.asked.recipes import network_of
+from igmask.asked.settings import Study, percent
 from igmask.errors import InputError, refusing
 from igmask.report.page.plots import plots
 from igmask.report.rightness import RIGHTNESS, Rightness
-from igmask.study import config
-from igmask.study.masking import middle
-from igmask.study.recipes import network_of
-from igmask.study.settings import Study, percent
 
 _PACKAGES = ("igmask", "torch", "torchvision", "numpy", "pillow", "snakemake")
 _TABLES = (1, 2, 3, 4)

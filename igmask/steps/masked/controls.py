@@ -2,7 +2,7 @@
 
 A control scores an image's squares in its own way, and its mask is made of the highest: of each
 size of square as many as the selection has (`plain.as_large`), so exactly its area. Another one is
-a function, its entry in `CONTROLS`, and its name in `study.settings`.
+a function, its entry in `CONTROLS`, and its name in `asked.settings`.
 """
 
 from collections.abc import Callable

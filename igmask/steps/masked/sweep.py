@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 
 from igmask import arrays
+from igmask.asked.recipes import QUANTITIES, STUDIED
 from igmask.plain import pixels_of_squares, places, ranking
 from igmask.progress import progress
 from igmask.steps.masked.controls import Batch, Dataset, control_of, has_ranking
 from igmask.steps.masked.shown import Network, Shown
-from igmask.study.recipes import QUANTITIES, STUDIED
 
 
 class Cuts(NamedTuple):

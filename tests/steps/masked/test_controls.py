@@ -11,10 +11,10 @@ import torch
 from scipy import ndimage
 
 from igmask import arrays, plain
+from igmask.asked.recipes import records_of
 from igmask.errors import InputError
 from igmask.kernels import to_pixels
 from igmask.steps.masked.controls import CONTROLS, Batch, Dataset, has_ranking
-from igmask.study.recipes import records_of
 
 SIDE, SIZE, N = 3, 14, 12  # squares of the right and bottom border are 3×2, 2×3 and 2×2
 GRID = plain.grid(SIZE, SIZE, SIDE)

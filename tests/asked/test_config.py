@@ -4,9 +4,9 @@ import copy
 
 import pytest
 
+from igmask.asked import config, fields
+from igmask.asked.settings import Geometry, percent, schema
 from igmask.errors import InputError
-from igmask.study import config, fields
-from igmask.study.settings import Geometry, percent, schema
 
 MINIMAL = {
     "dataset": {"source": "demo"},

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from igmask.study.fields import setting
-from igmask.study.own import is_own
+from igmask.asked.fields import setting
+from igmask.asked.own import is_own
 
 DRAWN = ("random", "shifted", "other-class", "same-class")  # controls that depend on the seed
 CONTROLS = (*DRAWN, "edges", "position", "randomised")

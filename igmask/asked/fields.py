@@ -9,7 +9,7 @@ from dataclasses import MISSING, field, fields
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
-from igmask.study.own import OWN, is_own
+from igmask.asked.own import OWN, is_own
 
 
 def setting(

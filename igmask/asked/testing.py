@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from igmask.study.fields import setting
-from igmask.study.masking import CONTROLS, FILLS, middle
+from igmask.asked.fields import setting
+from igmask.asked.masking import CONTROLS, FILLS, middle
 
 _PAIR = r"^\S+ against \S+$"
 

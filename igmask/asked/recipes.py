@@ -12,9 +12,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from igmask.study.fields import counting, counting_fields, given
-from igmask.study.masking import is_drawn
-from igmask.study.settings import (
+from igmask.asked.fields import counting, counting_fields, given
+from igmask.asked.masking import is_drawn
+from igmask.asked.settings import (
     Attribution,
     Geometry,
     Model,

@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from igmask.asked.fields import json_schema, setting
+from igmask.asked.masking import Curves, Masking, Selection, Squares
+from igmask.asked.own import is_own, own_code
+from igmask.asked.testing import Readings, Statistics
 from igmask.errors import InputError
-from igmask.study.fields import json_schema, setting
-from igmask.study.masking import Curves, Masking, Selection, Squares
-from igmask.study.own import is_own, own_code
-from igmask.study.testing import Readings, Statistics
 
 INTEGRATED, SAMPLED = "integrated-gradients", ("smoothgrad", "expected-gradients")
 BASELINES = ("black", "white", "mean", "blur", "uniform")

@@ -16,10 +16,9 @@ from textwrap import indent, shorten
 from typing import Any
 
 from igmask import quadrature
-from igmask.errors import InputError, no_file, refusing, suggestion
-from igmask.study.fields import given, misplaced, of_plain
-from igmask.study.recipes import CONVERGED, Condition
-from igmask.study.settings import (
+from igmask.asked.fields import given, misplaced, of_plain
+from igmask.asked.recipes import CONVERGED, Condition
+from igmask.asked.settings import (
     BASELINES,
     CLASSES,
     LIBRARIES,
@@ -30,7 +29,8 @@ from igmask.study.settings import (
     percent,
     rules,
 )
-from igmask.study.testing import against
+from igmask.asked.testing import against
+from igmask.errors import InputError, no_file, refusing, suggestion
 
 
 def default_file() -> Path:

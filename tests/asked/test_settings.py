@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from igmask import plain, quadrature
+from igmask.asked.settings import BASELINES, Dataset, schema
 from igmask.engine import ig, network
 from igmask.inputs import baselines, decode, sources
 from igmask.steps import evaluate, methods
 from igmask.steps.masked import controls
-from igmask.study.settings import BASELINES, Dataset, schema
 
 
 def choices(*path):

@@ -1,0 +1,245 @@
+"""A study from Python: started, and read when it is finished."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+
+from igmask import arrays
+from igmask.asked import config
+from igmask.asked.masking import middle
+from igmask.asked.recipes import Condition
+from igmask.asked.settings import percent
+from igmask.errors import InputError
+from igmask.plain import to_pixels, unpack
+from igmask.plan import Workflow
+from igmask.tools import plotting
+
+_LAST_LINES = 12  # of what Snakemake says, in an error
+
+
+class Study:
+    """What a study has found, read from its folder when it is asked for.
+
+    folder: `results` of the working directory of the study
+    models: the names of its networks
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] = "results") -> None:
+        self.folder = Path(folder)
+        table = self.folder / "tables" / "accuracy.csv"
+        if not table.is_file():
+            raise InputError(f"{table}: there is no finished study in {self.folder}")
+        self.models = list(dict.fromkeys(self.accuracy["model"]))
+
+    def __repr__(self) -> str:
+        return f"Study({str(self.folder)!r}), of {', '.join(self.models)}"
+
+    @cached_property
+    def accuracy(self) -> pd.DataFrame:
+        """accuracy.csv: a row a model, mode, p, fill and mask; all shares in percent."""
+        texts = dict.fromkeys(("model", "mode", "fill", "mask", "truth", "condition"), str)
+        path = self.folder / "tables" / "accuracy.csv"
+        return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
+
+    @cached_property
+    def curves(self) -> pd.DataFrame | None:
+        """curves.csv: accuracy at each share of the area; None if the study has no curves."""
+        path = self.folder / "tables" / "curves.csv"
+        texts = dict.fromkeys(("model", "mode", "fill", "mask", "truth"), str)
+        if not path.exists():
+            return None
+        return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
+
+    def records(
+        self,
+        model: str,
+        mode: str = "original",
+        p: float | None = None,
+        *,
+        fill: str | None = None,
+        mask: str = "selection",
+    ) -> pd.DataFrame:
+        """Return what a network said of each image under a condition, a row an image (and draw).
+
+        fill: the study's first if None
+        mask: `selection`, or a control
+        raises InputError for a condition that the study does not have, with those that it has
+        """
+        condition = Condition("original")
+        if mode != "original":
+            if p is None:
+                raise InputError(f"records of {mode!r} need p")
+            condition = Condition(mode, p, self._fill(model, mode, fill), mask)
+        path = self._of(model) / "records" / f"{condition.name}.parquet"
+        if not path.is_file():
+            there = ", ".join(sorted(one.stem for one in path.parent.glob("*.parquet"))[:8])
+            raise InputError(f"{path}: the study has no such records; there are {there} …")
+        return arrays.read_records(path)[0]
+
+    def masks(self, model: str, p: float) -> np.ndarray:
+        """Return the squares selected of all images, (N, P, Q) bool; rows are those of `images`.
+
+        raises InputError for a p that the study does not have
+        """
+        path = self._of(model) / "masks" / f"{percent(p)}.npy"
+        if not path.is_file():
+            there = ", ".join(sorted(one.stem for one in path.parent.glob("*.npy")))
+            raise InputError(f"{path}: the study has no such masks; there are those of p = {there}")
+        shards = arrays.Shards([path])
+        every = np.arange(len(shards.records))
+        return unpack(shards.read(every), tuple(shards.settings["grid"]))
+
+    def images(self, model: str) -> pd.DataFrame:
+        """Return the list of images: name, label, position, target and what was attributed."""
+        return self._scores(model).records
+
+    def image(self, name: str, model: str | None = None) -> np.ndarray:
+        """Return an image as the network saw it, (H, W, 3) uint8.
+
+        name:  as in `images`, or its end after a slash
+        model: of those of the study the first if None
+        raises InputError if there is none of that name, or several
+        """
+        shards = self._pictures(model or self.models[0])
+        return shards.read(np.array([self._row(shards, name)]))[0]
+
+    def attribution(self, name: str, model: str | None = None) -> np.ndarray:
+        """Return the attribution of an image, (P, Q) float32: of each square its signed sum."""
+        shards = self._scores(model or self.models[0])
+        parts = shards.read(np.array([self._row(shards, name)]))[0]
+        return parts[0] - parts[1]
+
+    def plot_accuracy(self, *, fill: str | None = None, axes: Any = None) -> Figure:
+        """Return a figure of accuracy over area; see `igmask.plot`."""
+        return plotting.plot_study(self.accuracy, self.curves, fill=fill, axes=axes)
+
+    def plot_image(
+        self, name: str, model: str | None = None, p: float | None = None, *, axes: Any = None
+    ) -> Figure:
+        """Return a figure of an image, its attribution, and what is kept and dropped, in black."""
+        model = model or self.models[0]
+        if p is None:
+            p = middle(self.accuracy["p"].dropna())
+        shards = self._scores(model)
+        row, side = self._row(shards, name), shards.settings["side"]
+        image = self.image(name, model) / np.float32(255)
+        kept = to_pixels(self.masks(model, p)[[row]], *image.shape[:2], side=side)[0]
+        black = np.float32(0)
+        said = self._said_of(model, shards.records["name"].iloc[row], p)
+        panels = [
+            ("original", image, said["original"]),
+            ("attribution", self.attribution(name, model), ""),
+            (f"keep {percent(p)} %", np.where(kept[..., None], image, black), said.get("keep", "")),
+            (f"drop {percent(p)} %", np.where(kept[..., None], black, image), said.get("drop", "")),
+        ]
+        return plotting.plot_panels(panels, title=f"{Path(name).name}, {model}", axes=axes)
+
+    def _said_of(self, model: str, name: str, p: float) -> dict[str, str]:
+        found = {}
+        for mode in ("original", *self.accuracy["mode"].unique()):
+            fill = None if mode == "original" else self._fill(model, mode, "black", strict=False)
+            condition = Condition(mode) if mode == "original" else Condition(mode, p, fill)
+            path = self._of(model) / "records" / f"{condition.name}.parquet"
+            if path.is_file():
+                records, made_by = arrays.read_records(path)
+                one = records[records["name"] == name].iloc[0]
+                label = made_by["class_names"][one["predicted"]]
+                mark = "✓" if one["correct"] else "✗"
+                found[mode] = f"{mark} {label}\n{100 * one['probability_predicted']:.0f} %"
+        return found
+
+    def _fill(self, model: str, mode: str, fill: str | None, *, strict: bool = True) -> str | None:
+        table = self.accuracy
+        known = table.loc[(table["model"] == model) & (table["mode"] == mode), "fill"].unique()
+        if fill is None and len(known):
+            return str(known[0])
+        if strict and fill not in known:
+            raise InputError(f"the study has no fill {fill!r} for {mode}; {', '.join(known)}")
+        return fill
+
+    def _of(self, model: str) -> Path:
+        """The folder of a network; the study's dataset is the one that has it."""
+        if model not in self.models:
+            raise InputError(f"the study has no network {model!r}; {', '.join(self.models)}")
+        found = [path for path in self.folder.glob("*/models/*") if path.name == model]
+        if len(found) != 1:
+            listed = ", ".join(map(str, found)) or "none"
+            raise InputError(f"{self.folder}: one folder of {model} is needed, there is {listed}")
+        return found[0]
+
+    def _scores(self, model: str) -> arrays.Shards:
+        return arrays.Shards(_in_order((self._of(model) / "scores").glob("*.npy")))
+
+    def _pictures(self, model: str) -> arrays.Shards:
+        asked = self._scores(model).settings["geometry"]
+        for folder in sorted((self._of(model).parents[1] / "images").iterdir()):
+            shards = arrays.Shards(_in_order(folder.glob("*.npy")))
+            if shards.settings["geometry"] == asked:
+                return shards
+        raise InputError(f"{self.folder}: the images that {model} saw are not there")
+
+    def _row(self, shards: arrays.Shards, name: str) -> int:
+        names = shards.records["name"]
+        found = names.index[(names == name) | names.str.endswith(f"/{name}")]
+        if len(found) != 1:
+            what = "several images" if len(found) else "no image"
+            raise InputError(f"the study has {what} named {name!r}")
+        return int(found[0])
+
+
+def run(
+    study: Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    cores: int | str = "all",
+    folder: str | os.PathLike[str] = ".",
+    quiet: bool = True,
+) -> Study:
+    """Run a study, or what of it is not done yet, and return it finished.
+
+    study:  a configuration, as config.yaml has it, or the file of one
+    cores:  of this machine
+    folder: where its paths begin, and `results` is written
+    quiet:  say nothing but errors
+    raises  InputError for a configuration that is not valid, or with the last lines of what was
+            said if a job fails; the same call goes on with what is missing
+    """
+    if isinstance(study, Mapping):
+        settings = dict(study)
+    else:
+        settings = config.of_yaml(Path(study).read_text("utf-8"), str(study))
+    flow = Workflow(settings, with_files=False)  # which says what is wrong
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        yaml.safe_dump(settings, file, allow_unicode=True)
+        file.flush()
+        words = [sys.executable, "-m", "snakemake", "--snakefile", str(_snakefile())]
+        words += ["--cores", str(cores), "--directory", str(folder), "--nocolor"]
+        words += ["--configfile", file.name, *(["--quiet", "rules"] if quiet else [])]
+        done = subprocess.run(words, capture_output=quiet, text=True, check=False)
+    if done.returncode:
+        said = "\n".join(f"{done.stdout}\n{done.stderr}".splitlines()[-_LAST_LINES:])
+        raise InputError(f"the study of {flow.data} was not finished:\n{said}")
+    return Study(Path(folder, "results"))
+
+
+def _snakefile() -> Path:
+    place = Path(__file__).resolve().parents[2] / "Snakefile"
+    if not place.is_file():
+        raise InputError(
+            f"{place}: is not there; install igmask from its checkout: pip install -e ."
+        )
+    return place
+
+
+def _in_order(paths: Any) -> list[Path]:
+    """Shards in their order: 2-of-10 before 10-of-10."""
+    return sorted(paths, key=lambda path: int(path.stem.split("-")[0]))

@@ -1,0 +1,92 @@
+"""Networks and images for use from Python, as a study has them."""
+
+import os
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from igmask.asked import config
+from igmask.asked.settings import Geometry, Model
+from igmask.devices import pick_device
+from igmask.errors import InputError
+from igmask.inputs import models
+from igmask.inputs.decode import fit, naming, read_rgb, to_rgb
+from igmask.inputs.networks import library_of
+
+
+def load_model(source: str, *, device: str = "cpu", **settings: Any) -> torch.nn.Module:
+    """Return a network on images in [0, 1], normalisation included, in evaluation mode.
+
+    It says what it takes: `.geometry` (size, resize, interpolation), `.transforms`, an image of PIL
+    → (3, H, W) float32 in [0, 1] of that geometry, and `.classes`, their names, [] if unknown.
+
+    source, settings: as a model in config.yaml, such as load_model("resnet50",
+                      weights="IMAGENET1K_V1"); weights may be a member of torchvision's enums, too.
+                      A network of your own also needs `size`
+    raises InputError if it cannot be had, or for weights of another network
+    """
+    if isinstance(settings.get("weights"), Enum):
+        settings["weights"] = _name_of(settings["weights"], source)
+    model = models.complete(config.model({"source": source, **settings}))
+    network = models.load(model, device=pick_device(device))
+    network.geometry = model.geometry  # type: ignore[assignment]
+    network.transforms = _Transforms(model)  # type: ignore[assignment]
+    network.classes = library_of(model).class_names(model)  # type: ignore[assignment]
+    return network
+
+
+def load_image(
+    image: str | os.PathLike[str] | Image.Image, model: Callable[[Tensor], Tensor] | Geometry
+) -> Tensor:
+    """Return an image as a network takes it: (3, H, W) float32 in [0, 1], resized and cropped.
+
+    image: a file, or an image of PIL
+    model: of `load_model`, or a geometry
+    raises InputError if the file cannot be decoded, is smaller than the network's input, or the
+           model does not say what it takes
+    """
+    geometry = model if isinstance(model, Geometry) else getattr(model, "geometry", None)
+    if not isinstance(geometry, Geometry):
+        raise InputError(
+            "load_image needs a model of igmask.load_model, which knows the size of its input; of "
+            "others give igmask.Geometry(size, resize, interpolation)"
+        )
+    if isinstance(image, Image.Image):
+        with naming("the image"):
+            pixels = fit(to_rgb(image), geometry)
+    else:
+        path = Path(image)
+        with naming(str(path)):
+            pixels = fit(read_rgb(path), geometry)
+    return models.pixels(pixels[None].copy())[0]
+
+
+class _Transforms:
+    """Image of PIL, or a file → the tensor that the network takes."""
+
+    def __init__(self, model: Model) -> None:
+        self.geometry = model.geometry
+
+    def __call__(self, image: Any) -> Tensor:
+        return load_image(image, self.geometry)
+
+    def __repr__(self) -> str:
+        return f"transforms of igmask: {self.geometry.name}, to [0, 1]"
+
+
+def _name_of(weights: Enum, source: str) -> str:
+    """The name of a member of torchvision's enum of the network's weights."""
+    from torchvision.models import get_model_weights
+
+    try:
+        known = get_model_weights(source)
+    except ValueError:
+        known = None
+    if known is not type(weights):
+        raise InputError(f"weights {weights}: not of the network {source}")
+    return weights.name

@@ -1,0 +1,164 @@
+"""Pictures for notebooks: of one image, and of a finished study. Axes in, figure out."""
+
+import io
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from igmask.asked.recipes import network_of
+from igmask.asked.settings import percent
+from igmask.engine.ig import integrated_gradients
+from igmask.errors import InputError
+from igmask.inputs.classes import class_name
+from igmask.kernels import occlude, select, square_scores
+from igmask.report.curves import AREA, draw_against_area
+from igmask.report.drawing import STYLE, draw_panel
+from igmask.report.rightness import RIGHTNESS
+from igmask.tools.masking import Picture, pixels
+
+_INCHES = 2.0  # of a panel
+
+Panel = tuple[str, np.ndarray, str]
+
+
+class Drawn(Figure):
+    """A figure that a notebook shows, with pyplot or without."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
+
+
+def plot(
+    image: Picture,
+    model: Callable[[Tensor], Tensor],
+    p: float | Sequence[float] = 50,
+    *,
+    side: int = 3,
+    fill: Any = "black",
+    axes: Sequence[Axes] | None = None,
+    title: str = "",
+    **attribution: Any,
+) -> Figure:
+    """Return a figure of an image, its attribution, and for each p what is kept and dropped.
+
+    Beneath each stands what the model says of it; names of classes are the model's `classes`.
+
+    image: one, in [0, 1], of the model's size: see `load_image`
+    model: see `mask_image`
+    axes:  2 + 2 · (number of p) of matplotlib to draw into; a figure of its own if None
+    attribution: options of `integrated_gradients`, such as n_steps, rule and target
+    raises InputError if the image, an option, or the number of axes is not of these
+    """
+    x = pixels(image)
+    if x.ndim != 3:
+        raise InputError(f"plot draws one image, got {tuple(x.shape)}")
+    ps: list[float] = np.atleast_1d(np.asarray(p, float)).tolist()
+    names = list(getattr(model, "classes", []))
+    x = x[None]
+    found = integrated_gradients(model, x, **attribution)
+    squares = torch.stack(
+        [square_scores(found.values, side=side), square_scores(-found.values, side=side)], dim=1
+    )
+    signed = (squares[0, 0] - squares[0, 1]).numpy(force=True)
+    panels = [
+        ("original", _picture(x), _said(model, x, names)),
+        ("attribution", signed, f"for {class_name(names, int(found.target))}"),
+    ]
+    for one in ps:
+        chosen = select(squares[:, 0], one)
+        for mode, kept in (("keep", chosen), ("drop", ~chosen)):
+            masked = occlude(x, kept, side=side, fill=fill)
+            area = 100 * float((occlude(torch.ones_like(x), kept, side=side) > 0).float().mean())
+            heading = f"{mode} {percent(one)} %\n{area:.0f} % left"
+            panels.append((heading, _picture(masked), _said(model, masked, names)))
+    return plot_panels(panels, title=title, axes=axes)
+
+
+def plot_panels(
+    panels: Sequence[Panel], *, title: str = "", axes: Sequence[Axes] | None = None
+) -> Figure:
+    """Return a figure of panels side by side, each a heading, a picture and a caption.
+
+    raises InputError if axes are given and there are not as many
+    """
+    with matplotlib.style.context(["default", STYLE]):
+        figure, places = _places(axes, 1, len(panels), inches=_INCHES)
+        for place, (heading, picture, caption) in zip(places, panels, strict=True):
+            draw_panel(place, picture)
+            place.set_title(heading)
+            place.set_xlabel(caption)
+        if title and axes is None:
+            figure.suptitle(title)
+    return figure
+
+
+def plot_study(
+    accuracy: pd.DataFrame,
+    curves: pd.DataFrame | None,
+    *,
+    fill: str | None = None,
+    axes: Sequence[Axes] | None = None,
+) -> Figure:
+    """Return a figure of accuracy over area, a panel for each network.
+
+    accuracy, curves: of `Study`
+    fill: the study's first if None
+    axes: one for each network
+    """
+    masked = accuracy[(accuracy["mode"] != "original") & accuracy["mask"].map(network_of).isna()]
+    if masked.empty:
+        raise InputError("no masked images were evaluated, so there are no curves")
+    fill = fill or masked["fill"].iloc[0]
+    masked = masked[masked["fill"] == fill]
+    if masked.empty:
+        raise InputError(f"the study has no fill {fill!r}")
+    original = accuracy[accuracy["mode"] == "original"].set_index("model")["top1"]
+    n = masked["model"].nunique()
+    with matplotlib.style.context(["default", STYLE]):
+        figure, places = _places(axes, 1, n, inches=2.6)
+        swept = None if curves is None else curves[curves["fill"] == fill]
+        keys = draw_against_area(places, masked, original, swept)
+        for place in places:
+            place.set(xlim=(0, 103), ylim=(0, 100), xlabel=AREA)
+            place.grid(color="0.92")
+        places[0].set_ylabel(RIGHTNESS[masked["truth"].iloc[0]].axis)
+        if axes is None:
+            figure.legend(handles=keys, loc="outside right upper")
+        else:
+            places[-1].legend(handles=keys)
+    return figure
+
+
+def _places(
+    axes: Sequence[Axes] | None, n_rows: int, n_columns: int, *, inches: float
+) -> tuple[Figure, list[Axes]]:
+    """The axes that are given, checked, or those of a new figure."""
+    n = n_rows * n_columns
+    if axes is None:
+        size = (inches * n_columns + 1.2, inches * n_rows + 0.8)
+        figure: Figure = Drawn(figsize=size, layout="constrained")
+        return figure, list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+    places = [axes] if isinstance(axes, Axes) else list(chain(np.asarray(axes, object).flat))
+    if len(places) != n:
+        raise InputError(f"{n} axes are needed, got {len(places)}")
+    return places[0].get_figure(root=True), places  # type: ignore[return-value]
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    return image[0].permute(1, 2, 0).numpy(force=True)
+
+
+def _said(model: Callable[[Tensor], Tensor], image: Tensor, names: list[str]) -> str:
+    with torch.no_grad():
+        probability, index = model(image).softmax(dim=1).max(dim=1)
+    return f"{class_name(names, int(index))}\n{100 * float(probability):.0f} %"

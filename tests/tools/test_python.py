@@ -1,0 +1,202 @@
+"""igmask from Python: networks and images, pictures, a study started and read."""
+
+import io
+from importlib import metadata
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from matplotlib.figure import Figure
+from PIL import Image
+from running import environment
+from torchvision.models import ResNet18_Weights
+from torchvision.transforms import functional
+
+import igmask
+from igmask import arrays
+from igmask.errors import InputError
+from igmask.inputs import models
+from igmask.plain import unpack
+
+NETWORK = """
+import torch
+from torch import nn
+
+def net():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(72, 2)
+        )
+"""
+STUDY = {
+    "dataset": {"source": "folder", "root": "images"},
+    "models": {"net": {"source": "python_net:net", "size": 16}},
+    "attribution": {"n_steps": 4},
+    "selection": {"p": [80, 50]},
+    "masking": {"fills": ["black", "mean"]},
+    "curves": {"points": 3},
+    "statistics": {"replicates": 100, "probe": False},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study that `run` has run, of a configuration in Python."""
+    folder = tmp_path_factory.mktemp("study")
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        place = folder / "images" / "ab"[i % 2] / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(place)
+    (folder / "python_net.py").write_text(NETWORK)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment().items():  # in which jobs start sooner
+            patch.setenv(name, value)
+        return folder, igmask.run(STUDY, cores=2, folder=folder)
+
+
+def test_a_study_is_run_and_read(finished):
+    folder, study = finished
+    assert study.models == ["net"]
+    assert len(study.accuracy) == 1 + 2 * 2 * 2 * 2  # modes, p, fills, and random squares
+    keep = study.records("net", "keep", 50, fill="mean")
+    path = folder / "results/folder/models/net/records/keep-50-mean.parquet"
+    pd.testing.assert_frame_equal(keep, arrays.read_records(path)[0])
+    assert study.records("net", "drop", 80, mask="random")["draw"].max() == 4
+    assert len(study.records("net")) == 6
+    packed = arrays.read_array(folder / "results/folder/models/net/masks/80.npy")
+    np.testing.assert_array_equal(study.masks("net", 80), unpack(packed, (6, 6)))
+    shown = np.asarray(Image.open(folder / "images/b/3.png"))
+    np.testing.assert_array_equal(study.image("b/3.png"), shown)
+    np.testing.assert_array_equal(study.image("3.png", "net"), shown)
+    assert study.images("net")["name"].tolist()[0] == "a/0.png"
+    assert study.attribution("3.png").shape == (6, 6)
+    assert set(study.curves["mode"]) == {"keep", "drop"}
+    assert "net" in repr(study)
+
+
+def test_a_study_that_is_done_is_not_done_again(finished, tmp_path):
+    folder, _ = finished
+    path = folder / "results/folder/models/net/scores/1-of-1.npy"
+    before = path.stat().st_mtime_ns
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(STUDY))
+    igmask.run(file, cores=1, folder=folder)
+    assert path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda s: s.records("other"), "no network 'other'; net"),
+        (lambda s: s.records("net", "keep"), "need p"),
+        (lambda s: s.records("net", "keep", 30), r"no such records; there are drop-50-black"),
+        (lambda s: s.records("net", "keep", 50, fill="blur"), "no fill 'blur' for keep; black"),
+        (lambda s: s.masks("net", 30), "no such masks; there are those of p = 50, 80"),
+        (lambda s: s.image("7.png"), "no image named '7.png'"),
+        (lambda s: s.plot_accuracy(fill="blur"), "no fill 'blur'"),
+        (lambda s: s.plot_image("3.png", axes=[1, 2]), "4 axes are needed, got 2"),
+    ],
+)
+def test_what_a_study_does_not_have_is_named(finished, ask, message):
+    with pytest.raises(InputError, match=message):
+        ask(finished[1])
+
+
+def test_no_study_and_one_that_fails_are_named(tmp_path):
+    with pytest.raises(InputError, match="there is no finished study"):
+        igmask.study(tmp_path)
+    with pytest.raises(InputError, match="sed: unknown key"):
+        igmask.run(STUDY | {"sed": 1}, folder=tmp_path)
+    with pytest.raises(InputError, match=r"was not finished:(.|\n)*no folder 'images'"):
+        igmask.run(STUDY, folder=tmp_path)
+
+
+def test_figures_of_a_study_are_shown_and_take_axes(finished):
+    _, study = finished
+    for figure in (study.plot_accuracy(), study.plot_accuracy(fill="mean")):
+        assert isinstance(figure, Figure)
+        with Image.open(io.BytesIO(figure._repr_png_())) as shown:
+            assert shown.size[0] > 300
+    [axes] = study.plot_accuracy().axes
+    assert len(axes.lines) >= 3  # keep, drop, and random squares
+    own, places = plt.subplots(1, 4)
+    assert study.plot_image("3.png", p=80, axes=places) is own
+    assert [place.get_title() for place in places] == [
+        "original", "attribution", "keep 80 %", "drop 80 %",
+    ]  # fmt: skip
+    keep, drop = (np.asarray(place.images[0].get_array()) for place in places[2:])
+    np.testing.assert_allclose(keep + drop, study.image("3.png") / 255, atol=1e-6)
+    plt.close(own)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return igmask.load_model(
+        "shufflenet_v2_x0_5", weights="none", size=224, arguments={"num_classes": 3}
+    )
+
+
+def test_an_image_is_plotted_with_what_the_model_says(model):
+    image = torch.rand(3, 224, 224, generator=torch.Generator().manual_seed(0))
+    model.classes = ["cat", "dog", "emu"]
+    figure = igmask.plot(image, model, p=[50, 90], n_steps=2)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[:2] == ["original", "attribution"]
+    assert [title.split("\n")[0] for title in titles[2:]] == [
+        "keep 50 %", "drop 50 %", "keep 90 %", "drop 90 %",
+    ]  # fmt: skip
+    kept = igmask.mask_image(image, model, p=50, n_steps=2)
+    drawn = np.asarray(figure.axes[2].images[0].get_array())
+    np.testing.assert_allclose(drawn, kept.permute(1, 2, 0).numpy(), atol=1e-6)
+    assert figure.axes[0].get_xlabel().split("\n")[0] in model.classes
+    with pytest.raises(InputError, match="plot draws one image"):
+        igmask.plot(image[None], model)
+
+
+def test_a_model_says_what_it_takes_and_weights_may_be_an_enums(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(
+        models, "load", lambda model, **_: loaded.append(model) or torch.nn.Identity()
+    )
+    model = igmask.load_model("resnet18", weights=ResNet18_Weights.IMAGENET1K_V1)
+    assert loaded[0].weights == "IMAGENET1K_V1"
+    assert model.classes == ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    assert (model.geometry.size, model.geometry.resize) == (224, 256)
+
+
+def test_images_come_as_torchvisions_presets_make_them(model, tmp_path):
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (300, 260, 3), dtype=np.uint8))
+    geometry = igmask.Geometry(224, 256, "bilinear")
+    found = igmask.load_image(picture, geometry)
+    preset = ResNet18_Weights.IMAGENET1K_V1.transforms()
+    expected = preset(picture)
+    normalised = functional.normalize(found, preset.mean, preset.std)
+    torch.testing.assert_close(normalised, expected, atol=1e-5, rtol=0)
+    picture.save(tmp_path / "picture.png")
+    torch.testing.assert_close(igmask.load_image(tmp_path / "picture.png", geometry), found)
+    torch.testing.assert_close(model.transforms(picture), igmask.load_image(picture, model))
+    assert model.transforms(picture).shape == (3, model.geometry.size, model.geometry.size)
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path):
+    with pytest.raises(InputError, match="not of the network resnet50"):
+        igmask.load_model("resnet50", weights=ResNet18_Weights.IMAGENET1K_V1)
+    with pytest.raises(InputError, match=r"needs a model of igmask\.load_model"):
+        igmask.load_image("a.png", torch.nn.Identity())
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(InputError, match=r"a\.png"):
+        igmask.load_image(tmp_path / "a.png", igmask.Geometry(8, None, "bilinear"))
+
+
+def test_the_package_says_what_it_has():
+    assert igmask.__version__ == metadata.version("igmask")
+    for name in igmask.__all__:
+        assert getattr(igmask, name) is not None
+    with pytest.raises(AttributeError, match="did you mean 'load_model'"):
+        igmask.load_modle  # noqa: B018
