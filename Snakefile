@@ -60,6 +60,10 @@ onstart:
         logger.warning(warning)
 
 
+onerror:
+    logger.error("What is finished is kept: the same command goes on with what is missing.")
+
+
 # Not in params: a change of device, batch size, threads or engine re-runs nothing.
 COMPUTE = flow.compute_options()
 ENGINE = flow.engine_options()

@@ -13,7 +13,7 @@ and `unpack`. `IntegratedGradients` takes the place of Captum's and attributes t
 are, by Gauss–Legendre quadrature; `mask_image`, as the study, the probability of the predicted
 class by the right rule. Their masks differ.
 
-Which folder holds what, README.md says; imports run down through them.
+Which folder holds what, docs/map.md says; imports run down through them.
 """
 
 import difflib

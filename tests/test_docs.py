@@ -161,7 +161,7 @@ def described(block):
 
 
 def test_the_map_names_every_module_once_and_no_other():
-    [block] = [text for text in blocks("README.md", "") if "imports run down" in text]
+    [block] = [text for text in blocks("docs/map.md", "") if "imports run down" in text]
     there = [*(ROOT / "kernels").glob("*.py"), *(ROOT / "igmask").rglob("*.py")]
     there = {path.relative_to(ROOT).as_posix() for path in there if path.stem != "__init__"}
     expected = sorted(path for path in there if not path.startswith("igmask/kernels/"))
@@ -179,11 +179,14 @@ def test_links_and_paths_lead_somewhere():
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """The settings of a study of the functions that README and docs show, in a folder with them."""
+    """The settings of a study of the functions that the docs show, in a folder with them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "mine", raising=False)
-    [short], [whole, *_] = blocks("README.md", "python")[:1], blocks("docs/extending.md", "python")
+    [short], [whole, *_] = (
+        blocks("docs/using.md", "python")[:1],
+        blocks("docs/extending.md", "python"),
+    )
     Path("mine.py").write_text(short + whole)
     draw, rows = np.random.default_rng(0), []
     for i in range(4):
@@ -194,7 +197,7 @@ def own(tmp_path, monkeypatch):
     arguments = {"depth": 8, "num_classes": 2}
     network = {"source": "igmask.zoo:cifar_resnet", "arguments": arguments, "size": 32}
     settings, shown = (
-        yaml.safe_load(blocks(page, "yaml")[0]) for page in ("docs/extending.md", "README.md")
+        yaml.safe_load(blocks(page, "yaml")[0]) for page in ("docs/extending.md", "docs/using.md")
     )
     for kind, names in shown["masking"].items():
         settings["masking"][kind] = list(dict.fromkeys(settings["masking"][kind] + names))

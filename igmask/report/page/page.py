@@ -183,7 +183,7 @@ def _question(study: Study, accuracy: pd.DataFrame) -> str:
     networks = f"{n_models} networks" if n_models > 1 else "one network"
     return (
         f"What do {networks} say of {n:,} images of {study.dataset.name} when the "
-        f"{squares.side}×{squares.side} squares that hold the top p % of {of} by {what}{steps} "
+        f"{squares.side}×{squares.side} squares that hold the top p\u00a0% of {of} by {what}{steps} "
         f"{modes}; p = {ps}; what is masked becomes {', or '.join(study.masking.fills)}?"
     )
 
@@ -235,7 +235,7 @@ def _findings(
         if of.original is not None:
             parts.append(f"{right.quantity} {of.original:.1f} % of the originals")
         words = {
-            "keep": f"{{top1:.1f}} % with the top {p} % of the attribution alone, {{area}}",
+            "keep": f"{{top1:.1f}} % with the top {p} % of the attribution alone {{area}}",
             "drop": "{top1:.1f} % without it, {area}",
         }
         for mode, text in words.items():
@@ -269,21 +269,22 @@ def _lead(accuracy: pd.DataFrame, curves: pd.DataFrame | None, right: Rightness)
     lower = sum(of["keep"]["selection"] < of["drop"]["selection"] for _, of in both)
     kept = sum(of["keep"]["area"] for _, of in both) / n
     text = (
-        f"{_of(lower, n)} fared worse with the top {p} % of the attribution alone than with what "
+        f"{_fared(lower, n, 'worse')} with the top {p} % of the attribution alone than with what "
         f"was left without it, but the former are {kept:.0f} % of the area and the latter "
         f"{100 - kept:.0f} %"
     )
     equal = [of.equal for _, of in found if of.equal.keys() >= {"keep", "drop"}]
     if equal:
         higher = sum(of["keep"] > of["drop"] for of in equal)
-        text += f". At equal area {_of(higher, len(equal)).lower()} fared better with the former"
+        fared = _fared(higher, len(equal), "better")
+        text += f". At equal area {fared[0].lower()}{fared[1:]} with the former"
     return text + "."
 
 
-def _of(count: int, n: int) -> str:
+def _fared(count: int, n: int, how: str) -> str:
     if n == 1:
-        return "The network" if count else "Not the network: it is not that it"
-    return f"{count} of {n} networks"
+        return f"The network {'fared' if count else 'did not fare'} {how}"
+    return f"{count} of {n} networks fared {how}"
 
 
 def _doubts(galleries: list[dict[str, Any]]) -> Iterator[str]:
