@@ -207,7 +207,10 @@ def own(tmp_path, monkeypatch):
     sys.modules.pop("mine", None)
 
 
-@pytest.mark.parametrize("method", ["integrated-gradients", "mine:gradient_by_input"])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param("integrated-gradients", marks=pytest.mark.slow), "mine:gradient_by_input"],
+)
 def test_functions_that_the_docs_show_go_through_a_study(method, own, monkeypatch):
     namespace = {}
     exec(blocks("docs/extending.md", "python")[1], namespace)

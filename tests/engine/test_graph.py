@@ -256,8 +256,15 @@ def test_tracing_leaves_nothing_in_what_a_network_keeps(name, by, images):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch.compile
-@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
-@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize(
+    ("wrap", "within"),
+    [
+        (torch.compile, False),
+        pytest.param(torch.compile, True, marks=pytest.mark.slow),
+        (nn.DataParallel, False),
+        (nn.DataParallel, True),
+    ],
+)
 def test_wrappers_are_looked_into(wrap, within, images):
     network = drawn(built(nn.Conv2d(3, 6, 3)))
     wrapped = wrap(network)

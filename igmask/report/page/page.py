@@ -183,8 +183,8 @@ def _question(study: Study, accuracy: pd.DataFrame) -> str:
     networks = f"{n_models} networks" if n_models > 1 else "one network"
     return (
         f"What do {networks} say of {n:,} images of {study.dataset.name} when the "
-        f"{squares.side}×{squares.side} squares that hold the top p\u00a0% of {of} by {what}{steps} "
-        f"{modes}; p = {ps}; what is masked becomes {', or '.join(study.masking.fills)}?"
+        f"{squares.side}×{squares.side} squares that hold the top p\u00a0% of {of} by "
+        f"{what}{steps} {modes}; p = {ps}; what is masked becomes {', or '.join(study.masking.fills)}?"
     )
 
 
@@ -236,7 +236,7 @@ def _findings(
             parts.append(f"{right.quantity} {of.original:.1f} % of the originals")
         words = {
             "keep": f"{{top1:.1f}} % with the top {p} % of the attribution alone {{area}}",
-            "drop": "{top1:.1f} % without it, {area}",
+            "drop": "{top1:.1f} % without it {area}",
         }
         for mode, text in words.items():
             if "selection" not in of.at_p.get(mode, {}):
