@@ -159,9 +159,10 @@ class Workflow:
         return folders + self.probes(wildcards) + of
 
     def example_records(self, wildcards: SimpleNamespace) -> list[str]:
-        """Return the records of a model that its pictures show: no control's."""
+        """Return the records of a model that its pictures show: of controls random squares'."""
         paths = zip(self.conditions, self.records(wildcards), strict=True)
-        return [path for condition, path in paths if not condition.is_control]
+        shown = ("none", "selection", "random")
+        return [path for condition, path in paths if condition.mask in shown]
 
     def table_numbers(self) -> list[int]:
         """Return the numbers of the tables; 4 and 5 are of curves, 8 of other networks' masks, 9 of

@@ -15,10 +15,13 @@ from igmask.asked.recipes import STUDIED
 from igmask.asked.settings import percent
 from igmask.errors import InputError
 from igmask.inputs.classes import NO_LABEL, class_name
-from igmask.plain import to_pixels, unpack
+from igmask.plain import as_large, pixels_of_squares, to_pixels, unpack
 from igmask.report.drawing import HEAT, Column, scaled, write_table
 from igmask.report.rightness import RIGHTNESS, Rightness, truth
+from igmask.steps.masked.controls import Batch, Dataset, control_of
 from igmask.steps.masked.fills import filled
+
+RANDOM = "random"  # the control that pictures show
 
 
 class File(NamedTuple):
@@ -40,6 +43,7 @@ class Examples:
     right:       what it is to be right about an image
     rows:        what stands at the left: names of the labels, or of files where there are none
     masks:       p → (n, H, W) bool
+    random:      the same of as many random squares, if there are records of them
     evaluated:   a file a condition, its records those of all images
     """
 
@@ -52,6 +56,7 @@ class Examples:
     images: np.ndarray
     attribution: np.ndarray
     masks: dict[float, np.ndarray]
+    random: dict[float, np.ndarray]
     evaluated: list[File]
 
 
@@ -66,7 +71,8 @@ def examples(
     """Write pictures of `n_images` images, spread over the classes, to the folder `output`.
 
     attributions-MODEL.png; of each mode among the records keep-MODEL.png or drop-MODEL.png; and of
-    both keep_drop-MODEL.png, at the p nearest to 50. Of several fills the first is shown.
+    both keep_drop-MODEL.png, at the p nearest to 50, beside as many random squares if that control
+    is among the records. Of several fills the first is shown.
 
     files: of one model: images and scores (all shards, in order), masks and records
     raises InputError if files are missing or do not belong together
@@ -78,7 +84,12 @@ def examples(
     tables["attributions"] = [original, *_attribution_columns(few)]
     if common := columns.get("keep", {}).keys() & columns.get("drop", {}).keys():
         p = middle(common)
-        tables["keep_drop"] = [original, columns["keep"][p], columns["drop"][p]]
+        as_many = _condition_columns(few, ("none", RANDOM))
+        tables["keep_drop"] = [original]
+        for mode in ("keep", "drop"):
+            tables["keep_drop"] += [
+                of[mode][p] for of in (columns, as_many) if p in of.get(mode, {})
+            ]
     title = "; ".join(filter(None, [model_name, few.right.ticks]))
     for kind, shown in tables.items():
         paths = [output / f"{kind}-{model_name}.{one}" for one in formats]
@@ -112,6 +123,9 @@ def _read_examples(files: list[Path], n_images: int) -> Examples:
     parts = tiled(take(of_scores))
     targets = of_scores.records["target"]
     masks = [arrays.Shards([path]) for path in found.get("mask", [])]
+    evaluated = [File(path, *arrays.read_records(path)) for path in found["evaluate"]]
+    squares = {one.settings["p"]: unpack(take(one), tuple(one.settings["grid"])) for one in masks}
+    as_many = _as_many(squares, masks, evaluated, Batch(images, rows), of_scores)
     return Examples(
         names=index["name"].iloc[rows],
         positions=index["position"].to_numpy()[rows],
@@ -124,12 +138,28 @@ def _read_examples(files: list[Path], n_images: int) -> Examples:
         targets=[class_name(classes, target) for target in targets.iloc[rows]],
         images=images,
         attribution=parts[:, 0] - parts[:, 1],
-        masks={
-            one.settings["p"]: tiled(unpack(take(one), tuple(one.settings["grid"])))
-            for one in masks
-        },
-        evaluated=[File(path, *arrays.read_records(path)) for path in found["evaluate"]],
+        masks={p: tiled(chosen) for p, chosen in squares.items()},
+        random={p: tiled(chosen) for p, chosen in as_many.items()},
+        evaluated=evaluated,
     )
+
+
+def _as_many(
+    squares: dict[float, np.ndarray],
+    masks: list[arrays.Shards],
+    evaluated: list[File],
+    batch: Batch,
+    scores: arrays.Shards,
+) -> dict[float, np.ndarray]:
+    """By p as many random squares as are selected, the first draw; none if none were evaluated."""
+    asked = [file.settings for file in evaluated if file.settings["mask"] == RANDOM]
+    if not (asked and squares):
+        return {}
+    dataset = Dataset(scores, masks[0].settings["score"], asked[0].get("control_seed", 0))
+    ranked = control_of(RANDOM).scores(dataset, batch)
+    height, width = batch.images.shape[1:3]
+    sizes = pixels_of_squares(dataset.grid, height, width, scores.settings["side"])
+    return {p: as_large(ranked, chosen, sizes) for p, chosen in squares.items()}
 
 
 def by_step(files: list[Path]) -> dict[str, list[Path]]:
@@ -154,13 +184,15 @@ def taken(shards: arrays.Shards, rows: np.ndarray, names: pd.Series) -> np.ndarr
     return shards.read(rows)
 
 
-def _condition_columns(examples: Examples) -> dict[str, dict[float, Column]]:
+def _condition_columns(
+    examples: Examples, of: tuple[str, ...] = STUDIED
+) -> dict[str, dict[float, Column]]:
     """Return mode → p, the largest first → the images of that condition; original has p = 100."""
     columns: dict[str, dict[float, Column]] = {}
     fills: dict[str, str | None] = {}
     for file in examples.evaluated:
         mode, fill, mask = (file.settings[key] for key in ("mode", "fill", "mask"))
-        if mask not in STUDIED:
+        if mask not in of:
             continue
         if fills.setdefault(mode, fill) == fill:
             column = _condition_column(examples, file)
@@ -173,18 +205,24 @@ def _condition_columns(examples: Examples) -> dict[str, dict[float, Column]]:
 def _condition_column(examples: Examples, file: File) -> Column:
     """The images as the model saw them, and what it said."""
     settings, title, images = file.settings, file.settings["mode"], examples.images
-    records = file.records.set_index("name")
+    records = file.records
+    if "draw" in records:
+        records = records[records["draw"] == 0]
+    records = records.set_index("name")
     if not examples.names.isin(records.index).all():
         raise InputError(f"{file.path}: records of other images")
     if title != "original":
         p = settings["p"]
         if p not in examples.masks:
             raise InputError(f"examples need the masks of p = {percent(p)}, too")
-        kept = examples.masks[p] if title == "keep" else ~examples.masks[p]
+        is_random = settings["mask"] == RANDOM
+        chosen = (examples.random if is_random else examples.masks)[p]
+        kept = chosen if title == "keep" else ~chosen
         mean = settings["model"]["mean"]
         values = filled(images, settings, mean=mean, positions=examples.positions, kept=kept)
         images = np.where(kept[..., np.newaxis], images, values)
-        title += f" {percent(p)} %\n{100 * records['area_kept'].mean():.0f} % of the area"
+        title += " random squares" if is_random else f" {percent(p)} %"
+        title += f"\n{100 * records['area_kept'].mean():.0f} % left"
     classes = settings["class_names"]
     captions = [
         f"{'✓' if record.correct else '✗'} {class_name(classes, record.predicted)}\n"

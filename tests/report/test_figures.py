@@ -54,6 +54,7 @@ def study(
     parts = rng.random((N, 2, *grid(SIZE, SIZE, SIDE)), dtype=np.float32)
     common = {"class_names": list(classes), "model": {"mean": [0.5, 0.4, 0.3]}, "side": SIDE}
     common |= {"attribution": {"target": target}, "dataset": {"source": "folder"}}
+    common |= {"score": "positive"}
     files = []
     for start, end in pairwise(shards):
         part, records = slice(start, end), INDEX[start:end]
@@ -213,8 +214,30 @@ def test_conditions_stand_in_the_order_of_p(tmp_path):
     files = study(tmp_path, ps=(12.5, 90.0, 50.0))
     columns = examples._condition_columns(examples._read_examples(files, 2))
     assert list(columns["keep"]) == [90.0, 50.0, 12.5]
-    assert columns["drop"][12.5].title == "drop 12.5 %\n40 % of the area"
+    assert columns["drop"][12.5].title == "drop 12.5 %\n40 % left"
     assert columns["drop"][12.5].captions == ["✓ dog\n25 %", "✗ dog\n25 %"]
+
+
+def test_as_many_random_squares_stand_beside_keep_and_drop(tmp_path, monkeypatch):
+    tables = {}
+    monkeypatch.setattr(
+        examples, "write_table", lambda paths, shown, **_: tables.update({paths[0].stem: shown})
+    )
+    files = study(tmp_path)
+    write_examples(files, output=tmp_path, model_name="net", n_images=2)
+    columns = tables["keep_drop-net"]
+    assert [column.title.split("\n")[0] for column in columns] == [
+        "original", "keep 50 %", "keep random squares", "drop 50 %", "drop random squares",
+    ]  # fmt: skip
+    original, keep, random, drop, others = (np.stack(list(one.pictures)) for one in columns)
+    for chosen, rest in ((keep, drop), (random, others)):
+        np.testing.assert_allclose(chosen + rest, original, atol=1e-6)  # masked pixels are black
+    shown = [(picture > 0).any(axis=-1).sum(axis=(1, 2)) for picture in (keep, random)]
+    np.testing.assert_allclose(*shown, atol=1)  # a black pixel of the original
+    assert not np.array_equal(keep, random)
+    without = [file for file in files if "random" not in file.name]
+    write_examples(without, output=tmp_path, model_name="net", n_images=2)
+    assert len(tables["keep_drop-net"]) == 3
 
 
 def test_only_the_selection_is_masked(tmp_path):

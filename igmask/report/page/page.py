@@ -181,10 +181,11 @@ def _question(study: Study, accuracy: pd.DataFrame) -> str:
     }
     modes = ", or ".join(ways[mode] for mode in study.masking.modes)
     networks = f"{n_models} networks" if n_models > 1 else "one network"
+    fills = ", or ".join(study.masking.fills)
     return (
-        f"What do {networks} say of {n:,} images of {study.dataset.name} when the "
-        f"{squares.side}×{squares.side} squares that hold the top p\u00a0% of {of} by "
-        f"{what}{steps} {modes}; p = {ps}; what is masked becomes {', or '.join(study.masking.fills)}?"
+        f"What do {networks} say of {n:,} images of {study.dataset.name} when "
+        f"the {squares.side}×{squares.side} squares that hold the top p\u00a0% of {of} by "
+        f"{what}{steps} {modes}; p = {ps}; what is masked becomes {fills}?"
     )
 
 
