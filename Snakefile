@@ -61,7 +61,9 @@ onstart:
 
 
 onerror:
-    logger.error("What is finished is kept: the same command goes on with what is missing.")
+    logger.error(
+        "What is finished is kept: the same command goes on with what is missing."
+    )
 
 
 # Not in params: a change of device, batch size, threads or engine re-runs nothing.
