@@ -348,6 +348,27 @@ def photographs(tmp_path_factory):
     return folder
 
 
+def shadowed(folder):
+    """Write a Snakefile whose jobs have the files that their rules declare and no others.
+
+    Snakemake's shadow is a folder with the input of a job alone, of which its output is kept.
+    """
+    text = (ROOT / "Snakefile").read_text("utf-8").replace("docs/captions", f"{ROOT}/docs/captions")
+    found, n_rules = re.subn(r"\n    log:\n", '\n    shadow: "minimal"\n    log:\n', text)
+    assert n_rules == text.count("\nrule ") - 1  # all but `all`
+    (folder / "Snakefile").write_text(found)
+    return folder / "Snakefile"
+
+
+@pytest.mark.slow  # every job of a shadow is started by a Snakemake of its own
+def test_jobs_need_the_files_that_their_rules_declare_and_no_others(photographs, tmp_path):
+    folder = shutil.copytree(photographs, tmp_path / "shadowed", symlinks=True)
+    shutil.rmtree(folder / "results")
+    shutil.rmtree(folder / ".snakemake")
+    done = snakemake(folder, "--configfile", "mine.yaml", snakefile=shadowed(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_hostile_names_and_bad_files_reach_the_tables_and_no_shell(photographs):
     accuracy = pd.read_csv(photographs / "results/tables/accuracy.csv")
     assert accuracy["mode"].tolist() == ["original", "keep", "keep", "drop", "drop"]
