@@ -16,7 +16,6 @@ class by the right rule. Their masks differ.
 Which folder holds what, docs/map.md says; imports run down through them.
 """
 
-import difflib
 import importlib
 from importlib import metadata
 from typing import Any
@@ -49,9 +48,10 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return metadata.version("igmask")
     if name not in _HOMES:
-        near = difflib.get_close_matches(name, __all__, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise AttributeError(f"module 'igmask' has no attribute {name!r}{hint}")
+        from igmask.errors import suggestion
+
+        near = suggestion(name, __all__)
+        raise AttributeError(f"module 'igmask' has no attribute {name!r}{near}")
     home, _, other = _HOMES[name].partition(":")
     return getattr(importlib.import_module(f"igmask.{home}"), other or name)
 

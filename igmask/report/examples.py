@@ -224,12 +224,15 @@ def _condition_column(examples: Examples, file: File) -> Column:
         title += " random squares" if is_random else f" {percent(p)} %"
         title += f"\n{100 * records['area_kept'].mean():.0f} % left"
     classes = settings["class_names"]
-    captions = [
-        f"{'✓' if record.correct else '✗'} {class_name(classes, record.predicted)}\n"
-        f"{100 * record.probability_predicted:.0f} %"
-        for record in records.loc[examples.names].itertuples()
-    ]
+    captions = [caption(record, classes) for record in records.loc[examples.names].itertuples()]
     return Column(title, images, captions)
+
+
+def caption(record: Any, classes: list[str]) -> str:
+    """Return what stands beneath an image: whether the model is right, its class, how sure."""
+    mark = "✓" if record.correct else "✗"
+    name = class_name(classes, record.predicted)
+    return f"{mark} {name}\n{100 * record.probability_predicted:.0f} %"
 
 
 def _attribution_columns(examples: Examples) -> Iterator[Column]:

@@ -82,7 +82,7 @@ def explain(
     asked |= {"about": About(attribution, [image_path.name], [0], recipe.seed)}
     found = method.squares(network, network, image, side=side, **asked, batch_size=batch_size)
     panels = [
-        ("original\n100 % of the area", _picture(image), _prediction(network, image, names)),
+        ("original\n100 % of the area", picture(image), prediction(network, image, names)),
         _attribution(found, target, names, method.is_complete),
     ]
     scores = score_parts(found.values, selection.score)
@@ -95,7 +95,7 @@ def explain(
             masked = occlude(image, kept, side=side, fill=named(fill), mean=mean)
             [share] = area(kept.numpy(force=True), *shape, side=side)
             title = f"{mode} {percent(percentage)} %\n{100 * share:.0f} % of the area"
-            panels.append((title, _picture(masked), _prediction(network, masked, names)))
+            panels.append((title, picture(masked), prediction(network, masked, names)))
     draw_explanation(output, panels, title=f"{image_path.name}, {model.source}; {how}")
 
 
@@ -136,7 +136,8 @@ def _class_number(target: str, names: list[str], listed: Mapping[str, int]) -> i
     raise InputError(f"target {target!r}: no class has that name; {advice}")
 
 
-def _picture(image: Tensor) -> np.ndarray:
+def picture(image: Tensor) -> np.ndarray:
+    """Return the first of images (N, C, H, W) as pictures are drawn, (H, W, C)."""
     return image[0].permute(1, 2, 0).cpu().numpy()
 
 
@@ -155,7 +156,8 @@ def _attribution(
     )
 
 
-def _prediction(network: Callable[[Tensor], Tensor], image: Tensor, names: list[str]) -> str:
+def prediction(network: Callable[[Tensor], Tensor], image: Tensor, names: list[str]) -> str:
+    """Return what stands beneath an image (1, C, H, W): the class predicted, its probability."""
     with torch.no_grad():
         probability, index = network(image).softmax(dim=1).max(dim=1)
     return f"{class_name(names, int(index))}\n{100 * float(probability):.0f} %"

@@ -22,6 +22,7 @@ from igmask.asked.settings import percent
 from igmask.errors import InputError
 from igmask.plain import to_pixels, unpack
 from igmask.plan import Workflow
+from igmask.report.examples import caption
 from igmask.tools import plotting
 
 _LAST_LINES = 12  # of what Snakemake says, in an error
@@ -47,18 +48,13 @@ class Study:
     @cached_property
     def accuracy(self) -> pd.DataFrame:
         """accuracy.csv: a row a model, mode, p, fill and mask; all shares in percent."""
-        texts = dict.fromkeys(("model", "mode", "fill", "mask", "truth", "condition"), str)
-        path = self.folder / "tables" / "accuracy.csv"
-        return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
+        return _table(self.folder / "tables" / "accuracy.csv")
 
     @cached_property
     def curves(self) -> pd.DataFrame | None:
         """curves.csv: accuracy at each share of the area; None if the study has no curves."""
         path = self.folder / "tables" / "curves.csv"
-        texts = dict.fromkeys(("model", "mode", "fill", "mask", "truth"), str)
-        if not path.exists():
-            return None
-        return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
+        return _table(path) if path.exists() else None
 
     def records(
         self,
@@ -152,10 +148,8 @@ class Study:
             path = self._of(model) / "records" / f"{condition.name}.parquet"
             if path.is_file():
                 records, made_by = arrays.read_records(path)
-                one = records[records["name"] == name].iloc[0]
-                label = made_by["class_names"][one["predicted"]]
-                mark = "✓" if one["correct"] else "✗"
-                found[mode] = f"{mark} {label}\n{100 * one['probability_predicted']:.0f} %"
+                [record] = records[records["name"] == name].itertuples()
+                found[mode] = caption(record, made_by["class_names"])
         return found
 
     def _fill(self, model: str, mode: str, fill: str | None, *, strict: bool = True) -> str | None:
@@ -238,6 +232,12 @@ def _snakefile() -> Path:
             f"{place}: is not there; install igmask from its checkout: pip install -e ."
         )
     return place
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """A long form; names of models, fills and the like are texts, whatever they look like."""
+    texts = dict.fromkeys(("model", "mode", "fill", "mask", "truth", "condition"), str)
+    return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
 
 
 def _in_order(paths: Any) -> list[Path]:

@@ -19,8 +19,10 @@ from igmask.engine.ig import integrated_gradients
 from igmask.errors import InputError
 from igmask.inputs.classes import class_name
 from igmask.kernels import occlude, select, square_scores
+from igmask.plain import area
 from igmask.report.curves import AREA, draw_against_area
 from igmask.report.drawing import STYLE, draw_panel
+from igmask.report.explain import picture, prediction
 from igmask.report.rightness import RIGHTNESS
 from igmask.tools.masking import Picture, pixels
 
@@ -71,16 +73,16 @@ def plot(
     )
     signed = (squares[0, 0] - squares[0, 1]).numpy(force=True)
     panels = [
-        ("original", _picture(x), _said(model, x, names)),
+        ("original", picture(x), prediction(model, x, names)),
         ("attribution", signed, f"for {class_name(names, int(found.target))}"),
     ]
     for one in ps:
         chosen = select(squares[:, 0], one)
         for mode, kept in (("keep", chosen), ("drop", ~chosen)):
             masked = occlude(x, kept, side=side, fill=fill)
-            area = 100 * float((occlude(torch.ones_like(x), kept, side=side) > 0).float().mean())
-            heading = f"{mode} {percent(one)} %\n{area:.0f} % left"
-            panels.append((heading, _picture(masked), _said(model, masked, names)))
+            [share] = area(kept.numpy(force=True), *x.shape[2:], side=side)
+            heading = f"{mode} {percent(one)} %\n{100 * share:.0f} % left"
+            panels.append((heading, picture(masked), prediction(model, masked, names)))
     return plot_panels(panels, title=title, axes=axes)
 
 
@@ -93,8 +95,8 @@ def plot_panels(
     """
     with matplotlib.style.context(["default", STYLE]):
         figure, places = _places(axes, 1, len(panels), inches=_INCHES)
-        for place, (heading, picture, caption) in zip(places, panels, strict=True):
-            draw_panel(place, picture)
+        for place, (heading, shown, caption) in zip(places, panels, strict=True):
+            draw_panel(place, shown)
             place.set_title(heading)
             place.set_xlabel(caption)
         if title and axes is None:
@@ -152,13 +154,3 @@ def _places(
     if len(places) != n:
         raise InputError(f"{n} axes are needed, got {len(places)}")
     return places[0].get_figure(root=True), places  # type: ignore[return-value]
-
-
-def _picture(image: Tensor) -> np.ndarray:
-    return image[0].permute(1, 2, 0).numpy(force=True)
-
-
-def _said(model: Callable[[Tensor], Tensor], image: Tensor, names: list[str]) -> str:
-    with torch.no_grad():
-        probability, index = model(image).softmax(dim=1).max(dim=1)
-    return f"{class_name(names, int(index))}\n{100 * float(probability):.0f} %"

@@ -26,7 +26,6 @@ from igmask.plain import OF_MASK, as_large, pixels_of_squares, unpack
 from igmask.report.areas import condition_in_order
 from igmask.report.drawing import scaled
 from igmask.report.examples import by_step, spread, taken
-from igmask.report.rightness import truth
 from igmask.steps.masked.controls import Batch, Dataset, control_of, has_ranking
 from igmask.steps.masked.fills import filled
 
@@ -87,14 +86,12 @@ def _described(
     targets = of_scores.records["target"].iloc[rows]
     return {
         "model": model_name,
-        "truth": truth(of_images.settings),
         "n_classes": settings["n_classes"],
-        "n_images": len(index),
         "skipped": len(of_images.settings.get("skipped", [])),
         "side": of_scores.settings["side"],
         "grid": list(parts.shape[2:]),
         "size": list(images.shape[1:3]),
-        "completeness": _completeness(of_scores.records),
+        "completeness": _completeness(masks),
         "images": [
             {
                 "name": PurePath(name).name,
@@ -118,15 +115,10 @@ def is_exact(images: np.ndarray) -> bool:
     return images[..., 0].size <= _MOST_EXACT
 
 
-def _completeness(records: pd.DataFrame) -> dict[str, float] | None:
-    """Relative errors over all images, where the method has them."""
-    if "relative_completeness" not in records:
-        return None
-    errors = records["relative_completeness"].to_numpy()
-    errors = errors[np.isfinite(errors)]
-    if not len(errors):
-        return None
-    return {"median": round(float(np.median(errors)), 5), "above": float((errors > 0.1).mean())}
+def _completeness(masks: list[arrays.Shards]) -> dict[str, float] | None:
+    """Of all images, as the mask step has it, where the method has it."""
+    found = masks[0].settings.get("completeness") if masks else None
+    return found and {key: found[key] for key in ("median", "share_above")}
 
 
 def _signed(parts: np.ndarray) -> np.ndarray:

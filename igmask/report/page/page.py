@@ -58,15 +58,15 @@ def page(
     labelled = right is RIGHTNESS["label"]
     n_classes = {one["n_classes"] for one in shown} if labelled else set()
     drawn = plots(own, curves, n_classes.pop() if len(n_classes) == 1 else None)
+    halves = list(_halves(own, curves))
     text = _template().render(
         allowed=_ALLOWED,
         name=str(parsed.dataset.name),
         is_demo=parsed.dataset.source == "demo",
         question=_question(parsed, own),
-        findings=list(_findings(own, curves, right)),
-        lead=_lead(own, curves, right),
+        findings=list(_findings(halves, right)),
+        lead=_lead(halves),
         tables=[_table(path) for path in _there(tables)],
-        plots=drawn,
         has_gallery=bool(shown),
         warnings=config.warnings(parsed) + list(_doubts(shown)),
         completeness=[one for one in shown if one["completeness"]],
@@ -194,12 +194,13 @@ class _Halves:
     """Keep and drop of a model at one p, beside their controls, and at equal area."""
 
     model: str
+    p: str
     original: float | None
     at_p: dict[str, dict[str, Any]]
     equal: dict[str, float]
 
 
-def _halves(accuracy: pd.DataFrame, curves: pd.DataFrame | None) -> Iterator[tuple[str, _Halves]]:
+def _halves(accuracy: pd.DataFrame, curves: pd.DataFrame | None) -> Iterator[_Halves]:
     masked = accuracy[accuracy["mode"] != "original"]
     if masked.empty:
         return
@@ -224,19 +225,17 @@ def _halves(accuracy: pd.DataFrame, curves: pd.DataFrame | None) -> Iterator[tup
             half = of_model[of_model["share"].astype(float) == 50]
             equal = dict(zip(half["mode"], half["top1"], strict=True))
         first = float(original.iloc[0]) if len(original) else None
-        yield p, _Halves(str(model), first, at_p, equal)
+        yield _Halves(str(model), p, first, at_p, equal)
 
 
-def _findings(
-    accuracy: pd.DataFrame, curves: pd.DataFrame | None, right: Rightness
-) -> Iterator[tuple[str, str]]:
+def _findings(halves: list[_Halves], right: Rightness) -> Iterator[tuple[str, str]]:
     """A sentence a model, with areas and controls in it."""
-    for p, of in _halves(accuracy, curves):
+    for of in halves:
         parts = []
         if of.original is not None:
             parts.append(f"{right.quantity} {of.original:.1f} % of the originals")
         words = {
-            "keep": f"{{top1:.1f}} % with the top {p} % of the attribution alone {{area}}",
+            "keep": f"{{top1:.1f}} % with the top {of.p} % of the attribution alone {{area}}",
             "drop": "{top1:.1f} % without it {area}",
         }
         for mode, text in words.items():
@@ -256,25 +255,24 @@ def _findings(
         yield of.model, text + "."
 
 
-def _lead(accuracy: pd.DataFrame, curves: pd.DataFrame | None, right: Rightness) -> str:
+def _lead(halves: list[_Halves]) -> str:
     """The finding over all models, in a sentence or two; nothing where one mode is missing."""
-    found = list(_halves(accuracy, curves))
     both = [
-        (p, of.at_p)
-        for p, of in found
+        of.at_p
+        for of in halves
         if all("selection" in of.at_p.get(mode, {}) for mode in ("keep", "drop"))
     ]
     if not both:
         return ""
-    p, n = both[0][0], len(both)
-    lower = sum(of["keep"]["selection"] < of["drop"]["selection"] for _, of in both)
-    kept = sum(of["keep"]["area"] for _, of in both) / n
+    p, n = halves[0].p, len(both)
+    lower = sum(of["keep"]["selection"] < of["drop"]["selection"] for of in both)
+    kept = sum(of["keep"]["area"] for of in both) / n
     text = (
         f"{_fared(lower, n, 'worse')} with the top {p} % of the attribution alone than with what "
         f"was left without it, but the former are {kept:.0f} % of the area and the latter "
         f"{100 - kept:.0f} %"
     )
-    equal = [of.equal for _, of in found if of.equal.keys() >= {"keep", "drop"}]
+    equal = [of.equal for of in halves if of.equal.keys() >= {"keep", "drop"}]
     if equal:
         higher = sum(of["keep"] > of["drop"] for of in equal)
         fared = _fared(higher, len(equal), "better")
@@ -293,9 +291,10 @@ def _doubts(galleries: list[dict[str, Any]]) -> Iterator[str]:
         if one["skipped"]:
             yield f"{one['model']}: {one['skipped']} images could not be read, and were left out"
         error = one["completeness"]
-        if error and error["above"] > 0.1:
+        if error and error["share_above"] > 0.1:
+            share = 100 * error["share_above"]
             yield (
-                f"{one['model']}: in {100 * error['above']:.0f} % of the images the attribution "
+                f"{one['model']}: in {share:.0f} % of the images the attribution "
                 "misses completeness by more than a tenth; more steps, or rule adaptive, come "
                 "nearer"
             )
