@@ -1,10 +1,8 @@
 """Install the top-level folder `kernels/` as `igmask.kernels`; all else is in pyproject.toml."""
 
-from setuptools import setup
-
-ROOMS = ("study", "inputs", "inputs.sources", "engine", "steps", "report", "tools", "bench", "cli")
+from setuptools import find_packages, setup
 
 setup(
-    packages=["igmask", "igmask.kernels", *(f"igmask.{room}" for room in ROOMS)],
+    packages=find_packages(include=["igmask*"]),  # igmask/kernels is a link to kernels/
     package_dir={"igmask": "igmask", "igmask.kernels": "kernels"},
 )
