@@ -114,4 +114,5 @@ def short_trial(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr("igmask.tools.trial._BUDGET_S", 0.1)
+    monkeypatch.setattr("igmask.tools.estimate.start_s", lambda: 3.0)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))

@@ -373,7 +373,10 @@ def verified(folder, monkeypatch, *arguments):
     done = igmask(folder, monkeypatch, "verify", *arguments)
     lines = [line for line in done.output.splitlines() if line.startswith("results/")]
     found = dict(line.split(": ", 1) for line in lines)
-    return {name: problem for name, problem in found.items() if "figures" not in name}
+    pictures = "figures", "gallery.json", "index.html"
+    return {
+        name: problem for name, problem in found.items() if not any(one in name for one in pictures)
+    }
 
 
 def test_an_undisturbed_study_has_nothing_wrong(finished, monkeypatch):
@@ -417,6 +420,15 @@ def test_a_file_exchanged_for_one_of_other_content_is_found(finished, monkeypatc
     assert found.pop(probed) == "stale: made of other masks"
     assert {Path(path).parent for path in found} == {Path(TABLES)}
     assert set(found.values()) == {"stale: its records are"}
+
+
+def test_pictures_of_what_is_stale_are_stale(finished, monkeypatch):
+    page = finished / "results/index.html"
+    page.write_text("<!doctype html>")
+    assert "results/index.html" not in igmask(finished, monkeypatch, "verify").output
+    flip(finished / IMAGES)
+    found = igmask(finished, monkeypatch, "verify").output
+    assert "results/index.html: stale: what it shows is" in found.splitlines()
 
 
 def test_damaged_records_and_what_a_killed_job_left_are_found(finished, monkeypatch):

@@ -17,16 +17,27 @@ from igmask.asked.recipes import network_of
 from igmask.asked.settings import percent
 from igmask.errors import InputError, refusing
 from igmask.report.drawing import drawing, fit_text
-from igmask.report.rightness import RIGHTNESS
+from igmask.report.rightness import RIGHTNESS, chance
 
 # Okabe and Ito (2008): told apart by colour-blind readers, too. Black is left for the original.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^v"
 
 _COLUMNS = ["model", "mode", "p", "fill", "mask", "top1", "ci_low", "ci_high", "area_kept"]
-_TRUTH = "truth"  # a column that tables of old do not have
+_TRUTH = "truth"  # a column that tables of old do not have, as n_classes
 AREA = "area left as it was, % of the pixels"
 _SELECTION = "selection"  # the mask of the curves; others are controls, and dashed
+_CHANCE = "0.8"
+_FEW = 2  # controls that do not hide the selection
+_RANKED_BY = {  # controls as a legend calls them
+    "random": "random squares",
+    "shifted": "the attribution, shifted",
+    "other-class": "another image, other class",
+    "same-class": "another image, same class",
+    "edges": "edges of the image",
+    "position": "mean of the other images",
+    "randomised": "randomised network",
+}
 # One a control, none of them the dots of the originals.
 _DASHES: tuple[Any, ...] = (
     "--", "-.", (0, (1, 1)), (0, (8, 2)), (0, (6, 1, 1, 1, 1, 1)), (0, (3, 4)), (0, (8, 2, 3, 2)),
@@ -46,11 +57,12 @@ def curves(
     with refusing(ValueError, KeyError, says=lambda error: f"{says}: {error}"):
         table = pd.read_csv(
             accuracy,
-            usecols=lambda name: name in (*_COLUMNS, _TRUTH),
+            usecols=lambda name: name in (*_COLUMNS, _TRUTH, "n_classes"),
             dtype=text,
             keep_default_na=False,
             na_values=[""],
         )
+        by_chance = chance(table)
         table = table[_COLUMNS].assign(truth=table.get(_TRUTH, "label"))
         original = table[table["mode"] == "original"].set_index("model")["top1"]
     masked = table[(table["mode"] != "original") & table["mask"].map(network_of).isna()]
@@ -60,12 +72,14 @@ def curves(
     def paths(against: str) -> list[Path]:
         return [output / f"accuracy-{against}.{one}" for one in formats]
 
-    _write_against_p(masked, original, paths("p"))
+    _write_against_p(masked, original, by_chance, paths("p"))
     swept = None if areas is None else pd.read_csv(areas, dtype=text, keep_default_na=False)
-    _write_against_area(masked, original, swept, paths("area"))
+    _write_against_area(masked, original, swept, by_chance, paths("area"))
 
 
-def _write_against_p(masked: pd.DataFrame, original: pd.Series, paths: list[Path]) -> None:
+def _write_against_p(
+    masked: pd.DataFrame, original: pd.Series, by_chance: float | None, paths: list[Path]
+) -> None:
     """A panel for each fill and mode, a curve for each model."""
     models, fills, modes = (list(masked[key].unique()) for key in ("model", "fill", "mode"))
     looks = {model: (_COLOURS[i % 6], _MARKERS[i % 5]) for i, model in enumerate(models)}
@@ -77,14 +91,19 @@ def _write_against_p(masked: pd.DataFrame, original: pd.Series, paths: list[Path
                 _draw_curve(axes, rows, "p", *looks[model])
                 if model in original:
                     axes.axhline(original[model], color=looks[model][0], linestyle=":")
+            _draw_chance(axes, by_chance)
         figure.supxlabel("p, %")
         keys = [_key(model, *look) for model, look in looks.items()]
-        keys += [*_control_keys(masked), _key("original", line=":")]
-        figure.legend(handles=keys, loc="outside right upper")
+        keys += [*_control_keys(masked), _key("original images", line=":")]
+        figure.legend(handles=keys + _chance_key(by_chance), loc="outside right upper")
 
 
 def _write_against_area(
-    masked: pd.DataFrame, original: pd.Series, swept: pd.DataFrame | None, paths: list[Path]
+    masked: pd.DataFrame,
+    original: pd.Series,
+    swept: pd.DataFrame | None,
+    by_chance: float | None,
+    paths: list[Path],
 ) -> None:
     """A panel for each model and fill, a curve for each mode; its points are the values of p."""
     cases = masked.groupby(["model", "fill"], sort=False).ngroups
@@ -93,18 +112,23 @@ def _write_against_area(
     with _curves(paths, masked, n_rows=n_rows, n_columns=n_columns) as (figure, panels):
         for axes in panels.flat[cases:]:
             axes.remove()
-        keys = draw_against_area(list(panels.flat[:cases]), masked, original, swept)
+        keys = draw_against_area(list(panels.flat[:cases]), masked, original, swept, by_chance)
         figure.supxlabel(AREA)
         figure.legend(handles=keys, loc="outside right upper")
 
 
 def draw_against_area(
-    panels: Sequence[Axes], masked: pd.DataFrame, original: pd.Series, swept: pd.DataFrame | None
+    panels: Sequence[Axes],
+    masked: pd.DataFrame,
+    original: pd.Series,
+    swept: pd.DataFrame | None,
+    by_chance: float | None,
 ) -> list[Line2D]:
     """Draw into axes, one for each model and fill, and return the keys of a legend.
 
-    masked:   the rows of accuracy.csv of masked images; original: accuracies by model
-    swept:    of curves.csv, if there are curves
+    masked:    the rows of accuracy.csv of masked images; original: accuracies by model
+    swept:     of curves.csv, if there are curves
+    by_chance: how often a guess is right, in percent
     """
     cases = list(masked.groupby(["model", "fill"], sort=False))
     present = masked["mode"].unique()
@@ -120,9 +144,11 @@ def draw_against_area(
             _draw_curve(axes, rows, "area_kept", *looks[mode], line=line)
         if model in original:
             axes.plot(100, original[model], "*", color="black", markersize=6, clip_on=False)
+        _draw_chance(axes, by_chance)
     chosen = masked[masked["mask"] == _SELECTION]
     keys = [_key(_range(chosen[chosen["mode"] == mode]), *look) for mode, look in looks.items()]
-    return [*keys, *_control_keys(masked), _key("original", "black", "*", line="")]
+    keys += [*_control_keys(masked), _key("original images", "black", "*", line="")]
+    return keys + _chance_key(by_chance)
 
 
 @contextmanager
@@ -149,7 +175,13 @@ def _draw_swept(axes: Axes, rows: pd.DataFrame, looks: dict[Any, tuple[str, str]
         colour = "0.4" if mask == "random" else looks[mode][0]
         line, width = (dashes[mask], 0.8) if mask in dashes else ("-", 1.2)
         at, top1 = curve["area_kept"], curve["top1"]
-        axes.plot(at, top1, linestyle=line, color=colour, linewidth=width)
+        faint = mask in dashes and len(dashes) > _FEW
+        axes.plot(at, top1, linestyle=line, color=colour, linewidth=width, alpha=1 - 0.5 * faint)
+
+
+def _draw_chance(axes: Axes, by_chance: float | None) -> None:
+    if by_chance is not None:
+        axes.axhline(by_chance, color=_CHANCE, linewidth=2, zorder=0)
 
 
 def _draw_curve(
@@ -166,7 +198,8 @@ def _draw_curve(
             axes.plot(at, top1, linestyle=dashes[mask], color=colour, linewidth=0.8)
         else:
             interval = of_mask[["ci_low", "ci_high"]].sub(top1, axis=0).abs().T
-            axes.errorbar(at, top1, interval, color=colour, marker=marker, linestyle=line)
+            look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": line}
+            axes.errorbar(at, top1, interval, **look, clip_on=False)  # whole at 0 and 100, too
 
 
 def _key(label: str, colour: str = "0.4", marker: str = "", *, line: Any = "-") -> Line2D:
@@ -180,7 +213,14 @@ def _dashes(rows: pd.DataFrame) -> dict[Any, Any]:
 
 
 def _control_keys(masked: pd.DataFrame) -> list[Line2D]:
-    return [_key(f"{mask} squares", line=line) for mask, line in _dashes(masked).items()]
+    of_mask = _dashes(masked).items()
+    return [_key(_RANKED_BY.get(mask, f"{mask} squares"), line=line) for mask, line in of_mask]
+
+
+def _chance_key(by_chance: float | None) -> list[Line2D]:
+    if by_chance is None:
+        return []
+    return [Line2D([], [], color=_CHANCE, linewidth=2, label=f"by chance, {by_chance:.3g} %")]
 
 
 def _range(rows: pd.DataFrame) -> str:

@@ -4,6 +4,7 @@ Nothing goes through pyplot, whose figures outlive the call that made them. The 
 the same bytes.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,8 @@ STYLE = {
 _UNSAID = {".png": "Software", ".pdf": "CreationDate", ".svg": "Date"}
 _FORMATS = (*_UNSAID, ".jpg", ".jpeg", ".webp")
 _LETTERS_PER_INCH = 15
+_SLIDE = 16 / 9
+_GAP, _NAME, _CAPTION = 0.1, 0.3, 0.42  # inches: between pictures, left of them, and beneath
 
 _VERDICTS = {"✓": "#00734F", "✗": "#C04000"}
 HEAT = matplotlib.colormaps["RdBu_r"]
@@ -92,13 +95,13 @@ def check_output(path: Path) -> None:
 
 @contextmanager
 def drawing(
-    paths: Path | list[Path], *, width: float, height: float, compress: bool = False
+    paths: Path | list[Path], *, width: float, height: float, is_laid_out: bool = False
 ) -> Iterator[Figure]:
     """Yield an empty figure, its size in inches, and write it if the block succeeds.
 
     Its formats are those of the names; see `check_output`.
 
-    compress: panels of a fixed shape stand close together
+    is_laid_out: the block says where everything is; else axes are placed as their texts need it
     """
     paths = [paths] if isinstance(paths, Path) else paths
     with (
@@ -109,11 +112,12 @@ def drawing(
         places = [(path, files.enter_context(arrays.replacing(path))) for path in paths]
         # A letter that no font has is a box in the picture, which says it once.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
-        layout = ConstrainedLayoutEngine(compress=compress)
+        layout = None if is_laid_out else ConstrainedLayoutEngine()
         figure = Figure(figsize=(width, height), layout=layout)
         yield figure
-        layout.execute(figure)
-        figure.set_layout_engine()  # none, with which savefig would draw everything twice
+        if layout is not None:
+            layout.execute(figure)
+            figure.set_layout_engine()  # none, with which savefig would draw everything twice
         for path, temporary in places:
             kind = path.suffix.lower()
             unsaid = {_UNSAID[kind]: None} if kind in _UNSAID else None
@@ -128,27 +132,46 @@ def write_table(
     title: str,
     inches: float = 1.3,
 ) -> None:
-    """Write the columns side by side, a picture `inches` wide."""
-    n_rows, n_columns, n_letters = len(row_names), len(columns), int(inches * _LETTERS_PER_INCH)
+    """Write the columns side by side, a picture `inches` wide; many rows in blocks side by side.
+
+    There are as many blocks as bring the figure nearest to the shape of a slide.
+    """
+    n, n_columns, n_letters = len(row_names), len(columns), int(inches * _LETTERS_PER_INCH)
     n_lines = max(column.title.count("\n") for column in columns)  # beyond the first
-    width = n_columns * (inches + 0.1) + 0.4
-    height = n_rows * (inches + 0.4) + 0.9 + 0.25 * n_lines
-    with drawing(path, width=width, height=height, compress=True) as figure:
-        figure.suptitle(fit_text(title, n_letters * n_columns))
-        panels = figure.subplots(n_rows, n_columns, squeeze=False)
-        for axes, name in zip(panels[:, 0], row_names, strict=True):
-            axes.set_ylabel(fit_text(name, n_letters))
-        for column, axes_down in zip(columns, panels.T, strict=True):
-            axes_down[0].set_title(fit_text(column.title, n_letters))
-            for axes, picture, caption in zip(axes_down, *column[1:], strict=True):
-                draw_panel(axes, picture)
+    has_scale = any(column.pictures[0].ndim == 2 for column in columns)
+    beneath, above = 0.5 * has_scale, 0.6 + 0.17 * n_lines  # the pictures, in inches
+
+    def shape(n_blocks: int) -> tuple[float, float]:
+        width = n_blocks * (n_columns * (inches + _GAP) + _NAME)
+        return width, -(-n // n_blocks) * (inches + _CAPTION) + above + beneath
+
+    def off_a_slide(n_blocks: int) -> float:
+        width, height = shape(n_blocks)
+        return abs(math.log(width / height / _SLIDE))
+
+    n_blocks = min(range(1, n + 1), key=off_a_slide)
+    n_rows, (width, height) = -(-n // n_blocks), shape(n_blocks)
+    with drawing(path, width=width, height=height, is_laid_out=True) as figure:
+        figure.suptitle(fit_text(title, n_letters * n_columns), y=1 - 0.05 / height, va="top")
+        for i, name in enumerate(row_names):
+            row, left = i % n_rows, i // n_rows * (width / n_blocks) + _NAME
+            top = height - above - row * (inches + _CAPTION)
+            for k, column in enumerate(columns):
+                place = left + k * (inches + _GAP), top - inches
+                of_figure = place[0] / width, place[1] / height, inches / width, inches / height
+                axes = figure.add_axes(of_figure)
+                if k == 0:
+                    axes.set_ylabel(fit_text(name, n_letters))
+                if row == 0:
+                    axes.set_title(fit_text(column.title, n_letters))
+                draw_panel(axes, column.pictures[i])
+                caption = column.captions[i]
                 colour = _VERDICTS.get(caption[:1], "0.3")
                 axes.set_xlabel(fit_text(caption, n_letters), color=colour)
-        if any(column.pictures[0].ndim == 2 for column in columns):
+        if has_scale:
             colours = ScalarMappable(Normalize(-1, 1), HEAT)
-            bar = figure.colorbar(
-                colours, ax=panels, location="bottom", pad=0.1 / height, shrink=0.4, aspect=30
-            )
+            beneath_all = figure.add_axes((0.3, 0.3 / height, 0.4, 0.08 / height))
+            bar = figure.colorbar(colours, cax=beneath_all, orientation="horizontal")
             bar.set_ticks([-1, 0, 1], labels=["against", "0", "for the class"])
             bar.outline.set_visible(False)
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from igmask.inputs.data import is_labelled
 
 
@@ -43,6 +45,15 @@ RIGHTNESS = {  # by what accuracy.csv has in its column `truth`
         ticks="✓: as of the original",
     ),
 }
+
+
+def chance(accuracy: pd.DataFrame) -> float | None:
+    """Return how often a guess is right, in percent, or None where networks differ in that.
+
+    accuracy: of accuracy.csv; where there are no labels, nothing is right by chance
+    """
+    known = accuracy["n_classes"].dropna().unique() if "n_classes" in accuracy else []
+    return 100 / known[0] if len(known) == 1 else None
 
 
 def truth(made_by: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ COLUMNS = [
     "published_top1", "published_low", "published_high", "most_frequent_prediction",
     "most_frequent_share", "entropy", "entropy_share", "top1_balanced", "top1_of_right",
     "from_mask", "from_number", "chance", "blank_predicted", "blank_probability", "condition",
-    "truth",
+    "truth", "n_classes",
 ]  # fmt: skip
 
 _PUBLISHED = ("published_top1", "published_low", "published_high")
@@ -273,6 +273,7 @@ def _row(records: pd.DataFrame, made_by: dict[str, Any]) -> dict[str, Any]:
         "ci_high": high,
         "area_kept": 100 * records["area_kept"].mean(),
         "truth": truth(made_by),
+        "n_classes": made_by["n_classes"] if is_labelled(made_by) else None,
         "most_frequent_prediction": class_name(made_by["class_names"], most),
         "most_frequent_share": share,
         "entropy": entropy,

@@ -5,12 +5,10 @@ not at hand is tried with random ones.
 """
 
 import shlex
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from http.client import HTTPException
-from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,14 +16,13 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from torch import nn
 
 from igmask.asked import config
 from igmask.asked.fields import plain
 from igmask.asked.settings import BASELINES, Dataset, Geometry, Model, Study
-from igmask.devices import n_cores, pick_device
+from igmask.devices import pick_device
 from igmask.errors import InputError
 from igmask.inputs import baselines, models, sample
 from igmask.inputs.chance import by_luck
@@ -43,24 +40,12 @@ from igmask.inputs.data import (
 from igmask.inputs.networks import library_of
 from igmask.inputs.own import imported
 from igmask.inputs.weights import weights_place
-from igmask.kernels import grid
 from igmask.plan import Workflow
-from igmask.tools.trial import (
-    AUTO_STEPS,
-    Pace,
-    are_to_come,
-    beyond,
-    pace,
-    ready,
-    selection_s,
-    threads,
-)
+from igmask.tools import estimate
+from igmask.tools.estimate import Left, as_size, as_time, n_passes, n_points
+from igmask.tools.trial import Pace, are_to_come, pace, ready, threads
 
 _N_TIMED = 8  # images of a trial of a network's pace
-_JOB_BYTES = 700 * 10**6  # of a process that has imported torch
-_JOB_S = 5.0  # until a job begins its work, and after it
-_RECORD_BYTES = 50  # measured, of 50,000 images
-_POINT_BYTES = 16  # of a curve
 
 
 @dataclass(frozen=True)
@@ -128,12 +113,16 @@ def check(settings: Mapping[str, Any], *, trial: bool = True) -> Iterator[Findin
         yield weights(name, model)
         if trial:
             yield from network(name, flow, images, paces)
+    left = Left(flow)
+    if done := left.in_words():
+        yield Finding("done", done)
     if images.n:
-        yield disk(flow, images.n)
+        yield Finding("disk", *estimate.disk(flow, images.n))
     if paces:
-        yield memory(study, paces)
+        yield Finding("memory", *estimate.memory(study, paces))
     if paces and images.n:
-        yield duration(flow, images, paces)
+        says = estimate.duration(flow, left, images.n, images.decode_s.values(), paces)
+        yield Finding("time", says)
 
 
 def dataset(dataset: Dataset, missing: dict[str, str], images: Images) -> Finding:
@@ -234,12 +223,12 @@ def weights(name: str, model: Model) -> Finding:
         return Finding(name, f"weights: {says}")
     path, url = weights_place(model)
     if path.is_file():
-        return Finding(name, f"weights: {path}, {_size(path.stat().st_size)}")
+        return Finding(name, f"weights: {path}, {as_size(path.stat().st_size)}")
     if url is None:
         return Finding(name, f"weights: there is no file {str(path)!r}", "error")
     try:
         with urlopen(Request(url, method="HEAD"), timeout=10) as answer:
-            size = _size(int(answer.headers.get("Content-Length", 0)))
+            size = as_size(int(answer.headers.get("Content-Length", 0)))
     except (OSError, ValueError, HTTPException) as error:
         advice = f"fetch {url} elsewhere and save it as\n{path}"
         return Finding(name, f"weights: cannot be fetched here ({error})\n{advice}", "error")
@@ -279,8 +268,8 @@ def network(name: str, flow: Workflow, images: Images, paces: dict[str, Pace]) -
         return
     yield Finding(
         name,
-        f"{n_classes:,} classes; an attribution takes {_time(found.attribute_s)}, a forward pass "
-        f"{_time(found.evaluate_s)} an image",
+        f"{n_classes:,} classes; an attribution takes {as_time(found.attribute_s)}, a forward pass "
+        f"{as_time(found.evaluate_s)} an image",
     )
 
 
@@ -299,147 +288,3 @@ def predictions(
         if luck := by_luck(predicted, labels, n_classes):
             level, note = luck
             yield Finding(name, note, level)
-
-
-def n_attributed(flow: Workflow) -> int:
-    """Return how many networks attribute each image, a model's own and its randomised one."""
-    return 2 if "randomised" in flow.study.masking.controls else 1
-
-
-def n_passes(flow: Workflow) -> int:
-    """Return how many times each image is shown to a network to be evaluated."""
-    draws = {"random": flow.study.masking.draws}
-    return sum(draws.get(condition.mask, 1) for condition in flow.conditions)
-
-
-def n_points(flow: Workflow) -> int:
-    """Return the same of curves."""
-    return len(flow.curves) * flow.study.curves.points
-
-
-def disk(flow: Workflow, n_images: int) -> Finding:
-    """Whether what the study still has to write fits at results/."""
-    study = flow.study
-    squares = [
-        prod(grid(m.geometry.size, m.geometry.size, study.squares.side))
-        for m in flow.models.values()
-    ]
-    sides = {model.geometry: model.geometry.size for model in flow.models.values()}
-    n_masks = len(study.selection.p)
-    n_records = n_masks + n_passes(flow)
-    parts = {
-        "images": n_images * sum(3 * side**2 for side in sides.values()),
-        "scores": n_images * n_attributed(flow) * sum(8 * k for k in squares),
-        "masks": n_images * n_masks * sum(-(-k // 8) for k in squares),
-        "records": n_images * len(squares) * n_records * _RECORD_BYTES,
-        "curves": n_images * len(squares) * n_points(flow) * _POINT_BYTES,
-    }
-    place = Path("results") if Path("results").exists() else Path()
-    free = shutil.disk_usage(place).free
-    found = [path.stat() for path in Path(flow.folder).rglob("*") if path.is_file()]
-    present = sum({(file.st_dev, file.st_ino): file.st_size for file in found}.values())
-    missing = max(0, sum(parts.values()) - present)
-    details = ", ".join(f"{part} {_size(size)}" for part, size in parts.items())
-    says = f"{_size(missing)} to be written to results/, {_size(free)} free\n{details}"
-    return Finding("disk", says, "ok" if missing <= free else "error")
-
-
-def memory(study: Study, paces: dict[str, Pace]) -> Finding:
-    """Whether the jobs' batches fit into the memory of the device that they run on."""
-    device = pick_device(study.compute.device)
-    on_gpu = device.type == "cuda"
-    takes = {
-        name: p.weight_bytes + p.batch_size * p.point_bytes + (0 if on_gpu else _JOB_BYTES)
-        for name, p in paces.items()
-    }
-    name = max(takes, key=lambda name: takes[name])
-    most, beside = takes[name], _beside(study, len(paces))
-    free = _free_on(device) if on_gpu else psutil.virtual_memory().available
-    where = f"free on {device}" if on_gpu else "free"
-    says = (
-        f"a job of {name} takes {_size(most)}, batches of {paces[name].batch_size}; "
-        f"{_size(free)} {where}"
-    )
-    if most > free:
-        return Finding("memory", f"{says}; set compute.batch_size lower", "error")
-    if beside * most > free:
-        says += f", not enough for {beside} jobs side by side; give Snakemake fewer --cores"
-        return Finding("memory", says, "warning")
-    return Finding("memory", says)
-
-
-def duration(flow: Workflow, images: Images, paces: dict[str, Pace]) -> Finding:
-    """How long the stages of the study will take here, all of it to be done."""
-    study, cores, shards = flow.study, n_cores(), flow.study.compute.shards
-    n, n_models, beside = images.n, len(paces), _beside(study, len(paces))
-    tried = {name: flow.models[name] for name in paces}
-    training = {name: model.train for name, model in tried.items() if model.train}
-    train_s = sum(  # a step takes as long as three forward passes
-        3 * t.epochs * study.dataset.n_train * paces[name].evaluate_s
-        for name, t in training.items()
-    )
-    side, selection = study.squares.side, study.selection
-    mask_s = sum(selection_s(m.geometry.size, side, selection) for m in tried.values())
-    decode_s = sum(images.decode_s.values()) / flow.prepare_threads(cores)
-    times = n_attributed(flow)
-    stages = {  # jobs, seconds of work for all images, jobs side by side
-        "train": (len(training), train_s, cores),
-        "prepare": (shards * len(images.decode_s), n * decode_s, cores),
-        "attribute": (
-            shards * n_models * times,
-            n * times * sum(p.attribute_s for p in paces.values()),
-            beside,
-        ),
-        "mask": (n_models, n * mask_s, cores),
-        "evaluate": (
-            n_models,
-            n * (n_passes(flow) + n_points(flow)) * sum(p.evaluate_s for p in paces.values()),
-            beside,
-        ),
-        **beyond(flow, n, paces, beside),
-    }
-    takes = {
-        stage: (work + n_jobs * _JOB_S) / min(n_jobs, lanes)
-        for stage, (n_jobs, work, lanes) in stages.items()
-        if n_jobs
-    }
-    together = f"{beside} networks side by side, none slowing another"
-    lines = [
-        f"about {_time(sum(takes.values()))} on this machine",
-        *(f"{stage:<10} {_time(seconds):>8}" for stage, seconds in takes.items()),
-        f"with {cores} cores, compute.threads {study.compute.threads}, and "
-        f"{together if beside > 1 else 'one network at a time'}",
-    ]
-    if study.attribution.n_steps == "auto":
-        lines.append(f"with {AUTO_STEPS} steps an image; n_steps is auto")
-    if n_models < len(flow.models):
-        lines.append(f"of {', '.join(paces)} only")
-    return Finding("time", "\n".join(lines))
-
-
-def _beside(study: Study, n_models: int) -> int:
-    """Networks that run side by side: all cores' worth of them, or one on a GPU."""
-    if pick_device(study.compute.device).type == "cuda":
-        return 1
-    lanes = max(1, n_cores() // study.compute.threads)
-    return min(lanes, n_models * study.compute.shards)
-
-
-def _free_on(device: torch.device) -> int:
-    """Bytes free on a GPU, those that PyTorch keeps for this process included."""
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
-
-
-def _size(n_bytes: float) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
-        if n_bytes >= scale:
-            return f"{n_bytes / scale:.3g} {unit}"
-    return f"{n_bytes / 1e3:.3g} kB"
-
-
-def _time(seconds: float) -> str:
-    for unit, scale in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if seconds >= 2 * scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{1e3 * seconds:.3g} ms" if seconds < 0.1 else f"{seconds:.2g} s"

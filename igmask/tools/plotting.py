@@ -23,7 +23,7 @@ from igmask.plain import area
 from igmask.report.curves import AREA, draw_against_area
 from igmask.report.drawing import STYLE, draw_panel
 from igmask.report.explain import picture, prediction
-from igmask.report.rightness import RIGHTNESS
+from igmask.report.rightness import RIGHTNESS, chance
 from igmask.tools.masking import Picture, pixels
 
 _INCHES = 2.0  # of a panel
@@ -129,7 +129,7 @@ def plot_study(
     with matplotlib.style.context(["default", STYLE]):
         figure, places = _places(axes, 1, n, inches=2.6)
         swept = None if curves is None else curves[curves["fill"] == fill]
-        keys = draw_against_area(places, masked, original, swept)
+        keys = draw_against_area(places, masked, original, swept, chance(accuracy))
         for place in places:
             place.set(xlim=(0, 103), ylim=(0, 100), xlabel=AREA)
             place.grid(color="0.92")

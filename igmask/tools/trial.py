@@ -19,9 +19,7 @@ from igmask.inputs import models
 from igmask.inputs.weights import weights_place
 from igmask.kernels import grid
 from igmask.plain import pixels_of_squares, select
-from igmask.plan import Workflow
 from igmask.steps.attribute import GROUP, arguments
-from igmask.steps.converge import N_STEPS
 from igmask.steps.methods import About, method_of
 
 _BUDGET_S = 5.0  # for the attributions of a network
@@ -151,22 +149,3 @@ def _attribution_s(attribute: Callable[[int, int], float], n_steps: int) -> floa
         tried = min(tried, attribute(n_images, n_tried))
     more = (n_steps - n_tried) * (tried - few) / (n_tried - 2) if n_tried < n_steps else 0
     return tried / n_images + max(more, 0)
-
-
-def beyond(
-    flow: Workflow, n: int, paces: dict[str, Pace], beside: int
-) -> dict[str, tuple[int, float, int]]:
-    """Return the stages of masks of other networks, and of converged ones, if they are asked for.
-
-    {stage: (jobs, seconds of work, jobs side by side)}; n: images
-    """
-    study, shown = flow.study, sum(one.mask == "selection" for one in flow.conditions)
-    transfers = [paces[name] for name, _ in flow.transfers if name in paces]
-    steps = study.attribution.n_steps
-    longer = N_STEPS / (AUTO_STEPS if steps == "auto" else int(steps))
-    few = min(n, study.statistics.converged)
-    converge_s = few * sum(longer * p.attribute_s + shown * p.evaluate_s for p in paces.values())
-    return {
-        "transfer": (len(transfers), n * shown * sum(p.evaluate_s for p in transfers), beside),
-        "converge": (len(paces) * (few > 0), converge_s, beside),
-    }

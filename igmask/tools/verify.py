@@ -63,14 +63,25 @@ def foreign(flow: Workflow) -> list[str]:
     """Return what results are there that were made with other settings: a line each."""
     lines = []
     for made in files_of(flow):
-        carrier = made.outputs[-1]
-        if made.settings is not None and carrier.is_file():
-            try:
-                different = differences(made.settings, _settings(carrier))
-            except InputError:
-                different = ["not readable"]
-            lines += [f"{carrier}: {', '.join(different)}"] if different else []
+        if different := _of_others(made):
+            lines.append(f"{made.outputs[-1]}: {', '.join(different)}")
     return lines
+
+
+def standing(flow: Workflow) -> set[Path]:
+    """Return the files that are there with this configuration's settings, made of such files only.
+
+    Files that carry no settings, such as tables, are not among them; nothing but settings is read.
+    """
+    found: set[Path] = set()
+    others: set[Path] = set()  # that are missing, or have other settings
+    for made in files_of(flow):
+        if made.settings is None:
+            continue
+        is_there = all(path.is_file() for path in made.outputs) and not _of_others(made)
+        made_of = {path for paths in made.read.values() for path in paths}
+        (others if not is_there or made_of & others else found).add(made.path)
+    return found
 
 
 def remove(made: Made, results: Path = Path("results")) -> None:
@@ -98,6 +109,17 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
         elif there != value:
             lines.append(f"{key} is {there!r}, not {value!r}")
     return lines
+
+
+def _of_others(made: Made) -> list[str]:
+    """In what the settings that a file carries are not its own; nothing if there is no file."""
+    carrier = made.outputs[-1]
+    if made.settings is None or not carrier.is_file():
+        return []
+    try:
+        return differences(made.settings, _settings(carrier))
+    except InputError:
+        return ["not readable"]
 
 
 def _kept(flow: Workflow, expected: list[Made], results: Path) -> Iterator[Made]:
@@ -246,6 +268,8 @@ class _Files:
                 return "stale: its records are"
             if place.read_bytes() != self._tables[place.name].encode():
                 return "stale: its records say otherwise"
+        elif any(path.suffix in (".npy", ".parquet", ".csv") for path in self.bad):
+            return "stale: what it shows is"
         return None
 
     @cached_property

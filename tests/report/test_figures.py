@@ -21,6 +21,7 @@ from igmask.report.curves import curves as write_curves
 from igmask.report.drawing import draw_explanation
 from igmask.report.examples import examples as write_examples
 from igmask.report.examples import spread
+from igmask.report.rightness import chance
 
 N, SIZE, SIDE = 12, 8, 3
 CLASSES = ["cat", "dog", "bird"]
@@ -375,7 +376,7 @@ def test_a_curve_has_points_and_intervals():
 def test_every_control_has_a_curve_and_a_key_of_its_own(tmp_path):
     """Whatever its name is: curves know of none."""
     shifted = "".join(f"{line}\n" for line in ACCURACY.splitlines() if "random" in line)
-    text = ACCURACY + shifted.replace("random", "shifted").replace("100,30", "100,37")
+    text = ACCURACY + shifted.replace("random", "mine:other").replace("100,30", "100,37")
     table = pd.read_csv(StringIO(text))
     axes = Figure().subplots()
     curves._draw_curve(axes, table[table["mode"] == "keep"], "p", "black", "o")
@@ -383,9 +384,38 @@ def test_every_control_has_a_curve_and_a_key_of_its_own(tmp_path):
     assert drawn == {"--": [20, 30], "-.": [20, 37]}
     masked = table[table["mode"] != "original"]
     labels = [key.get_label() for key in curves._control_keys(masked)]
-    assert labels == ["random squares", "shifted squares"]
+    assert labels == ["random squares", "mine:other squares"]
     pictures, others = plot(tmp_path / "both", text), plot(tmp_path / "one", ACCURACY)
     assert all(pictures[kind] != others[kind] for kind in pictures)
+
+
+def test_what_guessing_gives_is_a_line_where_networks_have_as_many_classes():
+    table = pd.read_csv(StringIO(ACCURACY)).assign(truth="label")
+    assert chance(table) is None
+    assert chance(table.assign(n_classes=8)) == 12.5
+    assert chance(table.assign(n_classes=np.arange(len(table)))) is None
+    assert chance(table.assign(n_classes=np.nan)) is None  # no labels
+    axes = Figure().subplots()
+    masked = table[table["mode"] != "original"]
+    panels = [axes] * masked.groupby(["model", "fill"]).ngroups
+    keys = curves.draw_against_area(panels, masked, pd.Series(dtype=float), None, 12.5)
+    assert [12.5, 12.5] in [list(line.get_ydata()) for line in axes.lines]
+    assert keys[-1].get_label() == "by chance, 12.5 %"
+
+
+@pytest.mark.parametrize(("n", "n_columns"), [(1, 3), (6, 3), (6, 5), (7, 2)])
+def test_images_stand_in_blocks_of_about_a_slides_shape_and_none_is_lost(tmp_path, n, n_columns):
+    colours = [(0.1 + 0.1 * i, 0.9 - 0.1 * k, 0.4) for k in range(n_columns) for i in range(n)]
+    tiles = np.array(colours).reshape(n_columns, n, 1, 1, 3)
+    columns = [drawing.Column(f"c{k}", tiles[k], ["✓ yes"] * n) for k in range(n_columns)]
+    drawing.write_table(tmp_path / "t.png", columns, row_names=["name"] * n, title="t")
+    pixels = png.imread(tmp_path / "t.png")[..., :3]
+    height, width = pixels.shape[:2]
+    if n > 1:
+        assert 1.1 < width / height < 2.8
+    for colour in colours:
+        found = (np.abs(pixels - colour) < 0.01).all(axis=-1).sum()
+        assert found == pytest.approx((1.3 * 200) ** 2, rel=0.05)
 
 
 AREAS = """\

@@ -10,12 +10,12 @@ import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
-from running import ROOT
+from running import ROOT, snakemake
 from torch import nn
 
 from igmask import cli
 from igmask.inputs import models
-from igmask.tools import check, trial
+from igmask.tools import check, estimate, trial
 from igmask.tools.check import Finding
 
 SIZE, N_IMAGES = 16, 9
@@ -227,8 +227,8 @@ def test_a_disk_that_is_too_small(study, monkeypatch):
     images = 9 * 3 * SIZE**2
     scores = 9 * 2 * 36 * 4
     masks = 9 * 4 * 5
-    records = 9 * (1 + 4 + 8 * (1 + 5)) * check._RECORD_BYTES
-    curves = 9 * 11 * (2 + 1) * check._POINT_BYTES
+    records = 9 * (1 + 4 + 8 * (1 + 5)) * estimate._RECORD_BYTES
+    curves = 9 * 11 * (2 + 1) * estimate._POINT_BYTES
     needed = images + scores + masks + records + curves
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(needed, 1, needed - 1))
     assert f"{needed / 1e3:.3g} kB to be written" in found(study, "disk", trial=False)["error"]
@@ -251,8 +251,8 @@ def test_a_disk_that_is_too_small(study, monkeypatch):
 )
 def test_memory(study, monkeypatch, free, level, message):
     memory = namedtuple("Memory", "available")
-    monkeypatch.setattr(check, "n_cores", lambda: 4)
-    monkeypatch.setattr(check.psutil, "virtual_memory", lambda: memory(free))
+    monkeypatch.setattr(estimate, "n_cores", lambda: 4)
+    monkeypatch.setattr(estimate.psutil, "virtual_memory", lambda: memory(free))
     study["compute"] = {"shards": 4, "batch_size": 2}
     assert message in found(study, "memory")[level]
 
@@ -282,13 +282,39 @@ def test_a_device_that_is_not_there(study):
 def test_the_time_is_that_of_the_pace(study, monkeypatch):
     pace = trial.Pace(2.0, 0.5, weight_bytes=1, point_bytes=1, batch_size=1)
     monkeypatch.setattr(check, "pace", lambda *_, **__: pace)
-    monkeypatch.setattr(check, "_JOB_S", 0)
-    monkeypatch.setattr(check, "n_cores", lambda: 4)
+    monkeypatch.setattr(estimate, "start_s", lambda: 0.0)
+    monkeypatch.setattr(estimate, "n_cores", lambda: 4)
     study["compute"] = {"threads": 2, "shards": 4}
     lines = [line.split() for line in found(study, "time")["ok"].splitlines()]
     assert ["attribute", "9", "s"] in lines  # 9 images of 2 s, two side by side
     # 9 · (1 + 8 · (1 + 5) + 11 · (2 + 1)) of 0.5 s, in one job
     assert ["evaluate", "6.15", "min"] in lines
+
+
+def test_what_is_done_is_said_and_the_rest_is_estimated(study, tmp_path, monkeypatch):
+    pace = trial.Pace(2.0, 0.5, weight_bytes=1, point_bytes=1, batch_size=1)
+    monkeypatch.setattr(check, "pace", lambda *_, **__: pace)
+    monkeypatch.setattr(estimate, "start_s", lambda: 0.0)
+    study |= {"curves": {"points": 3}, "statistics": {"replicates": 100}}
+    assert "done" not in {finding.about for finding in check.check(study)}
+    done = snakemake(tmp_path, "results/pets/models/a/masks/50.npy", study=study)
+    assert done.returncode == 0, done.stdout + done.stderr
+    early = "index 1 of 1, prepare 1 of 1, preflight 1 of 1"
+    assert f"{early}, attribute 1 of 1, mask 4 of 4; the rest" in found(study, "done")["ok"]
+    lines = found(study, "time")["ok"].splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == ["evaluate", "probe", "tables", "pictures"]
+    # 9 · (1 + 8 · (1 + 5) + 3 · (2 + 1)) of 0.5 s
+    assert lines[1].split()[1:] == ["4.35", "min"]
+    # Of another baseline nothing stands that comes after the images.
+    study["attribution"]["baseline"] = "white"
+    assert f"{early}; the rest" in found(study, "done")["ok"]
+    study["attribution"]["baseline"] = "black"
+    assert snakemake(tmp_path, study=study).returncode == 0
+    assert found(study, "done")["ok"].startswith("all of it")
+    assert found(study, "time")["ok"].startswith("nothing is left to do")
+    Path("results/index.html").unlink()
+    assert "evaluate 20 of 20" in found(study, "done")["ok"]
+    assert "pictures" in found(study, "time")["ok"]
 
 
 def test_a_slow_network_takes_fewer_steps_for_the_same_pace(monkeypatch):

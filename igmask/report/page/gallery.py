@@ -86,7 +86,6 @@ def _described(
     targets = of_scores.records["target"].iloc[rows]
     return {
         "model": model_name,
-        "n_classes": settings["n_classes"],
         "skipped": len(of_images.settings.get("skipped", [])),
         "side": of_scores.settings["side"],
         "grid": list(parts.shape[2:]),

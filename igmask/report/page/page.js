@@ -29,6 +29,86 @@ const once = (make) => {
 const inflate = once(inflated);
 const picture = once(pixelsOf);
 
+/**
+ * What pixels that are not kept become if each is its neighbours' mean, 1/6 beside and 1/12
+ * diagonally: ROAD's fill (Rong et al. 2022) without its noise. RGB, of all pixels.
+ */
+function inpainted(pixels, kept, height, width) {
+  const n = height * width;
+  const found = Float32Array.from({ length: 3 * n }, (_, k) => pixels[4 * Math.floor(k / 3) + (k % 3)]);
+  if (kept.every((one) => !one)) return flat(found);
+  guess(found, kept, height, width);
+  const total = ofNeighbours(new Float64Array(n).fill(1), height, width);
+  const unknown = kept.map((one) => !one);
+  for (const c of [0, 1, 2]) {
+    const values = Float64Array.from({ length: n }, (_, at) => found[3 * at + c]);
+    solve(values, unknown, total, height, width);
+    values.forEach((value, at) => (found[3 * at + c] = value));
+  }
+  return found;
+}
+
+/** Σ w v over the eight neighbours of each pixel, w 2 beside and 1 diagonally. */
+function ofNeighbours(values, height, width) {
+  const n = height * width;
+  const [rows, found] = [new Float64Array(n), new Float64Array(n)];
+  for (let at = 0; at < n; at++) {
+    rows[at] = 2 * values[at] + (at >= width ? values[at - width] : 0) + (at + width < n ? values[at + width] : 0);
+  }
+  for (let at = 0; at < n; at++) {
+    const x = at % width;
+    found[at] = 2 * rows[at] + (x > 0 ? rows[at - 1] : 0) + (x + 1 < width ? rows[at + 1] : 0) - 4 * values[at];
+  }
+  return found;
+}
+
+/** Make unknown values the means of their neighbours: conjugate gradients. */
+function solve(values, unknown, total, height, width) {
+  const beyond = (of) => { // the mean: what A does to `of`, at unknown pixels
+    const around = ofNeighbours(of, height, width);
+    return of.map((value, at) => (unknown[at] ? total[at] * value - around[at] : 0));
+  };
+  const dot = (a, b) => a.reduce((sum, value, at) => sum + value * b[at], 0);
+  const left = beyond(values).map((value) => -value);
+  const direction = left.slice();
+  let power = dot(left, left);
+  const enough = 1e-10 * power;
+  for (let k = 0; k < 2000 && power > enough; k++) {
+    const along = beyond(direction);
+    const step = power / dot(direction, along);
+    for (let at = 0; at < values.length; at++) {
+      values[at] += step * direction[at];
+      left[at] -= step * along[at];
+    }
+    const before = power;
+    power = dot(left, left);
+    for (let at = 0; at < values.length; at++) direction[at] = left[at] + (power / before) * direction[at];
+  }
+}
+
+/** The mean colour everywhere, where nothing tells more. */
+function flat(colours) {
+  const sums = [0, 0, 0];
+  colours.forEach((value, k) => (sums[k % 3] += value));
+  return colours.map((_, k) => (3 * sums[k % 3]) / colours.length);
+}
+
+/** Set pixels that are not known to the mean of the known ones in the smallest block that has any. */
+function guess(colours, known, height, width) {
+  const [h, w] = [Math.ceil(height / 2), Math.ceil(width / 2)];
+  const [means, counts] = [new Float32Array(3 * h * w), new Float32Array(h * w)];
+  const block = (at) => Math.floor(Math.floor(at / width) / 2) * w + Math.floor((at % width) / 2);
+  for (let at = 0; at < height * width; at++) {
+    counts[block(at)] += known[at] ? 1 : 0;
+    for (let c = 0; c < 3; c++) means[3 * block(at) + c] += known[at] ? colours[3 * at + c] : 0;
+  }
+  means.forEach((_, k) => (means[k] /= counts[Math.floor(k / 3)] || 1));
+  if (counts.some((one) => !one)) guess(means, counts.map(Math.sign), h, w);
+  for (let at = 0; at < height * width; at++) {
+    if (!known[at]) for (let c = 0; c < 3; c++) colours[3 * at + c] = means[3 * block(at) + c];
+  }
+}
+
 /** Draw on a canvas what `colour` says of each pixel: index, square → [r, g, b]. */
 function draw(id, model, colour) {
   const [height, width] = model.size;
@@ -40,7 +120,7 @@ function draw(id, model, colour) {
     const row = Math.floor(y / model.side) * model.grid[1];
     for (let x = 0; x < width; x++) {
       const i = y * width + x;
-      const [r, g, b] = colour(i, row + Math.floor(x / model.side), x, y);
+      const [r, g, b] = colour(i, row + Math.floor(x / model.side));
       found.data.set([r, g, b, 255], 4 * i);
     }
   }
@@ -143,25 +223,25 @@ class Gallery {
     say("attribution", `attribution, for ${target}`);
     if (!levels) return;
     const isKept = (square) => (levels[square] > form.p.value) === (mode === "keep");
-    let kept = 0;
-    draw("mask", model, (_, square) => {
-      const stays = isKept(square);
-      kept += stays;
-      return stays ? [255, 255, 255] : [40, 40, 40];
+    const stays = new Uint8Array(model.size[0] * model.size[1]);
+    draw("mask", model, (at, square) => {
+      stays[at] = isKept(square);
+      return stays[at] ? [255, 255, 255] : [40, 40, 40];
     });
+    const kept = stays.reduce((sum, one) => sum + one, 0);
     const area = (100 * kept / (model.size[0] * model.size[1])).toFixed(0);
     say("mask", `mask, white stays\n${area} % of the area left`);
-    const stripes = (x, y) => (Math.floor((x + y) / 4) % 2 ? [150, 150, 150] : [190, 190, 190]);
-    draw("masked", model, (at, square, x, y) => {
-      if (isKept(square)) return of(pixels, at);
-      return filling ? of(filling, at) : becomes ?? stripes(x, y);
+    const ofMask = becomes === undefined && inpainted(pixels, stays, ...model.size);
+    draw("masked", model, (at) => {
+      if (stays[at]) return of(pixels, at);
+      return ofMask ? ofMask.subarray(3 * at, 3 * at + 3) : filling ? of(filling, at) : becomes;
     });
     const condition = model.said.find(
       (one) => one.mode === mode && one.fill === fill && one.mask === mask && one.p === p);
     const [answer, isRight] = this.answer(condition, i);
-    const striped = becomes === undefined ? "\nstriped: its values depend on the mask, igmask export writes them" : "";
+    const noiseless = ofMask ? "\nwithout the noise of this fill, which igmask export adds" : "";
     const which = mask === "selection" ? "" : `, squares: ${mask}`;
-    say("masked", `${mode} the top ${p} %${which}\n${answer}${striped}`, isRight);
+    say("masked", `${mode} the top ${p} %${which}\n${answer}${noiseless}`, isRight);
     document.getElementById("gallery").dataset.shown = [form.model.value, i, mode, fill, mask, p].join(" ");
   }
 }

@@ -55,9 +55,7 @@ def page(
     parsed = config.parse(study, with_files=False)
     own = accuracy[accuracy["mask"].map(network_of).isna()]
     right = RIGHTNESS[own["truth"].iloc[0]]
-    labelled = right is RIGHTNESS["label"]
-    n_classes = {one["n_classes"] for one in shown} if labelled else set()
-    drawn = plots(own, curves, n_classes.pop() if len(n_classes) == 1 else None)
+    drawn = plots(own, curves)
     halves = list(_halves(own, curves))
     text = _template().render(
         allowed=_ALLOWED,

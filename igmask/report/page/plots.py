@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from igmask.report.rightness import RIGHTNESS, Rightness
+from igmask.report.rightness import RIGHTNESS, Rightness, chance
 
 _ORIGINAL, _CHANCE, _SELECTION = "original", "chance", "selection"
 
@@ -28,27 +28,24 @@ _DASHES = [
 ]
 
 
-def plots(
-    accuracy: pd.DataFrame, curves: pd.DataFrame | None, n_classes: int | None
-) -> dict[str, dict[str, Any]]:
+def plots(accuracy: pd.DataFrame, curves: pd.DataFrame | None) -> dict[str, dict[str, Any]]:
     """Return {name: specification} of the plots over p and over area.
 
-    accuracy:  of accuracy.csv, as texts and numbers; masks of other networks left out
-    curves:    of curves.csv, if there is one
-    n_classes: for the chance line; None where there is nothing to be right about by chance
+    accuracy: of accuracy.csv, as texts and numbers; masks of other networks left out
+    curves:   of curves.csv, if there is one
     """
     masked = accuracy[accuracy["mode"] != "original"].copy()
     masked["p"] = masked["p"].astype(float)
     original = accuracy[accuracy["mode"] == "original"].set_index("model")["top1"]
     right = RIGHTNESS[accuracy["truth"].iloc[0]]
-    chance = None if n_classes is None else 100 / n_classes
-    found = {"over-p": _over_p(masked, original, chance, right)}
-    found["over-area"] = _over_area(masked, original, curves, chance, right)
+    by_chance = chance(accuracy)
+    found = {"over-p": _over_p(masked, original, by_chance, right)}
+    found["over-area"] = _over_area(masked, original, curves, by_chance, right)
     return found
 
 
 def _over_p(
-    masked: pd.DataFrame, original: pd.Series, chance: float | None, right: Rightness
+    masked: pd.DataFrame, original: pd.Series, by_chance: float | None, right: Rightness
 ) -> dict[str, Any]:
     """A panel a mode, a colour a network, a line a mask."""
     columns = ["model", "mode", "fill", "mask", "p", "top1", "ci_low", "ci_high", "area_kept"]
@@ -58,8 +55,8 @@ def _over_p(
         row["panel"] = f"{row['mode']} the top p %"
     of_panels = masked[["mode", "fill"]].drop_duplicates()
     levels = [(str(model), _ORIGINAL, float(top1)) for model, top1 in original.items()]
-    if chance is not None:
-        levels.append((_CHANCE, _CHANCE, chance))
+    if by_chance is not None:
+        levels.append((_CHANCE, _CHANCE, by_chance))
     for mode, fill in of_panels.itertuples(index=False):
         rows += [
             {"panel": f"{mode} the top p %", "fill": fill, "p": p}
@@ -68,13 +65,13 @@ def _over_p(
             for p in ends
         ]
     models = [*map(str, masked["model"].unique())]
-    colour = _scale("model", [*models, *[_CHANCE] * (chance is not None)], grey=_CHANCE)
+    colour = _scale("model", [*models, *[_CHANCE] * (by_chance is not None)], grey=_CHANCE)
     return _facets(
         rows,
         x={"field": "p", "title": "p, % of the attribution", "scale": {"domain": [0, 100]}},
         colour=colour | {"title": "network"},
         facet={"field": "panel", "title": None, "sort": "descending"},
-        masks=_masks(masked, chance),
+        masks=_masks(masked, by_chance),
         right=right,
         about="by p, the share of the attribution whose squares are kept, or dropped",
     )
@@ -84,7 +81,7 @@ def _over_area(
     masked: pd.DataFrame,
     original: pd.Series,
     curves: pd.DataFrame | None,
-    chance: float | None,
+    by_chance: float | None,
     right: Rightness,
 ) -> dict[str, Any]:
     """A panel a network, a colour a mode, a line a mask; points where the values of p lie."""
@@ -100,7 +97,7 @@ def _over_area(
     of_panels = masked[["model", "fill"]].drop_duplicates()
     for model, fill in of_panels.itertuples(index=False):
         common = {"model": str(model), "fill": fill, "line": True}
-        lines = {_CHANCE: chance} if chance is not None else {}
+        lines = {_CHANCE: by_chance} if by_chance is not None else {}
         if model in original.index:
             lines[_ORIGINAL] = float(original[model])
         rows += [
@@ -108,7 +105,7 @@ def _over_area(
             for name, top1 in lines.items()
             for at in (0, 100)
         ]
-    modes = [*masked["mode"].unique(), _ORIGINAL, *[_CHANCE] * (chance is not None)]
+    modes = [*masked["mode"].unique(), _ORIGINAL, *[_CHANCE] * (by_chance is not None)]
     colour = _scale("mode", modes, grey=_CHANCE, black=_ORIGINAL)
     axis = {"field": "area_kept", "title": "area left as it was, % of the pixels"}
     return _facets(
@@ -116,7 +113,7 @@ def _over_area(
         x=axis | {"scale": {"domain": [0, 100]}},
         colour=colour | {"title": "masked"},
         facet={"field": "model", "title": None, "sort": [*map(str, masked["model"].unique())]},
-        masks=_masks(masked, chance),
+        masks=_masks(masked, by_chance),
         right=right,
         about="over the share of the area that is left as it was: at one place as many pixels are "
         "left, and only the choice differs",
@@ -226,9 +223,9 @@ def _scale(field: str, names: list[str], *, grey: str, black: str = "") -> dict[
     return {"field": field, "type": "nominal", "scale": {"domain": names, "range": colours}}
 
 
-def _masks(masked: pd.DataFrame, chance: float | None) -> list[str]:
+def _masks(masked: pd.DataFrame, by_chance: float | None) -> list[str]:
     controls = [name for name in masked["mask"].unique() if name != _SELECTION]
-    return [_SELECTION, *controls, _ORIGINAL, *[_CHANCE] * (chance is not None)][: len(_DASHES)]
+    return [_SELECTION, *controls, _ORIGINAL, *[_CHANCE] * (by_chance is not None)][: len(_DASHES)]
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
