@@ -41,6 +41,9 @@ def fields(app, what, name, obj, options, lines):
             found.append(f":{said[1]}: {said[2]}")
         else:
             found.append(line)
+    for i, line in enumerate(found[:-2]):
+        if line.endswith(":") and not found[i + 1] and found[i + 2].startswith("    "):
+            found[i] += ":"  # what is indented is code
     # Fields are a block of their own.
     for i in reversed(range(1, len(found))):
         is_field = found[i].startswith(":") and not found[i - 1].startswith((":", " "))

@@ -77,7 +77,7 @@ def evaluate(
     masks:       of `mask`, a file a p
     scores:      of `attribute`, all shards, which controls need
     randomised:  the same by the randomised network, for the control of that name
-    batch_size:  images a forward pass; 64 if None
+    batch_size:  images a forward pass; see `even_size` if None
     raises       InputError if masks and images do not belong together, naming images that are
                  damaged or whose outputs are NaN, or for an unknown mode, fill or control
     """
@@ -90,17 +90,26 @@ def evaluate(
     network = _network(with_located(recipe, image_paths[0]).model, where)
     dataset = _dataset(recipe, images, masks, scores, randomised)
     conditions = _conditions(recipe, network, images, masks, dataset)
+    size = batch_size or even_size(len(images.records))
     for one in conditions:
         name = one.condition.name
 
         def write(kept: Path, one: _Asked = one) -> None:
-            found = _evaluated(one, network, images, dataset, batch_size or 64)
+            found = _evaluated(one, network, images, dataset, size)
             arrays.write_records(kept, found, one.made_by)
 
         _keep(folder, f"{name}.parquet", one.made_by, write, label=f"evaluate {name}")
     _clear(folder, {f"{one.condition.name}.parquet" for one in conditions})
     if dataset is not None and not recipe.masks_of:
-        _curves(recipe, network, images, dataset, conditions[0].made_by, folder, batch_size or 64)
+        _curves(recipe, network, images, dataset, conditions[0].made_by, folder, size)
+
+
+def even_size(n_images: int, most: int = 64) -> int:
+    """Return the size of batches of which as few rows as may be fill up the last one.
+
+    n_images: of all shards, since what a network says may depend on the size in its last digits
+    """
+    return -(-n_images // -(-n_images // most))
 
 
 def _network(model: Model, device: torch.device) -> Network:

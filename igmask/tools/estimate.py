@@ -19,6 +19,7 @@ from igmask.devices import n_cores, pick_device
 from igmask.kernels import grid
 from igmask.made import made as files_of
 from igmask.plan import Workflow
+from igmask.steps.attribute import GROUP
 from igmask.steps.converge import N_STEPS
 from igmask.tools.trial import AUTO_STEPS, Pace, seconds, selection_s
 from igmask.tools.verify import standing
@@ -234,10 +235,11 @@ def _prepare(here: Here) -> Stage:
 
 def _attribute(here: Here) -> Stage:
     flow, n_jobs, work_s = here.flow, 0, 0.0
+    of_shard = -(-here.n // (len(here.flow.shards) * GROUP)) * GROUP  # the last group is filled up
     for name, one in here.networks.items():
         n_left = here.left.count([*flow.scores(one), *flow.randomised_scores(one)])
         n_jobs += n_left
-        work_s += here.n * here.paces[name].attribute_s * n_left / len(flow.shards)
+        work_s += of_shard * here.paces[name].attribute_s * n_left
     return Stage(n_jobs, work_s, here.beside, start_s())
 
 

@@ -286,7 +286,8 @@ def test_the_time_is_that_of_the_pace(study, monkeypatch):
     monkeypatch.setattr(estimate, "n_cores", lambda: 4)
     study["compute"] = {"threads": 2, "shards": 4}
     lines = [line.split() for line in found(study, "time")["ok"].splitlines()]
-    assert ["attribute", "9", "s"] in lines  # 9 images of 2 s, two side by side
+    # 4 shards of 16 images of 2 s, since a group is filled up, two side by side
+    assert ["attribute", "64", "s"] in lines
     # 9 · (1 + 8 · (1 + 5) + 11 · (2 + 1)) of 0.5 s, in one job
     assert ["evaluate", "6.15", "min"] in lines
 
