@@ -70,20 +70,18 @@ class Left:
 
 @dataclass(frozen=True)
 class Stage:
-    """Jobs of one kind: how many are left, seconds of work in all, and how many run at once.
+    """Jobs of one kind that are left: of which network each is, if of one, and its seconds.
 
-    start_s: of each, until it begins its work
+    beside: how many run at once
     """
 
-    jobs: int
-    work_s: float
+    jobs: list[tuple[str, float]]
     beside: int
-    start_s: float
 
-    @property
-    def seconds(self) -> float:
-        """Return how long the stage takes."""
-        return (self.work_s + self.jobs * self.start_s) / max(1, min(self.jobs, self.beside))
+    def seconds(self, name: str | None = None) -> float:
+        """Return how long the stage takes, or those of its jobs that a network waits for."""
+        works = [seconds for of, seconds in self.jobs if name is None or of in ("", name)]
+        return sum(works) / max(1, min(len(works), self.beside))
 
 
 def n_attributed(flow: Workflow) -> int:
@@ -161,10 +159,12 @@ def duration(
     """
     study, here = flow.study, Here(flow, left, n, decode_s, paces)
     stages = {name: stage(here) for name, stage in STAGES.items()}
-    takes = {name: stage.seconds for name, stage in stages.items() if stage.jobs}
+    takes = {name: stage.seconds() for name, stage in stages.items() if stage.jobs}
     beside = min(here.beside, len(paces) * study.compute.shards)
     together = f"{beside} networks side by side, none slowing another"
-    total = sum(takes.values()) + _SNAKEMAKE_S
+    # Where one network takes much longer than the others, they have all been done before.
+    alone = [sum(stage.seconds(name) for stage in stages.values()) for name in paces]
+    total = max(sum(takes.values()), *alone) + _SNAKEMAKE_S
     lines = [
         f"about {as_time(total)} on this machine" if takes else "nothing is left to do",
         *(f"{stage:<10} {as_time(seconds):>8}" for stage, seconds in takes.items()),
@@ -206,104 +206,110 @@ class Here:
 
 def _index(here: Here) -> Stage:
     is_left = not here.left.stands(f"{here.flow.folder}/index.parquet")
-    return Stage(int(is_left), 0, 1, start_s() / 2)
+    return Stage([("", start_s() / 2)] * is_left, 1)
 
 
 def _train(here: Here) -> Stage:
-    flow = here.flow
-    takes = [
-        3 * model.train.epochs * flow.study.dataset.n_train * here.paces[name].evaluate_s
-        for name, model in flow.models.items()  # a step takes as long as three forward passes
-        if name in here.paces and model.train and not here.left.stands(str(model.weights))
-    ]
-    return Stage(len(takes), sum(takes), here.cores, start_s())
+    n_train, left = here.flow.study.dataset.n_train, []
+    for name, pace in here.paces.items():
+        model = here.flow.models[name]
+        if model.train and not here.left.stands(str(model.weights)):
+            # A step takes as long as three forward passes.
+            work = 3 * model.train.epochs * n_train * pace.evaluate_s
+            left.append((name, start_s() + work))
+    return Stage(left, here.cores)
 
 
 def _preflight(here: Here) -> Stage:
-    paths = [f"{here.flow.folder}/models/{name}/preflight.json" for name in here.networks]
-    return Stage(here.left.count(paths), 0, here.cores, start_s())
+    paths = {name: f"{here.flow.folder}/models/{name}/preflight.json" for name in here.networks}
+    left = [(name, start_s()) for name, path in paths.items() if not here.left.stands(path)]
+    return Stage(left, here.cores)
 
 
 def _prepare(here: Here) -> Stage:
     flow = here.flow
     paths = sorted({path for one in here.networks.values() for path in flow.images(one)})
     threads = flow.prepare_threads(here.cores)
-    n_left, beside = here.left.count(paths), max(1, here.cores // threads)
-    decoding = here.n * sum(here.decode_s) * n_left / len(paths) / threads
-    return Stage(n_left, decoding, beside, start_s() / 2)
+    each = here.n * sum(here.decode_s) / len(paths) / threads + start_s() / 2
+    return Stage([("", each)] * here.left.count(paths), max(1, here.cores // threads))
 
 
 def _attribute(here: Here) -> Stage:
-    flow, n_jobs, work_s = here.flow, 0, 0.0
-    of_shard = -(-here.n // (len(here.flow.shards) * GROUP)) * GROUP  # the last group is filled up
+    flow, left = here.flow, []
+    of_shard = -(-here.n // (len(flow.shards) * GROUP)) * GROUP  # the last group is filled up
     for name, one in here.networks.items():
+        each = of_shard * here.paces[name].attribute_s + start_s()
         n_left = here.left.count([*flow.scores(one), *flow.randomised_scores(one)])
-        n_jobs += n_left
-        work_s += of_shard * here.paces[name].attribute_s * n_left
-    return Stage(n_jobs, work_s, here.beside, start_s())
+        left += [(name, each)] * n_left
+    return Stage(left, here.beside)
 
 
 def _mask(here: Here) -> Stage:
     study = here.flow.study
     of = [name for name, one in here.networks.items() if here.left.count(here.flow.masks(one))]
-    sizes = [here.flow.models[name].geometry.size for name in of]
-    each = {size: selection_s(size, study.squares.side, study.selection) for size in {*sizes}}
-    work_s = here.n * sum(each[size] for size in sizes)
-    return Stage(len(of), work_s, here.cores, start_s() / 2)
+    sizes = {name: here.flow.models[name].geometry.size for name in of}
+    each = {
+        size: here.n * selection_s(size, study.squares.side, study.selection) + start_s() / 2
+        for size in {*sizes.values()}
+    }
+    return Stage([(name, each[size]) for name, size in sizes.items()], here.cores)
 
 
 def _evaluate(here: Here) -> Stage:
-    flow, works = here.flow, []
+    flow, left = here.flow, []
     for name, one in here.networks.items():
         records = zip(flow.conditions, flow.records(one), strict=True)
         passes = sum(_draws(flow, of.mask) for of, path in records if not here.left.stands(path))
         passes += here.left.count(flow.curve_files(one)) * flow.study.curves.points
-        works += [here.n * passes * here.paces[name].evaluate_s] if passes else []
-    return Stage(len(works), sum(works), here.beside, start_s())
+        if passes:
+            left.append((name, here.n * passes * here.paces[name].evaluate_s + start_s()))
+    return Stage(left, here.beside)
 
 
 def _transfer(here: Here) -> Stage:
-    flow, works = here.flow, []
+    flow, left = here.flow, []
     for name, other in flow.transfers:
         folder = f"{flow.folder}/models/{name}/of/{other}"
         n_left = here.left.count([f"{folder}/{file}" for file in flow.transfer_files(other)])
         if n_left and name in here.paces:
-            works.append(here.n * n_left * here.paces[name].evaluate_s)
-    return Stage(len(works), sum(works), here.beside, start_s())
+            left.append((name, here.n * n_left * here.paces[name].evaluate_s + start_s()))
+    return Stage(left, here.beside)
 
 
 def _converge(here: Here) -> Stage:
     flow, steps = here.flow, here.flow.study.attribution.n_steps
     longer = N_STEPS / (AUTO_STEPS if steps == "auto" else int(steps))
     shown = sum(one.mask == "selection" for one in flow.conditions)
-    few, works = min(here.n, flow.study.statistics.converged), []
+    few, left = min(here.n, flow.study.statistics.converged), []
     for name, pace in here.paces.items():
         paths = [path for path in flow.converged(None) if f"/models/{name}/" in path]
         if here.left.count(paths):
-            works.append(few * (longer * pace.attribute_s + shown * pace.evaluate_s))
-    return Stage(len(works), sum(works), here.beside, start_s())
+            work = few * (longer * pace.attribute_s + shown * pace.evaluate_s)
+            left.append((name, work + start_s()))
+    return Stage(left, here.beside)
 
 
 def _probe(here: Here) -> Stage:
-    paths = [path for path in here.flow.probes(None) if here.left.count([path])]
-    squares = sum(_n_squares(here.flow, Path(path).parent.name) for path in paths)
-    work_s = _PROBE_S * here.n * len(here.flow.study.selection.p) * squares
-    return Stage(len(paths), work_s, here.cores, start_s() / 2)
+    names = [Path(path).parent.name for path in here.flow.probes(None) if here.left.count([path])]
+    each = _PROBE_S * here.n * len(here.flow.study.selection.p)
+    left = [(name, each * _n_squares(here.flow, name) + start_s() / 2) for name in names]
+    return Stage(left, here.cores)
 
 
 def _tables(here: Here) -> Stage:
     flow = here.flow
     columns = len(here.paces) * (len(flow.conditions) + n_points(flow))
-    work_s = _REPLICATE_S * here.n * columns * flow.study.statistics.replicates / 1000
-    return Stage(int(not here.left.is_all_done), work_s, 1, start_s() / 2)
+    work = _REPLICATE_S * here.n * columns * flow.study.statistics.replicates / 1000
+    return Stage([("", work + start_s() / 2)] * (not here.left.is_all_done), 1)
 
 
 def _pictures(here: Here) -> Stage:
     if here.left.is_all_done:
-        return Stage(0, 0, 1, 0)
-    asked, n_networks = here.flow.study.figures, len(here.paces)
-    each = 12 * min(here.n, asked.n_images) + min(here.n, asked.n_gallery)
-    return Stage(2 * n_networks + 2, n_networks * each * _PICTURE_S, here.cores, start_s() / 2)
+        return Stage([], 1)
+    asked, start = here.flow.study.figures, start_s() / 2
+    drawn, shown = 12 * min(here.n, asked.n_images), min(here.n, asked.n_gallery)
+    left = [(name, count * _PICTURE_S + start) for name in here.paces for count in (drawn, shown)]
+    return Stage([*left, ("", start), ("", start)], here.cores)
 
 
 # In the order of the work; each takes `Here` and returns what of it is left.

@@ -24,6 +24,7 @@ from igmask.inputs import models
 from igmask.kernels import inpainted, occlude, select, square_scores, to_pixels, unpack
 from igmask.report import areas
 from igmask.report.tables import texts as tables
+from igmask.steps.evaluate import even_size
 from igmask.steps.prepare import WINDOW, in_order
 
 SIZE, N_IMAGES = 16, 21
@@ -402,6 +403,15 @@ def test_what_was_evaluated_before_is_kept(study, monkeypatch):
 
     monkeypatch.setattr(models, "load", changed)
     assert again(seed=1, draws=2, name="other") == everything
+
+
+@pytest.mark.parametrize("n", [1, 5, 64, 65, 150, 200, 1000, 50_000])
+def test_batches_are_of_one_size_with_few_rows_to_fill_up(n):
+    size = even_size(n)
+    n_batches = -(-n // size)
+    assert size <= min(n, 64)
+    assert n_batches == -(-n // 64)  # as many as batches of 64 were
+    assert n_batches * size - n < n_batches
 
 
 def test_records_are_kept_where_files_have_one_name_only(study, monkeypatch):

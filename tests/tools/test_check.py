@@ -318,6 +318,18 @@ def test_what_is_done_is_said_and_the_rest_is_estimated(study, tmp_path, monkeyp
     assert "pictures" in found(study, "time")["ok"]
 
 
+def test_a_network_that_takes_much_longer_than_the_other_is_waited_for(study, monkeypatch):
+    paces = iter([trial.Pace(100.0, 0.01, 1, 1, 1), trial.Pace(1.0, 0.01, 1, 1, 1)])
+    monkeypatch.setattr(check, "pace", lambda *_, **__: next(paces))
+    monkeypatch.setattr(estimate, "start_s", lambda: 0.0)
+    monkeypatch.setattr(estimate, "n_cores", lambda: 2)
+    study["models"]["b"] = dict(study["models"]["a"])
+    says = found(study, "time")["ok"].splitlines()
+    attributed = 16 * 100.0  # a group of 16, filled up
+    assert ["attribute", f"{(attributed + 16) / 2 / 60:.3g}", "min"] in [s.split() for s in says]
+    assert float(says[0].split()[1]) * 60 == pytest.approx(attributed + 10, rel=0.02)
+
+
 def test_a_slow_network_takes_fewer_steps_for_the_same_pace(monkeypatch):
     asked = []
 
