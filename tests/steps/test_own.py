@@ -190,7 +190,7 @@ def test_a_wrong_method_is_named(study, function, message):
         (
             "controls",
             "too_few",
-            r"returned float32 \(64, 1, 4\), not scores of squares \(64, 4, 4\)",
+            r"returned float32 \(6, 1, 4\), not scores of squares \(6, 4, 4\)",
         ),
         (
             "controls",
