@@ -44,8 +44,9 @@ def made(flow: Workflow) -> Iterator[Made]:
             recipe = flow.prepare(SimpleNamespace(geometry=geometry, shard=shard))
             path = folder / "images" / geometry / f"{shard}.npy"
             yield Made(path, settings | said_of(recipe))
-    for name in flow.models:
-        yield from _made_of(flow, name, settings)
+    of_models = [one for name in flow.models for one in _made_of(flow, name, settings)]
+    # Records under other networks' masks come after the masks of all.
+    yield from sorted(of_models, key=lambda one: one.path.parent.parent.name == "of")
     kinds = product(flow.table_numbers(), ("csv", "md", "html", "tex"))
     tables = [*flow.long_forms(), *(f"table{number}.{kind}" for number, kind in kinds)]
     yield from (Made(Path("results/tables", table)) for table in tables)

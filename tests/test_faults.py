@@ -422,6 +422,33 @@ def test_a_file_exchanged_for_one_of_other_content_is_found(finished, monkeypatc
     assert set(found.values()) == {"stale: its records are"}
 
 
+def test_other_networks_and_converged_masks_are_looked_at_too(blank, tmp_path, monkeypatch):
+    folder = tmp_path / "study"
+    shutil.copytree(blank, folder)
+    (folder / "other_net.py").write_text(NETWORK.replace("manual_seed(0)", "manual_seed(1)"))
+    other = {"source": "other_net:fragile", "size": 16}
+    study = STUDY | {"models": {"net": STUDY["models"]["net"], "other": other}}
+    study |= {"masking": STUDY["masking"] | {"transfer": True}}
+    study |= {"statistics": {"replicates": 100, "converged": 4, "probe": False}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(study))
+    succeeded, said = snakemake(folder)
+    assert succeeded, said
+    assert verified(folder, monkeypatch) == {}
+    masks = folder / "results/folder/models/other/masks/50.npy"
+    masks.unlink()
+    arrays.records_of(masks).unlink()
+    found = verified(folder, monkeypatch)
+    [problem] = [found[path] for path in found if path.startswith(f"{NET}/of/other/")]
+    assert problem == "stale: its masks are"
+    # Without curves there are no tables of them, nor any of an earlier run.
+    assert (folder / TABLES / "table4.md").is_file()
+    (folder / "config.yaml").write_text(yaml.safe_dump(study | {"curves": {"points": 0}}))
+    succeeded, said = snakemake(folder)
+    assert succeeded, said
+    assert not [*(folder / TABLES).glob("table4*"), *(folder / TABLES).glob("areas*")]
+    assert (folder / TABLES / "table8.md").is_file()
+
+
 def test_pictures_of_what_is_stale_are_stale(finished, monkeypatch):
     page = finished / "results/index.html"
     page.write_text("<!doctype html>")

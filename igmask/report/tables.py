@@ -51,6 +51,8 @@ _METHODS = {
     "maps": "Ready attributions",
 }
 
+_LONG_FORMS = ("accuracy.csv", "curves.csv", "areas.csv", "comparisons.csv", "classes.csv")
+
 _LONGEST_NAME = 16  # letters of a class in a column
 
 _STYLE = """
@@ -146,8 +148,13 @@ def tables(paths: Iterable[Path], *, output: Path, recipe: Tables | None = None)
     paths:  records and curves of all conditions, or folders that hold them, and those of `probe`
     raises  InputError if the recipe's family names a condition that there is not
     """
-    for name, text in texts(paths, recipe).items():
+    found = texts(paths, recipe)
+    for name, text in found.items():
         arrays.write_text(output / name, text)
+    # Of curves and other networks, say, that the study has no more: they would pass for its own.
+    for path in [*output.glob("table[0-9].*"), *(output / name for name in _LONG_FORMS)]:
+        if path.name not in found:
+            path.unlink(missing_ok=True)
 
 
 def texts(paths: Iterable[Path], recipe: Tables | None = None) -> dict[str, str]:
@@ -232,7 +239,7 @@ def widen(
 def render(wide: pd.DataFrame, *, title: str, notes: list[str]) -> dict[str, str]:
     """Return the table as csv, md, html and tex, all but csv with title and notes."""
     flat = wide.reset_index().rename(columns={"": "quantity"})
-    shown = flat.assign(model=flat["model"].where(~flat["model"].duplicated(), ""))
+    shown = flat.assign(model=flat["model"].where(flat["model"] != flat["model"].shift(), ""))
     shown = shown.rename(columns={"quantity": ""})
     aligned = ("left", "left", *["right"] * (shown.shape[1] - 2))
     markdown = shown.to_markdown(index=False, colalign=aligned, disable_numparse=True)

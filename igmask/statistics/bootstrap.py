@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 
 _AT_ONCE = 64  # replicates whose weights are in memory
-_STREAM = 3  # of random numbers; noise baselines, controls and fills have others
+_STREAM = 3  # of random numbers
+_FEW = 10  # images of a class: n drawn of n vary by (n - 1) / n of what they should
 
 
 def replicates(
@@ -13,9 +14,10 @@ def replicates(
     """Return the means of each column over images that are drawn with replacement, n times.
 
     All columns have the same images in a replicate, so that their differences vary as little as
-    they do. From each class as many are drawn as it has (Efron & Tibshirani 1993, chapter 8). NaN
-    is left out of its column's mean. Neither the order of the images nor that of the columns
-    matters.
+    they do. From each class as many are drawn as it has (Efron & Tibshirani 1993, chapter 8);
+    classes of fewer than ten images count as one, since within them little would vary, and of one
+    image nothing. NaN is left out of its column's mean. Neither the order of the images nor that of
+    the columns matters.
 
     values:  (n_images, columns) numbers, one row an image, by its name, which has to be its own
     classes: (n_images,) integers
@@ -23,6 +25,8 @@ def replicates(
     """
     if not values.index.is_unique:
         raise ValueError("images have to have names of their own")
+    _, inverse, sizes = np.unique(classes, return_inverse=True, return_counts=True)
+    classes = np.where(sizes[inverse] < _FEW, -1, inverse)
     order = np.lexsort((values.index.to_numpy(str), classes))
     rows, counts = values.to_numpy(np.float64)[order], np.unique(classes, return_counts=True)[1]
     sizes, starts = (np.repeat(of, counts) for of in (counts, np.cumsum(counts) - counts))

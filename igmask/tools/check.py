@@ -117,7 +117,7 @@ def check(settings: Mapping[str, Any], *, trial: bool = True) -> Iterator[Findin
     if done := left.in_words():
         yield Finding("done", done)
     if images.n:
-        yield Finding("disk", *estimate.disk(flow, images.n))
+        yield Finding("disk", *estimate.disk(flow, left, images.n))
     if paces:
         yield Finding("memory", *estimate.memory(study, paces))
     if paces and images.n:

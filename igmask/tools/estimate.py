@@ -27,6 +27,7 @@ from igmask.tools.verify import standing
 _JOB_BYTES = 700 * 10**6  # of a process that has imported torch
 _RECORD_BYTES = 50  # measured, of 50,000 images
 _POINT_BYTES = 16  # of a curve
+_PAGE_BYTES, _PICTURE_BYTES = 2 * 10**6, 2 * 10**6  # with tables; of each network
 
 # Seconds, measured on two cores.
 _SNAKEMAKE_S = 5.0  # until the first job begins, and after the last one
@@ -56,14 +57,14 @@ class Left:
         """Return how many files are left."""
         return sum(not self.stands(path) for path in paths)
 
-    def stands(self, path: str) -> bool:
+    def stands(self, path: str | Path) -> bool:
         """Whether a file is there as this configuration has it."""
         return Path(path) in self._standing
 
     def in_words(self) -> str:
         """Return what is done by now, or nothing if nothing is."""
         if self.is_all_done:
-            return "all of it: every file is there, with these settings"
+            return "all files; tables and pictures are remade where their settings changed"
         parts = [f"{step} {n} of {self._of_step[step]}" for step, n in self._done.items()]
         return f"files that stand: {', '.join(parts)}; the rest is to be made" if parts else ""
 
@@ -99,8 +100,9 @@ def n_points(flow: Workflow) -> int:
     return len(flow.curves) * flow.study.curves.points
 
 
-def disk(flow: Workflow, n_images: int) -> tuple[str, str]:
+def disk(flow: Workflow, left: Left, n_images: int) -> tuple[str, str]:
     """Return whether what is still to be written fits at results/, and the level of that."""
+    standing = [place for one in files_of(flow) if left.stands(one.path) for place in one.outputs]
     study = flow.study
     squares = [_n_squares(flow, name) for name in flow.models]
     sides = {model.geometry: model.geometry.size for model in flow.models.values()}
@@ -112,11 +114,11 @@ def disk(flow: Workflow, n_images: int) -> tuple[str, str]:
         "masks": n_images * n_masks * sum(-(-k // 8) for k in squares),
         "records": n_images * len(squares) * n_records * _RECORD_BYTES,
         "curves": n_images * len(squares) * n_points(flow) * _POINT_BYTES,
+        "pictures": 0 if left.is_all_done else _PAGE_BYTES + len(squares) * _PICTURE_BYTES,
     }
     place = Path("results") if Path("results").exists() else Path()
     free = shutil.disk_usage(place).free
-    found = [path.stat() for path in Path(flow.folder).rglob("*") if path.is_file()]
-    present = sum({(file.st_dev, file.st_ino): file.st_size for file in found}.values())
+    present = sum(path.stat().st_size for path in standing)
     missing = max(0, sum(parts.values()) - present)
     details = ", ".join(f"{part} {as_size(size)}" for part, size in parts.items())
     says = f"{as_size(missing)} to be written to results/, {as_size(free)} free\n{details}"
@@ -166,7 +168,9 @@ def duration(
     alone = [sum(stage.seconds(name) for stage in stages.values()) for name in paces]
     total = max(sum(takes.values()), *alone) + _SNAKEMAKE_S
     lines = [
-        f"about {as_time(total)} on this machine" if takes else "nothing is left to do",
+        f"about {as_time(total)} on this machine"
+        if takes
+        else "nothing is left to do, but for such tables and pictures",
         *(f"{stage:<10} {as_time(seconds):>8}" for stage, seconds in takes.items()),
         f"with {here.cores} cores, compute.threads {study.compute.threads}, and "
         f"{together if beside > 1 else 'one network at a time'}",

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from igmask.asked import config
 from igmask.asked.masking import middle
 from igmask.asked.recipes import Condition
 from igmask.asked.settings import percent
-from igmask.errors import InputError
+from igmask.errors import InputError, refusing
 from igmask.plain import to_pixels, unpack
 from igmask.plan import Workflow
 from igmask.report.examples import caption
@@ -71,6 +71,7 @@ class Study:
         mask: `selection`, or a control
         raises InputError for a condition that the study does not have, with those that it has
         """
+        self._of(model)
         condition = Condition("original")
         if mode != "original":
             if p is None:
@@ -210,7 +211,9 @@ def run(
     if isinstance(study, Mapping):
         settings = dict(study)
     else:
-        settings = config.of_yaml(Path(study).read_text("utf-8"), str(study))
+        with refusing(OSError, ValueError, says=lambda error: f"{study}: {error}"):
+            text = Path(study).read_text("utf-8")
+        settings = config.of_yaml(text, str(study))
     flow = Workflow(settings, with_files=False)  # which says what is wrong
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         yaml.safe_dump(settings, file, allow_unicode=True)
@@ -240,6 +243,9 @@ def _table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
 
 
-def _in_order(paths: Any) -> list[Path]:
-    """Shards in their order: 2-of-10 before 10-of-10."""
-    return sorted(paths, key=lambda path: int(path.stem.split("-")[0]))
+def _in_order(paths: Iterable[Path]) -> list[Path]:
+    """Shards in their order, 2-of-10 before 10-of-10, of the number that was made last."""
+    paths = list(paths)
+    last = max(paths, key=lambda path: path.stat().st_mtime_ns, default=Path())
+    of_last = [path for path in paths if path.stem.split("-")[-1] == last.stem.split("-")[-1]]
+    return sorted(of_last, key=lambda path: int(path.stem.split("-")[0]))

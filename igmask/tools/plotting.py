@@ -34,6 +34,11 @@ Panel = tuple[str, np.ndarray, str]
 class Drawn(Figure):
     """A figure that a notebook shows, with pyplot or without."""
 
+    def savefig(self, fname: Any, **options: Any) -> None:
+        """Write it whole, in the style that it was drawn in."""
+        with matplotlib.style.context(["default", STYLE]):
+            super().savefig(fname, **{"bbox_inches": "tight"} | options)
+
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
         self.savefig(file, format="png")

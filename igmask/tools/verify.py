@@ -262,9 +262,7 @@ class _Files:
         except (OSError, SyntaxError, ValueError) as error:
             return f"damaged: {error}"
         if made.path.parent == Path("results/tables"):
-            flow, every = self._flow, SimpleNamespace()
-            made_of = *flow.records(every), *flow.curve_files(every), *flow.probes(every)
-            if self.bad.intersection(map(Path, made_of)):
+            if self.bad.intersection(self._tabulated):
                 return "stale: its records are"
             if place.read_bytes() != self._tables[place.name].encode():
                 return "stale: its records say otherwise"
@@ -274,9 +272,15 @@ class _Files:
 
     @cached_property
     def _tables(self) -> dict[str, str]:
+        paths = [_placed(path, self._results) for path in self._tabulated]
+        return texts(paths, self._flow.tables(SimpleNamespace()))
+
+    @cached_property
+    def _tabulated(self) -> list[Path]:
+        """What the tables are made of."""
         flow, every = self._flow, SimpleNamespace()
-        paths = *flow.records(every), *flow.curve_files(every), *flow.probes(every)
-        return texts([_placed(Path(path), self._results) for path in paths], flow.tables(every))
+        of_masks = *flow.records(every), *flow.transferred(every), *flow.converged(every)
+        return [Path(path) for path in (*of_masks, *flow.curve_files(every), *flow.probes(every))]
 
 
 def _settings(place: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from igmask import arrays
 from igmask.asked import config, fields
 from igmask.plain import FILLS
 from igmask.report.published import N_IMAGES, published_top1
-from igmask.report.tables import collect, widen, wilson
+from igmask.report.tables import collect, render, widen, wilson
 from igmask.report.tables import tables as write_tables
 
 
@@ -347,3 +347,11 @@ def test_published_values_reach_the_tables(tmp_path):
     assert table.loc[("vgg", "published")].tolist() == ["71.59", "0.91"]
     assert table.loc[("vgg", "its interval")].tolist() == ["71.19–71.98", "0.83–1.00"]
     assert "S. Saito" in (tmp_path / "table1.md").read_text()
+
+
+def test_rows_that_come_back_to_a_model_say_so():
+    wide = pd.DataFrame({"keep 50 %": ["1", "2", "3"]})
+    keys = [("a", "top-1"), ("b", "top-1"), ("a", "area kept")]
+    wide.index = pd.MultiIndex.from_tuples(keys, names=["model", ""])
+    rows = render(wide, title="t", notes=[])["md"].splitlines()[4:7]
+    assert [row.split("|")[1].strip() for row in rows] == ["a", "b", "a"]

@@ -16,7 +16,8 @@ def frame(values, **more):
     return pd.DataFrame({"a": values, **more}, index=names)
 
 
-def test_replicates_are_as_frequent_as_all_ways_to_draw_from_each_class():
+def test_replicates_are_as_frequent_as_all_ways_to_draw_from_each_class(monkeypatch):
+    monkeypatch.setattr("igmask.statistics.bootstrap._FEW", 2)  # all ways of ten are too many
     values, classes = np.array([0.0, 1, 5, 2, 9]), np.array([4, 4, 4, 7, 7])
     every = [
         (values[[*few]].sum() + values[[*rest]].sum()) / 5
@@ -96,3 +97,13 @@ def test_intervals_cover_what_they_should():
         low, high = interval(replicates(values, classes, seed=seed, n=400)["a"])
         covered.append(low <= (p_first - p_second).mean() <= high)
     assert np.mean(covered) >= 0.92
+
+
+def test_classes_of_one_image_leave_the_interval_as_wide_as_it_is():
+    rng = np.random.default_rng(0)
+    values = frame(rng.random(400) < 0.3)
+    low, high = interval(replicates(values, np.arange(400), seed=0)["a"])
+    spread = 2 * 1.96 * values["a"].std() / 20
+    assert high - low == pytest.approx(spread, rel=0.1)
+    few = interval(replicates(values, np.arange(400) // 2, seed=0)["a"])  # of two images each
+    assert few[1] - few[0] == pytest.approx(spread, rel=0.1)

@@ -229,16 +229,17 @@ def test_a_disk_that_is_too_small(study, monkeypatch):
     masks = 9 * 4 * 5
     records = 9 * (1 + 4 + 8 * (1 + 5)) * estimate._RECORD_BYTES
     curves = 9 * 11 * (2 + 1) * estimate._POINT_BYTES
-    needed = images + scores + masks + records + curves
+    pictures = estimate._PAGE_BYTES + estimate._PICTURE_BYTES
+    needed = images + scores + masks + records + curves + pictures
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(needed, 1, needed - 1))
-    assert f"{needed / 1e3:.3g} kB to be written" in found(study, "disk", trial=False)["error"]
+    assert f"{needed / 1e6:.3g} MB to be written" in found(study, "disk", trial=False)["error"]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(needed, 0, needed))
     assert "ok" in found(study, "disk", trial=False)
-    # What a part of the study has written is written.
+    # Files that are none of the study's are nothing that it has written.
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(needed, 100, needed - 100))
     Path("results/pets").mkdir(parents=True)
     Path("results/pets/x.npy").write_bytes(bytes(100))
-    assert "ok" in found(study, "disk", trial=False)
+    assert "error" in found(study, "disk", trial=False)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +312,7 @@ def test_what_is_done_is_said_and_the_rest_is_estimated(study, tmp_path, monkeyp
     assert f"{early}; the rest" in found(study, "done")["ok"]
     study["attribution"]["baseline"] = "black"
     assert snakemake(tmp_path, study=study).returncode == 0
-    assert found(study, "done")["ok"].startswith("all of it")
+    assert found(study, "done")["ok"].startswith("all files")
     assert found(study, "time")["ok"].startswith("nothing is left to do")
     Path("results/index.html").unlink()
     assert "evaluate 20 of 20" in found(study, "done")["ok"]

@@ -17,6 +17,7 @@ import pandas as pd
 from igmask import arrays
 from igmask.asked.masking import middle
 from igmask.asked.settings import percent
+from igmask.errors import InputError
 from igmask.report.rightness import RIGHTNESS, truth
 from igmask.report.tables import render
 
@@ -104,11 +105,22 @@ def collect(paths: Iterable[Path]) -> Readings:
     for (model, *choices), conditions in found.items():
         controls = {mask for of in conditions.values() for mask in of} - {"selection"}
         for control in (_NONE, *sorted(controls)):
-            right = {key: of["selection"] - of.get(control, 0) for key, of in conditions.items()}
+            bare = [key for key, of in conditions.items() if control not in of]
+            if control != _NONE and bare:
+                says = f"{model}: there are no records of {bare[0][0]} {percent(bare[0][1])} with"
+                raise InputError(
+                    f"{says} squares of the control {control}, and of others there are"
+                )
+            right = {
+                key: of["selection"] - (0 if control == _NONE else of[control])
+                for key, of in conditions.items()
+            }
             row: dict[str, Any] = {"model": model}
             row |= dict(zip(AXES, (*choices, control), strict=True))
             row |= {f"{mode} {percent(p)}": one for (mode, p), one in right.items()}
             margins = {name: of.margin(right, original[model]) for name, of in SENTENCES.items()}
+            if control != _NONE:
+                margins["third"] = np.nan  # of the original: no control is beside that
             rows.append(row | margins)
     frame = pd.DataFrame(rows)
     return Readings(frame, pd.DataFrame(_holding(frame)), said)
@@ -121,7 +133,7 @@ def _holding(rows: pd.DataFrame) -> Iterable[dict[str, Any]]:
             yield {
                 "model": model,
                 "sentence": name,
-                "n": len(margins),
+                "n": int(margins.notna().sum()),
                 "holds": int((margins > 0).sum()),
                 "least": margins.min(),
                 "most": margins.max(),

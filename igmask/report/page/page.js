@@ -257,7 +257,8 @@ async function plot(name) {
   const place = document.getElementById(name);
   const style = getComputedStyle(document.documentElement);
   const [ink, soft, line] = ["--ink", "--soft", "--line"].map((one) => style.getPropertyValue(one).trim());
-  const spec = JSON.parse(JSON.stringify(DATA.plots[name]).replaceAll('"TEXT"', JSON.stringify(ink)));
+  const coloured = (key, value) => (key === "range" && Array.isArray(value) ? value.map((one) => (one === "TEXT" ? ink : one)) : value);
+  const spec = JSON.parse(JSON.stringify(DATA.plots[name]), coloured);
   const wide = place.clientWidth > 720;
   spec.columns = wide ? 2 : 1;
   const room = place.clientWidth - (wide ? 290 : 75); // what legends and axes take

@@ -55,15 +55,16 @@ def page(
     parsed = config.parse(study, with_files=False)
     own = accuracy[accuracy["mask"].map(network_of).isna()]
     right = RIGHTNESS[own["truth"].iloc[0]]
-    drawn = plots(own, curves)
-    halves = list(_halves(own, curves))
+    drawn = plots(own, curves, _TOP[parsed.selection.by])
+    halves, top = list(_halves(own, curves)), _TOP[parsed.selection.by]
+    in_fill = f", filled with {parsed.masking.fills[0]}" if len(parsed.masking.fills) > 1 else ""
     text = _template().render(
         allowed=_ALLOWED,
         name=str(parsed.dataset.name),
         is_demo=parsed.dataset.source == "demo",
         question=_question(parsed, own),
-        findings=list(_findings(halves, right)),
-        lead=_lead(halves),
+        findings=list(_findings(halves, right, top, in_fill)),
+        lead=_lead(halves, top, in_fill),
         tables=[_table(path) for path in _there(tables)],
         has_gallery=bool(shown),
         warnings=config.warnings(parsed) + list(_doubts(shown)),
@@ -165,23 +166,27 @@ def _table(markdown: Path) -> Shown:
     return Shown(title, list(flat.columns), flat.to_numpy().tolist(), notes)
 
 
+_TOP = {"mass": "the attribution", "count": "the squares", "area": "the area"}
+
+
 def _question(study: Study, accuracy: pd.DataFrame) -> str:
     """What was asked, in a sentence."""
     asked, squares, selection = study.attribution, study.squares, study.selection
     n_models, n = accuracy["model"].nunique(), int(accuracy["n"].max())
     what = "Integrated Gradients" if asked.is_integrated else asked.method
     steps = f" ({asked.n_steps} steps from {asked.baseline})" if asked.is_integrated else ""
-    of = {"mass": "the attribution", "count": "the squares", "area": "the area"}[selection.by]
+    of = _TOP[selection.by]
     ps = ", ".join(percent(p) for p in sorted(selection.p, reverse=True))
     ways = {
         "keep": "alone stay",
         "drop": "are masked",
     }
     modes = ", or ".join(ways[mode] for mode in study.masking.modes)
-    networks = f"{n_models} networks" if n_models > 1 else "one network"
+    networks = f"do {n_models} networks" if n_models > 1 else "does one network"
+    images = f"{n:,} images" if n > 1 else "one image"
     fills = ", or ".join(study.masking.fills)
     return (
-        f"What do {networks} say of {n:,} images of {study.dataset.name} when "
+        f"What {networks} say of {images} of {study.dataset.name} when "
         f"the {squares.side}×{squares.side} squares that hold the top p\u00a0% of {of} by "
         f"{what}{steps} {modes}; p = {ps}; what is masked becomes {fills}?"
     )
@@ -226,16 +231,20 @@ def _halves(accuracy: pd.DataFrame, curves: pd.DataFrame | None) -> Iterator[_Ha
         yield _Halves(str(model), p, first, at_p, equal)
 
 
-def _findings(halves: list[_Halves], right: Rightness) -> Iterator[tuple[str, str]]:
+def _findings(
+    halves: list[_Halves], right: Rightness, top: str, in_fill: str
+) -> Iterator[tuple[str, str]]:
     """A sentence a model, with areas and controls in it."""
     for of in halves:
         parts = []
         if of.original is not None:
             parts.append(f"{right.quantity} {of.original:.1f} % of the originals")
         words = {
-            "keep": f"{{top1:.1f}} % with the top {of.p} % of the attribution alone {{area}}",
+            "keep": f"{{top1:.1f}} % with the top {of.p} % of {top} alone {{area}}",
             "drop": "{top1:.1f} % without it {area}",
         }
+        if "selection" not in of.at_p.get("keep", {}):
+            words["drop"] = f"{{top1:.1f}} % without the top {of.p} % of {top} {{area}}"
         for mode, text in words.items():
             if "selection" not in of.at_p.get(mode, {}):
                 continue
@@ -250,10 +259,10 @@ def _findings(halves: list[_Halves], right: Rightness) -> Iterator[tuple[str, st
                 f". At equal area, half of the pixels each: {of.equal['keep']:.1f} % with the more "
                 f"important half, {of.equal['drop']:.1f} % with the other"
             )
-        yield of.model, text + "."
+        yield of.model, f"{text}{in_fill}."
 
 
-def _lead(halves: list[_Halves]) -> str:
+def _lead(halves: list[_Halves], top: str, in_fill: str) -> str:
     """The finding over all models, in a sentence or two; nothing where one mode is missing."""
     both = [
         of.at_p
@@ -266,9 +275,9 @@ def _lead(halves: list[_Halves]) -> str:
     lower = sum(of["keep"]["selection"] < of["drop"]["selection"] for of in both)
     kept = sum(of["keep"]["area"] for of in both) / n
     text = (
-        f"{_fared(lower, n, 'worse')} with the top {p} % of the attribution alone than with what "
+        f"{_fared(lower, n, 'worse')} with the top {p} % of {top} alone than with what "
         f"was left without it, but the former are {kept:.0f} % of the area and the latter "
-        f"{100 - kept:.0f} %"
+        f"{100 - kept:.0f} %{in_fill}"
     )
     equal = [of.equal for of in halves if of.equal.keys() >= {"keep", "drop"}]
     if equal:

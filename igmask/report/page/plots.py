@@ -28,24 +28,27 @@ _DASHES = [
 ]
 
 
-def plots(accuracy: pd.DataFrame, curves: pd.DataFrame | None) -> dict[str, dict[str, Any]]:
+def plots(
+    accuracy: pd.DataFrame, curves: pd.DataFrame | None, top: str
+) -> dict[str, dict[str, Any]]:
     """Return {name: specification} of the plots over p and over area.
 
     accuracy: of accuracy.csv, as texts and numbers; masks of other networks left out
     curves:   of curves.csv, if there is one
+    top:      what p is a share of: the attribution, the squares, the area
     """
     masked = accuracy[accuracy["mode"] != "original"].copy()
     masked["p"] = masked["p"].astype(float)
     original = accuracy[accuracy["mode"] == "original"].set_index("model")["top1"]
     right = RIGHTNESS[accuracy["truth"].iloc[0]]
     by_chance = chance(accuracy)
-    found = {"over-p": _over_p(masked, original, by_chance, right)}
+    found = {"over-p": _over_p(masked, original, by_chance, right, top)}
     found["over-area"] = _over_area(masked, original, curves, by_chance, right)
     return found
 
 
 def _over_p(
-    masked: pd.DataFrame, original: pd.Series, by_chance: float | None, right: Rightness
+    masked: pd.DataFrame, original: pd.Series, by_chance: float | None, right: Rightness, top: str
 ) -> dict[str, Any]:
     """A panel a mode, a colour a network, a line a mask."""
     columns = ["model", "mode", "fill", "mask", "p", "top1", "ci_low", "ci_high", "area_kept"]
@@ -68,12 +71,12 @@ def _over_p(
     colour = _scale("model", [*models, *[_CHANCE] * (by_chance is not None)], grey=_CHANCE)
     return _facets(
         rows,
-        x={"field": "p", "title": "p, % of the attribution", "scale": {"domain": [0, 100]}},
+        x={"field": "p", "title": f"p, % of {top}", "scale": {"domain": [0, 100]}},
         colour=colour | {"title": "network"},
         facet={"field": "panel", "title": None, "sort": "descending"},
         masks=_masks(masked, by_chance),
         right=right,
-        about="by p, the share of the attribution whose squares are kept, or dropped",
+        about=f"by p, the share of {top} that is kept, or dropped",
     )
 
 

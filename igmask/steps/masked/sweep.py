@@ -14,6 +14,7 @@ import torch
 
 from igmask import arrays
 from igmask.asked.recipes import QUANTITIES, STUDIED
+from igmask.errors import refuse
 from igmask.plain import pixels_of_squares, places, ranking
 from igmask.progress import progress
 from igmask.steps.masked.controls import Batch, Dataset, control_of, has_ranking
@@ -87,6 +88,7 @@ def _of_batch(
     original = records["predicted"].to_numpy()
     label = dataset.classes[batch.rows]
     shown = Shown(network, batch.values, records["position"].to_numpy(), made_by)
+    has = has_ranking(scores)
     found = np.empty((len(scores), made_by["points"], len(QUANTITIES)), dtype=np.float32)
     for point in range(made_by["points"]):
         kept = cut.places < cut.counts[:, point, None]
@@ -96,10 +98,13 @@ def _of_batch(
         with torch.no_grad():
             inputs, _ = shown.input(kept.reshape(scores.shape))
             said = network.classifier(inputs).softmax(dim=1).numpy(force=True)
+        # Of an image all masked there may be no answer: nothing is asked of it but on a curve.
+        bad = np.isnan(said).any(axis=1) & has & kept.any(axis=1)
+        refuse("outputs for", records["name"], bad.tolist())
         predicted = said.argmax(axis=1)
         probability = np.take_along_axis(said, original[:, None], axis=1)[:, 0]
         found[:, point] = np.stack(
             [area, probability, predicted == label, predicted == original], axis=1
         )
-    found[~has_ranking(scores)] = np.nan
+    found[~has] = np.nan
     return found
