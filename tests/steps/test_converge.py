@@ -206,7 +206,9 @@ def test_readings_are_counted_and_explained(study):
         records.append(folder)
     readings(records, output=Path("tables"))
     found = pd.read_csv("tables/readings.csv", keep_default_na=False)
+    found[[*SENTENCES]] = found[[*SENTENCES]].apply(pd.to_numeric)
     assert len(found) == 4
+    assert found["third"].isna().tolist() == (found["control"] != "none").tolist()
     row = found[(found["score"] == "signed") & (found["control"] == "none")].iloc[0]
     top1 = {
         name: 100
@@ -223,6 +225,7 @@ def test_readings_are_counted_and_explained(study):
     holds = pd.read_csv("tables/sentences.csv").set_index("sentence")
     for name in SENTENCES:
         assert holds.loc[name, "holds"] == (found[name] > 0).sum()
+        assert holds.loc[name, "n"] == found[name].notna().sum()
     text = Path("tables/sentences.md").read_text()
     assert "of 4" in text
     assert read_all(sorted(records[0].glob("*.parquet"))).rows["fill"].unique() == ["black"]

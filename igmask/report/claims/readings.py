@@ -137,7 +137,7 @@ def _holding(rows: pd.DataFrame) -> Iterable[dict[str, Any]]:
                 "holds": int((margins > 0).sum()),
                 "least": margins.min(),
                 "most": margins.max(),
-            } | explained(of_model[[*AXES]], margins)
+            } | explained(of_model.loc[margins.notna(), [*AXES]], margins.dropna())
 
 
 def explained(choices: pd.DataFrame, values: pd.Series) -> dict[str, float]:
