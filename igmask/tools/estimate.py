@@ -45,13 +45,18 @@ class Left:
 
     def __init__(self, flow: Workflow) -> None:
         made = [*files_of(flow)]
-        self._standing = standing(flow)
+        self._standing = standing(made)
+        self._outputs = [place for one in made if self.stands(one.path) for place in one.outputs]
         steps = {one.path: str((one.settings or {}).get("step", "converge")) for one in made}
         of_study = [one.path for one in made if one.settings is not None]
         self._of_step = Counter(steps[path] for path in of_study)
         self._done = Counter(steps[path] for path in of_study if path in self._standing)
         last = [one.path for one in made if one.settings is None]
         self.is_all_done = len(self._standing) == len(of_study) and all(p.is_file() for p in last)
+
+    def n_bytes_done(self) -> int:
+        """Return the size of the files that stand."""
+        return sum(path.stat().st_size for path in self._outputs)
 
     def count(self, paths: Iterable[str]) -> int:
         """Return how many files are left."""
@@ -102,7 +107,6 @@ def n_points(flow: Workflow) -> int:
 
 def disk(flow: Workflow, left: Left, n_images: int) -> tuple[str, str]:
     """Return whether what is still to be written fits at results/, and the level of that."""
-    standing = [place for one in files_of(flow) if left.stands(one.path) for place in one.outputs]
     study = flow.study
     squares = [_n_squares(flow, name) for name in flow.models]
     sides = {model.geometry: model.geometry.size for model in flow.models.values()}
@@ -118,8 +122,7 @@ def disk(flow: Workflow, left: Left, n_images: int) -> tuple[str, str]:
     }
     place = Path("results") if Path("results").exists() else Path()
     free = shutil.disk_usage(place).free
-    present = sum(path.stat().st_size for path in standing)
-    missing = max(0, sum(parts.values()) - present)
+    missing = max(0, sum(parts.values()) - left.n_bytes_done())
     details = ", ".join(f"{part} {as_size(size)}" for part, size in parts.items())
     says = f"{as_size(missing)} to be written to results/, {as_size(free)} free\n{details}"
     return says, "ok" if missing <= free else "error"

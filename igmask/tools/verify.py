@@ -7,7 +7,7 @@ change are known; where one differs, the image is decoded again. No torch.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -68,14 +68,16 @@ def foreign(flow: Workflow) -> list[str]:
     return lines
 
 
-def standing(flow: Workflow) -> set[Path]:
+def standing(expected: Iterable[Made]) -> set[Path]:
     """Return the files that are there with this configuration's settings, made of such files only.
 
     Files that carry no settings, such as tables, are not among them; nothing but settings is read.
+
+    expected: of `made.made`, in its order
     """
     found: set[Path] = set()
     others: set[Path] = set()  # that are missing, or have other settings
-    for made in files_of(flow):
+    for made in expected:
         if made.settings is None:
             continue
         is_there = all(path.is_file() for path in made.outputs) and not _of_others(made)
