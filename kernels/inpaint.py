@@ -5,7 +5,13 @@ code has it: every masked pixel v solves Σ_n w_n (v_n − v) = 0 over its neigh
 with weights 1/6 beside and 1/12 diagonally; kept pixels are what they are. One sparse symmetric
 system an image, the same for its channels. Solved by conjugate gradients, for a batch at once,
 preconditioned by a cycle of multigrid, so that large holes take hardly more of them than small.
+
+Values are held in a frame of zeros, as rows of pixels one after the other, (N, C, n): a neighbour
+is a shift of the whole, and what rounds is not a row but an image.
 """
+
+from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,14 +19,13 @@ from torch.nn import functional
 
 from igmask.plain import Array
 
-BESIDE, DIAGONAL = 1 / 6, 1 / 12
-
-_OFFSETS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))  # of a pixel's neighbours
-_TOLERANCE = 2e-5  # of the error, relative to the first guess's, in the norm of the system
+_OFFSETS = tuple(product((-1, 0, 1), repeat=2))  # of a point and its neighbours
+_TOLERANCE = 1e-3  # of the error, relative to the first guess's, in the norm of the system
 _MOST = 60  # iterations
+_ROUNDS = 5  # of conjugate gradients, each on what is left: more than one where little is kept
 _CHUNK_BYTES = 48 * 2**20  # of the working memory
 _COARSEST = 16  # points a side, that are solved for directly
-_SMOOTHING = 0.8  # of Jacobi's method
+_SMOOTHING = 1.0  # of Jacobi's method: waves of two to four pixels become a third
 
 
 def inpainted(images: Tensor, kept: Tensor) -> Tensor:
@@ -34,11 +39,13 @@ def inpainted(images: Tensor, kept: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(images.dtype, torch.float32)
     n_channels, height, width = images.shape[1:]
-    values_a_pixel = 30 + 10 * n_channels  # measured
+    values_a_pixel = 30 + 15 * n_channels  # measured
     at_once = max(1, _CHUNK_BYTES // (values_a_pixel * height * width * dtype.itemsize))
-    pairs = zip(images.split(at_once), kept.split(at_once), strict=True)
-    found = [_solved(some.to(dtype), mask).to(images.dtype) for some, mask in pairs]
-    return torch.cat(found) if found else images.clone()
+    found = torch.empty_like(images)
+    parts = (one.split(at_once) for one in (found, images, kept))
+    for result, some, mask in zip(*parts, strict=True):
+        result.copy_(_solved(some.to(dtype), mask))
+    return found
 
 
 def inpainted_arrays(images: Array, kept: Tensor | Array) -> Array:
@@ -49,53 +56,109 @@ def inpainted_arrays(images: Array, kept: Tensor | Array) -> Array:
 
 
 def _solved(images: Tensor, kept: Tensor) -> Tensor:
-    size = images.shape[2:]
-    known, mean = kept.unsqueeze(1), images.mean(dim=(2, 3), keepdim=True)
+    (n_channels, height, width), known = images.shape[1:], kept.unsqueeze(1)
     is_solvable = known.flatten(1).any(dim=1).view(-1, 1, 1, 1)
-    unknown = (~known & is_solvable).to(images)
-    # Of what is left to find beyond the mean colour, kept pixels give the right-hand side.
-    right = unknown * _of_neighbours(torch.where(known, images - mean, 0))
-    n_levels = max(1, *((-(-(n - 1) // (_COARSEST - 1)) - 1).bit_length() for n in size))
-    points = [-(-(n - 1) // 2**n_levels) * 2**n_levels + 1 for n in size]
-    padding = (0, points[1] - size[1], 0, points[0] - size[0])
-    total = _of_neighbours(torch.ones_like(images[:1, :1]))
-    diagonal, unknown, right = (
-        functional.pad(one, padding) for one in (unknown * total, unknown, right)
+    counted = (known | ~is_solvable).to(images)
+    mean = (images * counted).sum(dim=(2, 3), keepdim=True) / counted.sum(dim=(2, 3), keepdim=True)
+    longest = max(height, width) - 1
+    n_levels = max(1, (-(-longest // (_COARSEST - 1)) - 1).bit_length())
+    rows, columns = (-(-(n - 1) // 2**n_levels) * 2**n_levels + 1 for n in (height, width))
+    frame = (1, columns - width + 1, 1, rows - height + 1)
+    unknown, of_image, first = (
+        functional.pad(one, frame).flatten(2)
+        for one in (
+            (~known & is_solvable).to(images),
+            torch.ones_like(images[:1, :1]),
+            torch.where(known, images, mean),
+        )
     )
-    found = _conjugate_gradients(_Pixels(diagonal, unknown, images.shape[1], n_levels), right)
-    return torch.where(known, images, mean + found[:, :, : size[0], : size[1]])
+    pixels = _Pixels(unknown, of_image, _Size(rows, columns), n_channels, n_levels)
+    found = _framed(_solution(pixels, first), pixels.size)[:, :, 1 : height + 1, 1 : width + 1]
+    return torch.where(known, images, found.to(images.dtype))
 
 
-def _of_neighbours(values: Tensor) -> Tensor:
-    """Σ w v over the neighbours of each pixel of (N, C, H, W): 1/12 (1 2 1)ᵀ (1 2 1) but itself."""
-    padded = functional.pad(values, (1, 1, 1, 1))
-    rows = padded[:, :, :-2] + padded[:, :, 2:]
-    rows.add_(padded[:, :, 1:-1], alpha=2)
+class _Size(NamedTuple):
+    """Rows and columns of the points in a frame."""
+
+    rows: int
+    columns: int
+
+    @property
+    def coarser(self) -> "_Size":
+        """Of every other point."""
+        return _Size((self.rows + 1) // 2, (self.columns + 1) // 2)
+
+
+def _framed(values: Tensor, size: _Size) -> Tensor:
+    """View (N, C, n) as rows and columns, the frame among them."""
+    return values.unflatten(2, (size.rows + 2, size.columns + 2))
+
+
+def _inner(values: Tensor, size: _Size) -> Tensor:
+    """View (…, n) from the first point in the frame to the last."""
+    first = size.columns + 3
+    return values[..., first : values.shape[-1] - first]
+
+
+def _neighbours(values: Tensor, size: _Size) -> Tensor:
+    """View (N, C, n) as what is around `_inner` points, by _OFFSETS: (N, C, 3, 3, m)."""
+    width = size.columns + 2
+    n_inner = values.shape[2] - 2 * (width + 1)
+    shape, strides = (*values.shape[:2], 3, 3, n_inner), (*values.stride()[:2], width, 1, 1)
+    return values.as_strided(shape, strides)
+
+
+def _around(values: Tensor, size: _Size) -> Tensor:
+    """Σ (1 2 1)ᵀ (1 2 1) v around each point, itself included; of `_inner` ones."""
+    width = size.columns + 2
+    rows = values[..., : -2 * width] + values[..., 2 * width :]
+    rows.add_(values[..., width:-width], alpha=2)
     found = rows[..., :-2] + rows[..., 2:]
-    found.add_(rows[..., 1:-1], alpha=2)
-    return found.sub_(values, alpha=4).mul_(DIAGONAL)
+    return found.add_(rows[..., 1:-1], alpha=2)
 
 
 class _Pixels:
-    """The equations of the unknown pixels: d v − Σ w v of the unknown neighbours."""
+    """The equations of the unknown pixels, in twelfths: d v − Σ w v of unknown neighbours.
 
-    def __init__(self, diagonal: Tensor, unknown: Tensor, n_channels: int, n_levels: int) -> None:
-        around = functional.pad(unknown, (1, 1, 1, 1))
-        weights = {0: 0.0, 1: -BESIDE, 2: -DIAGONAL}
-        stencil = torch.cat(
-            [weights[abs(dy) + abs(dx)] * _shifted(around, dy, dx) for dy, dx in _OFFSETS], dim=1
-        )
-        stencil.mul_(unknown)
-        stencil[:, 4:5] = diagonal
-        self.coarser = _coarse(stencil, n_levels)
-        shape = (-1, n_channels, -1, -1)
+    unknown:  (N, 1, n), 1 where a pixel is to be found
+    of_image: (1, 1, n), 1 where there is one
+    """
+
+    def __init__(
+        self, unknown: Tensor, of_image: Tensor, size: _Size, n_channels: int, n_levels: int
+    ) -> None:
+        self.size = size
+        total = torch.zeros_like(of_image)  # of a pixel's weights, its own, 4, included
+        _inner(total, size).add_(_around(of_image, size))
+        stencil = unknown.new_zeros(len(unknown), 3, 3, unknown.shape[2])
+        weights = unknown.new_tensor([1, 2, 1])
+        both = _neighbours(unknown, size)[:, 0] * -torch.outer(weights, weights).unsqueeze(2)
+        torch.mul(both, _inner(unknown, size).unsqueeze(2), out=_inner(stencil, size))
+        stencil[:, 1, 1:2] += unknown * total
+        self.coarser = _coarse(stencil, size, n_levels)
+        self.total, shape = total, (-1, n_channels, -1)
         self.unknown = unknown.expand(shape).contiguous()
-        self.diagonal = diagonal.expand(shape).contiguous()
-        self.inverse = torch.where(self.diagonal > 0, _SMOOTHING / self.diagonal, 0)
+        self.diagonal = self.unknown * total
+        own = self.diagonal - 4 * self.unknown
+        self.inverse = torch.where(own > 0, _SMOOTHING / own, 0)
 
     def times(self, values: Tensor) -> Tensor:
-        found = self.diagonal * values
-        return found.addcmul_(self.unknown, _of_neighbours(values), value=-1)
+        return self._less(self.diagonal * values, values, -1)
+
+    def left(self, right: Tensor, values: Tensor) -> Tensor:
+        """What the equations still lack."""
+        return self._less(torch.addcmul(right, self.diagonal, values, value=-1), values, 1)
+
+    def _less(self, found: Tensor, values: Tensor, sign: int) -> Tensor:
+        unknown, around = _inner(self.unknown, self.size), _around(values, self.size)
+        _inner(found, self.size).addcmul_(unknown, around, value=sign)
+        return found
+
+    def lacking(self, values: Tensor) -> Tensor:
+        """The same of whole images, (N, C, n), whose known pixels give the right-hand side."""
+        found = self.total.to(values) * values
+        _inner(found, self.size).sub_(_around(values, self.size))
+        return found.mul_(self.unknown).neg_()
 
     def cycle(self, right: Tensor) -> Tensor:
         return _cycle(self, right)
@@ -104,22 +167,21 @@ class _Pixels:
 class _Points:
     """Equations of bilinear functions, a point each, coupled with its eight neighbours.
 
-    stencil: (N, 9, h, w), the coefficients by _OFFSETS, zero of what is not there
+    stencil: (N, 3, 3, n), the coefficients by _OFFSETS, zero of what is not there
     """
 
-    def __init__(self, stencil: Tensor, n_levels: int) -> None:
-        self.stencil = stencil
-        diagonal = stencil[:, 4:5]
+    def __init__(self, stencil: Tensor, size: _Size, n_levels: int) -> None:
+        self.size, self.stencil = size, stencil
+        diagonal = stencil[:, 1, 1:2]
         self.unknown = (diagonal > 0).to(stencil)
         self.inverse = torch.where(diagonal > 0, _SMOOTHING / diagonal, 0)
-        self.coarser = _coarse(stencil, n_levels)
+        self.coarser = _coarse(stencil, size, n_levels)
 
-    def times(self, values: Tensor) -> Tensor:
-        around = functional.pad(values, (1, 1, 1, 1))
-        found = self.stencil[:, 4:5] * values
-        for k, (dy, dx) in enumerate(_OFFSETS):
-            if k != 4:
-                found.addcmul_(self.stencil[:, k : k + 1], _shifted(around, dy, dx))
+    def left(self, right: Tensor, values: Tensor) -> Tensor:
+        coefficients = _inner(self.stencil, self.size).unsqueeze(1)
+        found = right.clone()
+        products = coefficients * _neighbours(values, self.size)
+        _inner(found, self.size).sub_(products.sum(dim=(2, 3)))
         return found
 
     def cycle(self, right: Tensor) -> Tensor:
@@ -129,106 +191,125 @@ class _Points:
 def _cycle(system: _Pixels | _Points, right: Tensor) -> Tensor:
     """Return about the solution: a linear and symmetric map, the same each time."""
     found = system.inverse * right
-    correction = system.coarser.cycle(_coarser(right - system.times(found)))
-    found.addcmul_(system.unknown, _finer(correction))
-    return found.addcmul_(system.inverse, right - system.times(found))
+    correction = system.coarser.cycle(_coarser(system.left(right, found), system.size))
+    found.addcmul_(system.unknown, _finer(correction, system.size))
+    return found.addcmul_(system.inverse, system.left(right, found))
 
 
 class _Solved:
     """The coarsest equations, as a matrix, solved directly."""
 
-    def __init__(self, stencil: Tensor) -> None:
-        n, _, height, width = stencil.shape
+    def __init__(self, stencil: Tensor, size: _Size) -> None:
+        n, (height, width) = len(stencil), size
         matrix = stencil.new_zeros(n, height + 2, width + 2, height + 2, width + 2)
         y, x = torch.meshgrid(
-            *(torch.arange(1, 1 + k, device=stencil.device) for k in (height, width)), indexing="ij"
+            *(torch.arange(1, 1 + k, device=stencil.device) for k in size), indexing="ij"
         )
         for k, (dy, dx) in enumerate(_OFFSETS):
-            matrix[:, y, x, y + dy, x + dx] = stencil[:, k]
+            of_offset = _framed(stencil.flatten(1, 2), size)[:, k, 1:-1, 1:-1]
+            matrix[:, y, x, y + dy, x + dx] = of_offset
         inside = matrix[:, 1:-1, 1:-1, 1:-1, 1:-1]
         inside = inside.reshape(n, height * width, height * width)
         diagonal = inside.diagonal(dim1=1, dim2=2)
         # Functions that hardly reach an unknown pixel are nearly dependent in float32.
         shift = (diagonal <= 0).to(stencil) + 1e-6 * diagonal.amax(dim=1, keepdim=True)
-        self.factor = torch.linalg.cholesky(inside + torch.diag_embed(shift))
+        self.size, self.factor = size, torch.linalg.cholesky(inside + torch.diag_embed(shift))
 
     def cycle(self, right: Tensor) -> Tensor:
-        flat = right.flatten(2).transpose(1, 2)
-        return torch.cholesky_solve(flat, self.factor).transpose(1, 2).view_as(right)
+        inside = _framed(right, self.size)[:, :, 1:-1, 1:-1]
+        flat = inside.flatten(2).transpose(1, 2)
+        found = torch.cholesky_solve(flat, self.factor).transpose(1, 2).reshape(inside.shape)
+        return functional.pad(found, (1, 1, 1, 1)).flatten(2)
 
 
-def _coarse(stencil: Tensor, n_levels: int) -> "_Points | _Solved":
+def _coarse(stencil: Tensor, size: _Size, n_levels: int) -> "_Points | _Solved":
     """The equations of every other point: Pᵀ A P of bilinear functions (Galerkin).
 
-    A coefficient is a sum over the points o around one of the coarse, and over their neighbours
-    o + e, of P_o A_{o, o+e} P_{o+e−2d}: a convolution of the stencil with constant weights.
+    P is a product of one along rows and one along columns, so one is taken after the other.
     """
-    hat = {-1: 0.5, 0: 1.0, 1: 0.5}
-
-    def value(y: int, x: int) -> float:
-        return hat.get(y, 0.0) * hat.get(x, 0.0)
-
-    weights = [
-        [
-            [
-                [value(y, x) * value(y + ey - 2 * dy, x + ex - 2 * dx) for x in (-1, 0, 1)]
-                for y in (-1, 0, 1)
-            ]
-            for ey, ex in _OFFSETS
-        ]
-        for dy, dx in _OFFSETS
-    ]
-    coarse = functional.conv2d(stencil, stencil.new_tensor(weights), stride=2, padding=1)
-    return _Points(coarse, n_levels - 1) if n_levels > 1 else _Solved(coarse)
+    both = stencil.unflatten(3, (size.rows + 2, size.columns + 2))
+    both = _coarse_rows(_coarse_rows(both).mT.transpose(1, 2)).mT.transpose(1, 2)
+    coarse = both.flatten(3)
+    if n_levels > 1:
+        return _Points(coarse, size.coarser, n_levels - 1)
+    return _Solved(coarse, size.coarser)
 
 
-def _conjugate_gradients(system: _Pixels, right: Tensor) -> Tensor:
-    """Solve for each image and channel by itself: those that are done stay as they are."""
-    found, left = torch.zeros_like(right), right.clone()
-    towards = system.cycle(left)
-    direction, power = towards, _dot(left, towards)
+def _coarse_rows(stencil: Tensor) -> Tensor:
+    """The stencil (N, 3, 3, h + 2, …) of every other row.
+
+    Its coefficient to the row d is the sum over the rows o around, and over their neighbours
+    o + e, of P_o A_{o, o+e} P_{o+e−2d}.
+    """
+    hat, n_rows = {-1: 0.5, 0: 1.0, 1: 0.5}, stencil.shape[3] - 2
+    coarse = stencil.new_zeros(*stencil.shape[:3], (n_rows + 1) // 2 + 2, stencil.shape[4])
+    for d, o, e in product((-1, 0, 1), repeat=3):
+        if weight := hat[o] * hat.get(o + e - 2 * d, 0.0):
+            rows = stencil[:, e + 1, :, 1 + o : n_rows + 1 + o : 2]
+            coarse[:, d + 1, :, 1:-1].add_(rows, alpha=weight)
+    return coarse
+
+
+def _solution(pixels: _Pixels, guess: Tensor) -> Tensor:
+    """Return whole images (N, C, n), float64, by rounds of conjugate gradients.
+
+    What a round lacks is computed in float64: where little is kept, float32 cannot tell.
+    Each image and channel is solved by itself: those that are done stay as they are.
+    """
+    found, left = guess.double(), pixels.lacking(guess)
+    towards = pixels.cycle(left)
+    power = _dot(left, towards)
     enough = _TOLERANCE**2 * power
-    for _ in range(_MOST):
+    for _ in range(_ROUNDS):
         active = power > enough
         if not bool(active.any()):
             break
+        found.add_(_conjugate_gradients(pixels, left, towards, power, enough))
+        left = pixels.lacking(found).to(left)
+        towards = pixels.cycle(left)
+        power = _dot(left, towards)
+        found.addcmul_((active & (power <= enough)).to(found), towards)
+    return found
+
+
+def _conjugate_gradients(
+    system: _Pixels, left: Tensor, towards: Tensor, power: Tensor, enough: Tensor
+) -> Tensor:
+    """Return what to add, until a step adds less, in the norm of the system, than is `enough`."""
+    found, direction, active = torch.zeros_like(left), towards, power > enough
+    for _ in range(_MOST):
         along = system.times(direction)
         step = torch.where(active, power / _dot(direction, along), 0)
         found.addcmul_(step, direction)
-        left.addcmul_(step, along, value=-1)
+        active = active & (step * power > enough)
+        if not bool(active.any()):
+            break
+        left = torch.addcmul(left, step, along, value=-1)
         towards = system.cycle(left)
         before, power = power, _dot(left, towards)
         direction = torch.addcmul(towards, torch.where(active, power / before, 0), direction)
     return found
 
 
-def _shifted(padded: Tensor, dy: int, dx: int) -> Tensor:
-    height, width = padded.shape[2] - 2, padded.shape[3] - 2
-    return padded[:, :, 1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
+def _finer(values: Tensor, size: _Size) -> Tensor:
+    """Bilinear interpolation to the points of that size; in the frame is what there may be."""
+    coarse = _framed(values, size.coarser)
+    rows = coarse.new_empty(*coarse.shape[:2], size.rows + 2, coarse.shape[3])
+    rows[:, :, 1::2] = coarse[:, :, 1:-1]
+    rows[:, :, ::2] = (coarse[:, :, :-1] + coarse[:, :, 1:]).mul_(0.5)
+    found = rows.new_empty(*rows.shape[:3], size.columns + 2)
+    found[..., 1::2] = rows[..., 1:-1]
+    found[..., ::2] = (rows[..., :-1] + rows[..., 1:]).mul_(0.5)
+    return found.flatten(2)
 
 
-def _finer(values: Tensor) -> Tensor:
-    """Bilinear interpolation: (N, C, h, w) → (N, C, 2h − 1, 2w − 1)."""
-    n, n_channels, height, width = values.shape
-    rows = values.new_empty(n, n_channels, height, 2 * width - 1)
-    rows[..., ::2] = values
-    rows[..., 1::2] = (values[..., :-1] + values[..., 1:]).mul_(0.5)
-    found = values.new_empty(n, n_channels, 2 * height - 1, 2 * width - 1)
-    found[:, :, ::2] = rows
-    found[:, :, 1::2] = (rows[:, :, :-1] + rows[:, :, 1:]).mul_(0.5)
-    return found
-
-
-def _coarser(values: Tensor) -> Tensor:
+def _coarser(values: Tensor, size: _Size) -> Tensor:
     """The transpose of `_finer`."""
-    rows, between = values[:, :, ::2].clone(), values[:, :, 1::2]
-    rows[:, :, :-1].add_(between, alpha=0.5)
-    rows[:, :, 1:].add_(between, alpha=0.5)
-    found, between = rows[..., ::2].clone(), rows[..., 1::2]
-    found[..., :-1].add_(between, alpha=0.5)
-    found[..., 1:].add_(between, alpha=0.5)
-    return found
+    fine = _framed(values, size)
+    rows = (fine[:, :, :-2:2] + fine[:, :, 2::2]).mul_(0.5).add_(fine[:, :, 1:-1:2])
+    found = (rows[..., :-2:2] + rows[..., 2::2]).mul_(0.5).add_(rows[..., 1:-1:2])
+    return functional.pad(found, (1, 1, 1, 1)).flatten(2)
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:
-    return (first * second).sum(dim=(2, 3), keepdim=True)
+    return (first * second).sum(dim=2, keepdim=True)

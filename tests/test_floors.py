@@ -96,7 +96,7 @@ def test_kernels_know_tensors_only(path):
             else []
         )
     }
-    plain = {"collections", "dataclasses", "functools", "os", "types", "typing"}
+    plain = {"collections", "dataclasses", "functools", "itertools", "os", "types", "typing"}
     assert names <= {"torch", "triton", "igmask"} | plain
 
 

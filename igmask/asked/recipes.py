@@ -32,7 +32,7 @@ STAGES = {
     "attribute": 4,
     "randomise": 1,
     "mask": 3,
-    "evaluate": 6,
+    "evaluate": 7,
     "probe": 1,
     "converge": 1,
 }

@@ -66,6 +66,18 @@ def test_filled_pixels_solve_their_equations(size, share):
             np.testing.assert_array_equal(filled[:, mask], image[:, mask].astype(filled.dtype))
 
 
+@pytest.mark.parametrize("squares", [[(0, 0)], [(0, 0), (-1, -1)], [(25, 24), (25, 25)]])
+def test_what_little_is_kept_tells_the_far_end_of_an_image(squares):
+    y, x = np.mgrid[:150, :150] / 150
+    image = np.stack([0.5 + 0.4 * np.sin(3 * y + 2 * x + channel) for channel in range(3)])
+    mask = torch.zeros(1, 50, 50, dtype=torch.bool)
+    for square in squares:
+        mask[0][square] = True
+    kept = to_pixels(mask, 150, 150)
+    found = inpainted(torch.from_numpy(image).float()[None], kept)[0]
+    np.testing.assert_allclose(found, solved(image, kept[0].numpy()), atol=2e-5)
+
+
 def test_a_slope_is_continued_and_a_colour_spreads_to_the_border():
     x = torch.arange(30.0).expand(1, 3, 30, 30) / 30
     kept = torch.zeros(1, 30, 30, dtype=torch.bool)

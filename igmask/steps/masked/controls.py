@@ -52,19 +52,27 @@ class Dataset:
         return label_or_predicted(self.parts.records).to_numpy()
 
     @cached_property
+    def ranked(self) -> np.ndarray:
+        """Whether each image has a ranking, (N,) bool: others are no image's partner."""
+        chunks = self.parts.batches(_CHUNK)
+        return np.concatenate([has_ranking(score_parts(c.values, self.score)) for c in chunks])
+
+    @cached_property
     def by_class(self) -> tuple[np.ndarray, np.ndarray]:
-        """All rows, class by class, and where in them each class begins, its end included."""
+        """The rows that have a ranking, class by class, and where each class begins, and ends."""
         n_classes = int(self.classes.max(initial=0)) + 1
-        counts = np.bincount(self.classes, minlength=n_classes)
-        return np.argsort(self.classes, kind="stable"), np.cumsum([0, *counts])
+        [rows] = np.nonzero(self.ranked)
+        counts = np.bincount(self.classes[rows], minlength=n_classes)
+        return rows[np.argsort(self.classes[rows], kind="stable")], np.cumsum([0, *counts])
 
     @cached_property
     def places(self) -> np.ndarray:
-        """The sum over all images of each square's place in their ranking, (K,) int64."""
-        chunks = self.parts.batches(_CHUNK)
-        return sum(
-            places(ranking(score_parts(chunk.values, self.score))).sum(axis=0) for chunk in chunks
-        )
+        """The sum over the images that have a ranking of each square's place in it, (K,) int64."""
+        total = np.zeros(int(np.prod(self.grid)), dtype=np.int64)
+        for chunk in self.parts.batches(_CHUNK):
+            scores = score_parts(chunk.values, self.score)
+            total += places(ranking(scores[has_ranking(scores)])).sum(axis=0)
+        return total
 
     def rng(self, row: int, draw: int) -> np.random.Generator:
         """Return the random numbers of a draw of an image, by its place in the dataset alone."""
@@ -148,10 +156,13 @@ def _random(dataset: Dataset, batch: Batch) -> np.ndarray:
 def _shifted(dataset: Dataset, batch: Batch) -> np.ndarray:
     """The image's own ranking, its ties in order, moved by as much as was drawn, never by 0."""
     n_rows, n_columns = dataset.grid
-    own = -places(ranking(dataset.scores(batch.rows))).reshape(-1, n_rows, n_columns)
+    scores = dataset.scores(batch.rows)
+    own, has = -places(ranking(scores)).reshape(scores.shape), has_ranking(scores)
     shifted = np.full(own.shape, np.nan)
     if n_rows * n_columns > 1:
         for i, row in enumerate(batch.rows.tolist()):
+            if not has[i]:
+                continue
             by = int(dataset.rng(row, batch.draw).integers(1, n_rows * n_columns))
             shifted[i] = np.roll(own[i], divmod(by, n_columns), axis=(0, 1))
     return shifted
@@ -164,12 +175,14 @@ def _of_another(dataset: Dataset, batch: Batch, *, same_class: bool) -> np.ndarr
     partners = np.full(len(batch.rows), -1)
     for i, row in enumerate(batch.rows.tolist()):
         first, end = starts[dataset.classes[row] :][:2]
-        n = end - first - 1 if same_class else len(rows) - (end - first)
+        n = end - first - dataset.ranked[row] if same_class else len(rows) - (end - first)
         if not n:
             continue
         place = int(dataset.rng(row, batch.draw).integers(n))
         if same_class:  # counted from the first of the class, without the image itself
-            place += first + (place >= np.searchsorted(rows[first:end], row))
+            own = first + np.searchsorted(rows[first:end], row)
+            place += first
+            place += dataset.ranked[row] and place >= own
         elif place >= first:  # counted without the class
             place += end - first
         partners[i] = rows[place]
@@ -190,11 +203,13 @@ def _edges(dataset: Dataset, batch: Batch) -> np.ndarray:
 
 
 def _position(dataset: Dataset, batch: Batch) -> np.ndarray:
-    """The mean place of each square in the rankings of all other images."""
-    others = dataset.places - places(ranking(dataset.scores(batch.rows)))
-    n_others = len(dataset.parts.records) - 1
-    scores = -others.reshape(-1, *dataset.grid) / n_others if n_others else np.nan * others
-    return scores.reshape(-1, *dataset.grid)
+    """The mean place of each square in the rankings of all other images that have one."""
+    scores = dataset.scores(batch.rows)
+    has = has_ranking(scores)[:, None]
+    others = dataset.places - np.where(has, places(ranking(scores)), 0)
+    n_others = dataset.ranked.sum() - has
+    found = np.where(n_others > 0, -others / np.maximum(n_others, 1), np.nan)
+    return found.reshape(scores.shape)
 
 
 def _randomised(dataset: Dataset, batch: Batch) -> np.ndarray:

@@ -37,11 +37,11 @@ class Reversed(NamedTuple):
 def dataset(tmp_path):
     """What makes a `Dataset` of so many shards and such a seed."""
 
-    def made(shards=1, seed=0, labels=CLASSES):
+    def made(shards=1, seed=0, labels=CLASSES, scores=SCORES):
         paths = []
         for i, rows in enumerate(np.array_split(ROWS, shards)):
-            paths.append(tmp_path / f"{shards}-{i}-{len(set(labels))}.npy")
-            parts = np.stack([SCORES[rows], 0 * SCORES[rows]], axis=1).astype(np.float32)
+            paths.append(tmp_path / f"{shards}-{i}-{len(set(labels))}-{scores.sum()}.npy")
+            parts = np.stack([scores[rows], 0 * scores[rows]], axis=1).astype(np.float32)
             with arrays.writing(paths[-1], np.float32, parts.shape[1:]) as writer:
                 writer.append(parts)
             records = pd.DataFrame({"name": [f"{row}.png" for row in rows], "label": labels[rows]})
@@ -163,6 +163,36 @@ def test_another_image_is_of_the_class_that_is_asked_for(dataset, labelled):
         for row, found in partners.items():
             same = {other for other in range(N) if CLASSES[other] == CLASSES[row]}
             assert found == (same - {row} if name == "same-class" else {*range(N)} - same)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_images_without_a_ranking_have_none_to_give_and_none_that_is_shifted(dataset, shards):
+    lacking = np.array([0, 3, 4])  # 3 is the only one of its class
+    has = ~np.isin(ROWS, lacking)
+    whole = dataset(shards, scores=np.where(has[:, None, None], SCORES, 0.25))
+    np.testing.assert_array_equal(whole.ranked, has)
+    np.testing.assert_array_equal(has_ranking(scores("shifted", whole)), has)
+    every = np.stack([places(one) for one in SCORES])
+    for row, found in enumerate(scores("position", whole)):
+        expected = every[[other for other in ROWS[has] if other != row]].mean(axis=0)
+        np.testing.assert_allclose(-found, expected)
+    for name in ("same-class", "other-class"):
+        partners = {row: set() for row in range(N)}
+        for draw in range(60):
+            for row, found in enumerate(scores(name, whole, draw=draw)):
+                if not np.isnan(found).any():
+                    [partner] = np.flatnonzero((np.float32(SCORES) == found).all(axis=(1, 2)))
+                    partners[row].add(int(partner))
+        for row, found in partners.items():
+            same = {other for other in range(N) if CLASSES[other] == CLASSES[row]}
+            expected = same - {row} if name == "same-class" else {*range(N)} - same
+            assert found == expected - {*lacking}
+
+
+def test_where_no_image_has_a_ranking_no_control_of_rankings_has_one(dataset):
+    none = dataset(scores=np.zeros_like(SCORES))
+    for name in ("shifted", "same-class", "other-class", "position"):
+        assert not has_ranking(scores(name, none)).any()
 
 
 def test_edges_are_sobels(dataset):
