@@ -287,8 +287,9 @@ class Workflow:
         asked, masking = self.study.attribution, self.study.masking
         fills, controls = (tuple(filter(is_own, of)) for of in (masking.fills, masking.controls))
         model = self.models[wildcards.model]
-        side, maps = self.study.squares.side, self.attribute(wildcards).attribution.maps
-        return recipes.Preflight(model, asked.baseline, own, fills, controls, side, maps)
+        squares, maps = self.study.squares, self.attribute(wildcards).attribution.maps
+        of_squares = squares.side, maps, squares.score
+        return recipes.Preflight(model, asked.baseline, own, fills, controls, *of_squares)
 
     def prepare(self, wildcards: Any) -> recipes.Prepare:
         """Return the recipe of a shard's images in one geometry."""

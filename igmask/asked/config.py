@@ -29,7 +29,7 @@ from igmask.asked.settings import (
     percent,
     rules,
 )
-from igmask.asked.testing import against
+from igmask.asked.testing import against, in_vain
 from igmask.errors import InputError, no_file, refusing, suggestion
 
 
@@ -191,6 +191,7 @@ def _inconsistencies(study: Study) -> Iterator[str]:
     if len({Condition("keep", 50, *one).name for one in shown}) < len(shown):
         yield f"masking: two of {', '.join((*fills, *controls))} name the same files"
     yield from _unknown_family(study)
+    yield from in_vain(study.statistics.family)
     if study.curves.points == 1:
         yield "curves.points: 1 is no curve; give at least 2, its ends, or 0 for none"
     if "randomised" in study.readings.controls:

@@ -77,6 +77,7 @@ class Preflight:
     own:      functions of the user's own that other steps will need
     fills, controls: those among them that are tried on the first images
     maps:     the folder of ready attributions, of which every image has to have one
+    score:    as which ready numbers of squares have to keep their order
     """
 
     model: Model
@@ -86,6 +87,7 @@ class Preflight:
     controls: tuple[str, ...] = ()
     side: int = of("squares", "side", counts=lambda one: bool(one.controls or one.maps))
     maps: str | None = of("attribution", "maps", counts=lambda one: one.maps is not None)
+    score: str = of("squares", "score", counts=lambda one: one.maps is not None)
 
 
 @dataclass(frozen=True)

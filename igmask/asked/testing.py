@@ -1,7 +1,7 @@
 """The settings of what is tested: as settings.py."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,18 @@ def against(pair: str) -> tuple[str, str]:
     """Return the two names in "keep-50-black against drop-50-black"."""
     first, second = re.split(" against ", pair)
     return first, second
+
+
+def in_vain(family: Iterable[str]) -> Iterator[str]:
+    """Say which comparisons of a family are none, or there already: each would count as a test."""
+    seen: set[frozenset[str]] = set()
+    for pair in family:
+        both = frozenset(against(pair))
+        if len(both) < 2:
+            yield f"statistics.family: {pair} compares a condition with itself"
+        elif both in seen:
+            yield f"statistics.family: {pair} is there twice, this way or the other"
+        seen.add(both)
 
 
 def family_of(conditions: Iterable[Any]) -> Sequence[str]:

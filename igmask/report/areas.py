@@ -15,6 +15,7 @@ import pandas as pd
 from igmask import arrays
 from igmask.asked.recipes import QUANTITIES, STUDIED, Tables
 from igmask.asked.settings import percent
+from igmask.errors import InputError
 from igmask.inputs.chance import wilson
 from igmask.inputs.classes import label_or_predicted
 from igmask.plain import FILLS
@@ -74,7 +75,10 @@ def collect(curve_paths: Iterable[Path], recipe: Tables | None = None) -> Areas:
         common = dict(zip(("model", "fill", "mask"), key, strict=True)) | {"mode": made_by["mode"]}
         common["truth"] = truth(made_by)
         points += [common | {"n": n} | row for row in found]
-        of_model = under.setdefault(key[0], _Under(label_or_predicted(shards.records)))
+        classes = label_or_predicted(shards.records.set_index("name"))
+        of_model = under.setdefault(key[0], _Under(classes))
+        if not classes.index.equals(of_model.classes.index):
+            raise InputError(f"{path}: of other images than the other curves of {key[0]}")
         of_model.of[*key[1:], made_by["mode"]] = areas
         if (left := len(shards.records) - n) and made_by["mode"] == "keep":
             which = "attribution" if made_by["mask"] in STUDIED else made_by["mask"]

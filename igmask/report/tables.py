@@ -119,6 +119,8 @@ def collect(record_paths: Iterable[Path]) -> Results:
             made_by["by_luck"] = by_luck(answers, labels, made_by["n_classes"])
         if network_of(made_by["mask"]) is None:
             notes.setdefault(name, {}).update(made_by)
+    for outcomes in models.values():
+        outcomes.check()
     rows.sort(key=partial(_place, list(notes)))
     for row in rows:
         if row["mask"] == "selection":

@@ -30,7 +30,8 @@ def read_map(folder: Path, name: str, size: tuple[int, int], side: int) -> np.nd
 
     An array of its file may be an attribution of pixels, (H, W), (C, H, W) or (H, W, C) with one
     or three channels, or one number a square, (P, Q): a score, or a ranking whose first square has
-    the highest number.
+    the highest number. Such numbers keep their order under the score `signed`, and if none is
+    negative under any.
 
     size:   (H, W) of the prepared images
     raises  InputError, naming the file, if it has another shape, is damaged, is no array of
@@ -56,8 +57,13 @@ def read_map(folder: Path, name: str, size: tuple[int, int], side: int) -> np.nd
     return parts.astype(np.float32)
 
 
-def check_maps(folder: str, names: Iterable[str], size: tuple[int, int], side: int) -> None:
-    """Raise InputError if some of the images have no map, or the first one's cannot be used."""
+def check_maps(
+    folder: str, names: Iterable[str], size: tuple[int, int], side: int, score: str
+) -> None:
+    """Raise InputError if some of the images have no map, or the first one's cannot be used.
+
+    Or if a number of a square is negative, and the score is none that keeps their order.
+    """
     if not Path(folder).is_dir():
         raise InputError(f"attribution.maps: there is no folder {folder!r}")
     missing, names = [], list(names)
@@ -72,6 +78,16 @@ def check_maps(folder: str, names: Iterable[str], size: tuple[int, int], side: i
         raise InputError(f"{len(missing)} of {len(names)} images lack a map:\n{listed}{more}")
     for name in names[:1]:
         read_map(Path(folder), name, size, side)
+        path = file_of(Path(folder), name)
+        if score == "signed" or _pixels(_load(path), size) is not None:
+            return
+    for name in names:  # one number a square: small files
+        path = file_of(Path(folder), name)
+        if (_load(path) < 0).any():
+            raise InputError(
+                f"{path}: has negative numbers of squares, of which squares.score: {score} would "
+                "lose the order; say squares.score: signed, or raise all numbers above 0"
+            )
 
 
 def _load(path: Path) -> np.ndarray:

@@ -60,7 +60,8 @@ def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
     geometry = models.complete(model).geometry
     baselines.check(baseline, geometry)
     if here.maps:
-        check_maps(here.maps, records["name"], (geometry.size, geometry.size), here.side)
+        size = geometry.size, geometry.size
+        check_maps(here.maps, records["name"], size, here.side, here.score)
     for name in recipe.own:
         imported(name)
     _try_own(recipe, images, models.complete(model))

@@ -123,6 +123,42 @@ def test_a_family_of_unknown_conditions_is_refused(study):
         compared(outcomes(study).values(), family, replicates=100, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("second", "says"),
+    [
+        ("drop-50-black against keep-50-black", "is there twice"),
+        ("keep-90-black against keep-90-black", "compares a condition with itself"),
+    ],
+)
+def test_a_family_has_no_test_twice(study, second, says):
+    family = ("keep-50-black against drop-50-black", second)
+    with pytest.raises(InputError, match=rf"statistics.family: {second} {says}"):
+        compared(outcomes(study).values(), family, replicates=100, seed=0)
+
+
+def test_records_of_two_studies_are_no_study(study):
+    twice = study / "again.parquet"
+    arrays.write_records(twice, *arrays.read_records(study / "one-keep-50.0-edges.parquet"))
+    with pytest.raises(InputError, match="one: there are two files of records of keep-50-black-ed"):
+        outcomes(study)
+    twice.unlink()
+    path = study / "one-drop-90.0-selection.parquet"
+    records, settings = arrays.read_records(path)
+    records["name"] = "other" + records["name"]
+    arrays.write_records(path, records, settings)
+    says = "one: the records of drop-90-black are of other images .* other00.png and 39 more"
+    with pytest.raises(InputError, match=says):
+        outcomes(study)
+
+
+def test_files_of_other_labels_are_not_compared(study):
+    one, two = (study / f"{name}-keep-50.0-selection.parquet" for name in ("one", "two"))
+    records, settings = arrays.read_records(two)
+    arrays.write_records(two, records.assign(label=1 - records["label"]), settings)
+    with pytest.raises(InputError, match=r"00.png has the label 0 in .*; 39 more have others"):
+        of_files(one, two, replicates=100, seed=0)
+
+
 def test_table_6_has_the_middle_p_and_the_family(study):
     recipe = Tables(family=("keep-90-black against drop-90-black",), replicates=100)
     tables([study], output=study / "out", recipe=recipe)

@@ -224,11 +224,44 @@ def test_readings_are_counted_and_explained(study):
     assert beside["keep 90"] == pytest.approx(expected, abs=1e-3)
     holds = pd.read_csv("tables/sentences.csv").set_index("sentence")
     for name in SENTENCES:
-        assert holds.loc[name, "holds"] == (found[name] > 0).sum()
+        assert holds.loc[name, "holds"] == SENTENCES[name].holds(found[name]).sum()
         assert holds.loc[name, "n"] == found[name].notna().sum()
     text = Path("tables/sentences.md").read_text()
     assert "of 4" in text
     assert read_all(sorted(records[0].glob("*.parquet"))).rows["fill"].unique() == ["black"]
+
+
+def test_readings_are_of_the_same_images_and_differ_in_choices_alone(study):
+    run_mask([Path("one.npy")], Path("masks-one"), p=(90, 50))
+    folder = evaluated(study, "one", controls=("random",))
+    files = sorted(folder.glob("*.parquet"))
+    bare = {row["control"]: row for row in read_all(files).rows.to_dict("records")}
+    control = folder / "keep-90-black-random.parquet"
+    records, settings = arrays.read_records(control)
+    left = records[records["name"] != records["name"].iloc[0]]  # an image without a ranking
+    arrays.write_records(control, left, settings)
+    [found] = read_all(files).rows.query("control == 'random'").to_dict("records")
+    own = arrays.read_records(folder / "keep-90-black.parquet")[0].set_index("name")["correct"]
+    both = own[left["name"].unique()].mean() - left["correct"].mean()
+    assert found["keep 90"] == pytest.approx(100 * both)
+    assert found["keep 50"] == bare["random"]["keep 50"]
+    records, settings = arrays.read_records(folder / "drop-50-black.parquet")
+    for changed, says in (
+        ({"side": 2}, "made with side 2, and others of .* with 3"),
+        ({"attribution": settings["attribution"] | {"n_steps": 7}}, "attribution.n_steps 7"),
+    ):
+        arrays.write_records(folder / "drop-50-black.parquet", records, settings | changed)
+        with pytest.raises(InputError, match=says):
+            read_all(files)
+    arrays.write_records(folder / "drop-50-black.parquet", records[1:], settings)
+    with pytest.raises(InputError, match="records of drop 50 are not of the same images"):
+        read_all(files)
+
+
+def test_exactly_a_third_is_a_third():
+    margin = SENTENCES["third"].margin({("keep", 90.0): 46.8}, 70.2)
+    assert SENTENCES["third"].holds(pd.Series([margin, -0.1])).tolist() == [True, False]
+    assert SENTENCES["falls"].holds(pd.Series([0.0, 1e-3])).tolist() == [False, True]
 
 
 def test_a_choice_explains_what_it_alone_decides():

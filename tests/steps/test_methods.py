@@ -209,6 +209,28 @@ def test_maps_that_cannot_be_used_are_named_before_any_work(study, spoil, says):
         run_preflight(Path("index.parquet"), Path("found.json"), model=study, maps="maps")
 
 
+def test_numbers_of_squares_keep_their_order_or_are_refused(study):
+    numbers = np.random.default_rng(0).normal(size=(7, 4, 4))
+    write_maps(abs(numbers))
+    np.save("maps/b/5.png.npy", numbers[6])
+    how = {"model": study, "maps": "maps"}
+    with pytest.raises(InputError, match=r"maps/b/5.png.npy: has negative numbers .* say squ"):
+        run_preflight(Path("index.parquet"), Path("found.json"), **how)
+    for score in ("absolute", "absolute-sum"):
+        with pytest.raises(InputError, match=f"squares.score: {score} would lose the order"):
+            run_preflight(Path("index.parquet"), Path("found.json"), **how, score=score)
+    run_preflight(Path("index.parquet"), Path("found.json"), **how, score="signed")
+    found = attributed(study, method="maps", maps="maps")
+    ranked = plain.ranking(plain.score_parts(found, "signed"))
+    np.testing.assert_array_equal(ranked[6], np.argsort(-numbers[6].ravel()))
+    np.save("maps/b/5.png.npy", abs(numbers[6]))
+    run_preflight(Path("index.parquet"), Path("found.json"), **how)
+    found = attributed(study, method="maps", maps="maps")
+    for score in plain.SCORES:
+        ranked = plain.ranking(plain.score_parts(found, score))
+        np.testing.assert_array_equal(ranked, np.argsort(-abs(numbers).reshape(7, -1)))
+
+
 def test_a_bad_map_of_a_later_image_is_named(study):
     write_maps(np.ones((7, SIZE, SIZE)))
     np.save("maps/b/5.png.npy", np.full((SIZE, SIZE), np.inf))

@@ -14,7 +14,7 @@ from igmask import arrays
 from igmask.asked.masking import middle
 from igmask.asked.recipes import CONVERGED, STUDIED, Condition, network_of
 from igmask.asked.settings import percent
-from igmask.asked.testing import against, family_of
+from igmask.asked.testing import against, family_of, in_vain
 from igmask.errors import InputError, suggestion
 from igmask.report.claims.outcomes import Outcomes
 from igmask.report.rightness import RIGHTNESS
@@ -46,11 +46,13 @@ def collect(
 
     family: "keep-50-black against drop-50-black", …, of each model, whose p-values are adjusted
             together; if empty keep against drop at the p nearest to 50, under the first fill
-    raises  InputError for a condition that there is not
+    raises  InputError for a condition that there is not, or two that are there twice
     """
     models = list(models)
     rows: list[dict[str, Any]] = []
     told = family
+    for problem in in_vain(family):
+        raise InputError(problem)
     for one in models:
         conditions = one.in_order
         of_family = [against(name) for name in family or family_of(conditions)]
@@ -108,16 +110,17 @@ def compare(
 def of_files(first: Path, second: Path, *, replicates: int, seed: int) -> list[str]:
     """Return lines that compare two files of records, of one network or two.
 
-    raises InputError if they are not of the same images, or if one says accuracy and the other
-           agreement
+    raises InputError if they are not of the same images with the same labels, or if one says
+           accuracy and the other agreement
     """
-    both, images, rights = Outcomes("records"), [], []
+    both, images, rights, labels = Outcomes("records"), [], [], []
     for place, path in enumerate((first, second)):
         records, made_by = arrays.read_records(path)
         if made_by.get("step") != "evaluate" or records.empty:
             raise InputError(f"{path}: no records of `igmask evaluate`")
         both.add(records, made_by | {"mode": f"{place}", "p": None})
         images.append({*records["name"]})
+        labels.append(records.set_index("name")["label"])
         rights.append(RIGHTNESS[both.truth])
     if rights[0] != rights[1]:
         raise InputError(f"{first} says {rights[0].quantity}, and {second} {rights[1].quantity}")
@@ -126,6 +129,13 @@ def of_files(first: Path, second: Path, *, replicates: int, seed: int) -> list[s
             f"{first} and {second} are of other images: only one of them has {others[0]}"
             + f" and {len(others) - 1} more" * (len(others) > 1)
         )
+    if rights[0].quantity == RIGHTNESS["label"].quantity:
+        own, other = (one[~one.index.duplicated()] for one in labels)
+        if differ := [name for name in own.index if own[name] != other[name]]:
+            name, more = differ[0], f"; {len(differ) - 1} more have others" * (len(differ) > 1)
+            raise InputError(
+                f"{name} has the label {own[name]} in {first} and {other[name]} in {second}{more}"
+            )
     [found] = compare(both, [("0", "1")], replicates=replicates, seed=seed)
     return _said(SimpleNamespace(**found), (first, second), rights[0].quantity, replicates)
 

@@ -35,7 +35,7 @@ class Outcomes:
     def add(self, records: pd.DataFrame, made_by: dict[str, Any]) -> str:
         """Take the records of a condition, and return its name.
 
-        raises InputError if a name is there twice
+        raises InputError if a name, or the condition, is there twice
         """
         p, fill = made_by.get("p"), made_by.get("fill")
         condition = Condition(made_by["mode"], p, fill, made_by["mask"])
@@ -43,6 +43,11 @@ class Outcomes:
         if not first.index.is_unique:
             twice = first.index[first.index.duplicated()][0]
             raise InputError(f"{self.model}, {condition.name}: {twice} is there twice")
+        if condition.name in self.conditions:
+            raise InputError(
+                f"{self.model}: there are two files of records of {condition.name}, which may be "
+                "of two studies; pass one of them"
+            )
         self.conditions[condition.name] = condition
         self.n_draws[condition.name] = made_by.get("draws", 1)
         self.truth = truth(made_by)
@@ -55,6 +60,16 @@ class Outcomes:
         if len(first) > len(self.classes) or condition.p is None:
             self.classes = label_or_predicted(first)
         return condition.name
+
+    def check(self) -> None:
+        """Raise InputError if a condition has an image that the originals have not, or none has."""
+        original = next((one.name for one in self.conditions.values() if one.p is None), "")
+        for name, right in self._right.items() if original else ():
+            if others := sorted({*right.index} - {*self._right[original].index}):
+                raise InputError(
+                    f"{self.model}: the records of {name} are of other images than those of "
+                    f"{original}: {others[0]}" + f" and {len(others) - 1} more" * (len(others) > 1)
+                )
 
     @property
     def in_order(self) -> list[Condition]:

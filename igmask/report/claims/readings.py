@@ -23,15 +23,28 @@ from igmask.report.tables import render
 
 # What a reading chooses, in the order of the tables' columns.
 AXES = ("output", "target", "baseline", "score", "selection", "fill", "control")
+_CHOSEN = ("of", "target", "baseline")  # of an attribution's settings
 _NONE = "none"  # of controls: accuracies as they are
+
+# By (mode, p) and mask: of each image, by its name, how often of a hundred the network is right.
+_Conditions = dict[tuple[str, float], dict[str, pd.Series]]
 
 
 class Sentence(NamedTuple):
-    """A sentence, and by how many points it holds: of the accuracies of a reading, by (mode, p)."""
+    """A sentence, and by how many points it holds: of the accuracies of a reading, by (mode, p).
+
+    at_least: whether it holds at a margin of 0, too
+    """
 
     short: str
     says: str
     margin: Callable[[dict[tuple[str, float], float], float], float]
+    at_least: bool = False
+
+    def holds(self, margins: pd.Series) -> pd.Series:
+        """Return of which margins, in points, rounded where binary fractions are not exact."""
+        rounded = margins.round(9)
+        return (rounded >= 0) if self.at_least else (rounded > 0)
 
 
 def _falls(right: dict[tuple[str, float], float], original: float) -> float:
@@ -67,6 +80,7 @@ SENTENCES = {
         "keep-90 loses a third",
         "keep-90, of the largest p, loses a third of the accuracy or more",
         _third,
+        at_least=True,
     ),
 }
 
@@ -87,22 +101,37 @@ class Readings:
 
 
 def collect(paths: Iterable[Path]) -> Readings:
-    """Return the readings in records; all have those of the original images among them."""
-    original: dict[str, float] = {}
-    found: dict[tuple[str, ...], dict[tuple[str, float], dict[str, float]]] = {}
+    """Return the readings in records; all have those of the original images among them.
+
+    raises InputError for records of other images than the originals', or such that differ in more
+           than AXES, or if those of a control are missing
+    """
+    original: dict[str, pd.Series] = {}
+    found: dict[tuple[str, ...], _Conditions] = {}
+    fixed: dict[str, dict[str, Any]] = {}
     said = "label"
     for path in paths:
         records, made_by = arrays.read_records(path)
-        said, top1 = truth(made_by), 100 * float(records["correct"].mean())
+        said, name = truth(made_by), made_by["name"]
+        right = 100 * records.groupby("name")["correct"].mean()
+        _check_alike(path, made_by, fixed.setdefault(name, {}))
         if made_by["mode"] == "original":
-            original[made_by["name"]] = top1
+            original[name] = right
             continue
         asked = made_by["attribution"]
         chosen = asked["of"], asked["target"], asked["baseline"], made_by["score"], made_by["by"]
-        of_mask = found.setdefault((made_by["name"], *chosen, made_by["fill"]), {})
-        of_mask.setdefault((made_by["mode"], made_by["p"]), {})[made_by["mask"]] = top1
+        of_mask = found.setdefault((name, *chosen, made_by["fill"]), {})
+        of_mask.setdefault((made_by["mode"], made_by["p"]), {})[made_by["mask"]] = right
     rows = []
     for (model, *choices), conditions in found.items():
+        if model not in original:
+            raise InputError(f"{model}: there are no records of the original images")
+        for (mode, p), of in conditions.items():
+            if "selection" not in of or not of["selection"].index.equals(original[model].index):
+                raise InputError(
+                    f"{model}: the records of {mode} {percent(p)} are not of the same images as "
+                    "those of the originals"
+                )
         controls = {mask for of in conditions.values() for mask in of} - {"selection"}
         for control in (_NONE, *sorted(controls)):
             bare = [key for key, of in conditions.items() if control not in of]
@@ -111,19 +140,37 @@ def collect(paths: Iterable[Path]) -> Readings:
                 raise InputError(
                     f"{says} squares of the control {control}, and of others there are"
                 )
-            right = {
-                key: of["selection"] - (0 if control == _NONE else of[control])
-                for key, of in conditions.items()
-            }
+            right = {key: _top1(of, control) for key, of in conditions.items()}
             row: dict[str, Any] = {"model": model}
             row |= dict(zip(AXES, (*choices, control), strict=True))
             row |= {f"{mode} {percent(p)}": one for (mode, p), one in right.items()}
-            margins = {name: of.margin(right, original[model]) for name, of in SENTENCES.items()}
+            whole = float(original[model].mean())
+            margins = {name: of.margin(right, whole) for name, of in SENTENCES.items()}
             if control != _NONE:
                 margins["third"] = np.nan  # of the original: no control is beside that
             rows.append(row | margins)
     frame = pd.DataFrame(rows)
     return Readings(frame, pd.DataFrame(_holding(frame)), said)
+
+
+def _top1(of_mask: dict[str, pd.Series], control: str) -> float:
+    """The accuracy of a selection; less that of a control, of the images that have both."""
+    right = of_mask["selection"]
+    return float((right if control == _NONE else right - of_mask[control]).mean())
+
+
+def _check_alike(path: Path, made_by: dict[str, Any], others: dict[str, Any]) -> None:
+    """Raise InputError if records differ from others of their model in what is no choice."""
+    own = {"images": made_by.get("read", {}).get("images"), "side": made_by.get("side")}
+    own |= {key: made_by.get(key) for key in ("geometry", "blur_sigma")}
+    asked = made_by.get("attribution", {})
+    own |= {f"attribution.{key}": of for key, of in asked.items() if key not in _CHOSEN}
+    for key, value in own.items():
+        if value is not None and others.setdefault(key, value) != value:
+            raise InputError(
+                f"{path}: made with {key} {value}, and others of {made_by['name']} with "
+                f"{others[key]}; readings differ in {', '.join(AXES)} alone"
+            )
 
 
 def _holding(rows: pd.DataFrame) -> Iterable[dict[str, Any]]:
@@ -134,7 +181,7 @@ def _holding(rows: pd.DataFrame) -> Iterable[dict[str, Any]]:
                 "model": model,
                 "sentence": name,
                 "n": int(margins.notna().sum()),
-                "holds": int((margins > 0).sum()),
+                "holds": int(SENTENCES[name].holds(margins).sum()),
                 "least": margins.min(),
                 "most": margins.max(),
             } | explained(of_model.loc[margins.notna(), [*AXES]], margins.dropna())
@@ -196,7 +243,7 @@ def _notes(found: Readings) -> list[str]:
     sentences = "; ".join(of.says for of in SENTENCES.values())
     return [
         f"the sentences: {sentences}; by: the least and the largest margin in points, above 0 "
-        "where the sentence holds",
+        "where the sentence holds (a third: 0, too)",
         f"the readings: {levels}; beside a control, of accuracies less those under the control's "
         "masks of the same area",
         "under each choice the share of the variance of the margin that it explains alone, of all "
