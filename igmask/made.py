@@ -59,7 +59,7 @@ def _made_of(flow: Workflow, name: str, settings: dict[str, Any]) -> Iterator[Ma
     model, one = flow.models[name], SimpleNamespace(model=name)
     images, scores = ([Path(x) for x in paths] for paths in (flow.images(one), flow.scores(one)))
     if model.train is not None:
-        yield Made(Path(str(model.weights)), stamp("train"))
+        yield Made(Path(str(model.weights)), stamp("train") | said_of(flow.train(one)))
     looked_at = stamp("preflight", stamp("index"))
     yield Made(Path(flow.folder, "models", name, "preflight.json"), looked_at)
     first = SimpleNamespace(geometry=model.geometry.name, shard=flow.shards[0])
@@ -155,7 +155,8 @@ def _made_randomised(
     paths = list(map(Path, flow.randomised_scores(one)))
     if not paths:
         return
-    yield Made(Path(flow.drawn_weights(one)), stamp("randomise"))
+    settings = stamp("randomise") | said_of(flow.randomise(one))
+    yield Made(Path(flow.drawn_weights(one)), settings)
     recipe = flow.attribute_randomised(one)
     for shard, image, classes, path in zip(flow.shards, images, scores, paths, strict=True):
         settings = before | stamp("attribute", before) | said_of(recipe) | {"shard": shard}

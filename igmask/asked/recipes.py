@@ -25,12 +25,12 @@ from igmask.asked.settings import (
 
 # The algorithm of each step; raise a number when a step's results change.
 STAGES = {
-    "train": 2,
+    "train": 3,
     "index": 2,
     "preflight": 2,
     "prepare": 3,
     "attribute": 4,
-    "randomise": 1,
+    "randomise": 2,
     "mask": 3,
     "evaluate": 7,
     "probe": 1,

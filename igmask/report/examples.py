@@ -222,7 +222,8 @@ def _condition_column(examples: Examples, file: File) -> Column:
         values = filled(images, settings, mean=mean, positions=examples.positions, kept=kept)
         images = np.where(kept[..., np.newaxis], images, values)
         title += " random squares" if is_random else f" {percent(p)} %"
-        title += f"\n{100 * records['area_kept'].mean():.0f} % left"
+        several = " (mean)" if records["area_kept"].nunique() > 1 else ""
+        title += f"\n{100 * records['area_kept'].mean():.0f} % left{several}"
     classes = settings["class_names"]
     captions = [caption(record, classes) for record in records.loc[examples.names].itertuples()]
     return Column(title, images, captions)

@@ -47,6 +47,9 @@ RIGHTNESS = {  # by what accuracy.csv has in its column `truth`
 }
 
 
+TOP = {"mass": "the attribution", "count": "the squares", "area": "the area"}  # p % of it
+
+
 def chance(accuracy: pd.DataFrame) -> float | None:
     """Return how often a guess is right, in percent, or None where networks differ in that.
 

@@ -26,7 +26,7 @@ from igmask.report import areas
 from igmask.report.claims import collapse, comparisons, othersmasks
 from igmask.report.claims.outcomes import Outcomes
 from igmask.report.published import CITATION, published_top1
-from igmask.report.rightness import RIGHTNESS, truth
+from igmask.report.rightness import RIGHTNESS, TOP, truth
 from igmask.steps.masked.controls import control_of
 
 COLUMNS = [
@@ -76,6 +76,7 @@ class Results:
     models:   what became of each image, by the model's name
     classes:  a row a model, condition and class: `collapse.of_classes`
     agreement: by (model, p), the mean IoU of masks with converged ones
+    by:        how squares were selected
     """
 
     accuracy: pd.DataFrame
@@ -83,6 +84,7 @@ class Results:
     models: dict[str, Outcomes] = field(default_factory=dict)
     classes: pd.DataFrame = field(default_factory=pd.DataFrame)
     agreement: dict[tuple[str, str], float] = field(default_factory=dict)
+    by: str = "mass"
 
 
 def collect(record_paths: Iterable[Path]) -> Results:
@@ -131,7 +133,8 @@ def collect(record_paths: Iterable[Path]) -> Results:
     names = {name: of["class_names"] for name, of in notes.items()}
     classes = collapse.of_classes(said, models.values(), names)
     left_out = [f"{name}: {mask} has a ranking of no image" for name, mask in sorted(rankless)]
-    return Results(accuracy, _notes(notes, accuracy) + left_out, models, classes, agreement)
+    by = next((of["by"] for of in notes.values() if "by" in of), Results.by)
+    return Results(accuracy, _notes(notes, accuracy) + left_out, models, classes, agreement, by)
 
 
 def _place(models: list[str], row: dict[str, Any]) -> tuple[Any, ...]:
@@ -175,7 +178,7 @@ def _of_records(results: Results) -> dict[str, str]:
     found = {"accuracy.csv": results.accuracy.round(4).to_csv(index=False)}
     accuracy = results.accuracy[results.accuracy["mask"].map(network_of).isna()]
     mode = accuracy["mode"]
-    squares = "the squares with the top p % of the attribution"
+    squares = f"the squares with the top p % of {TOP[results.by]}"
     ps = accuracy["p"].dropna().astype(float)
     p = percent(middle(ps)) if len(ps) else ""
     shown = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from igmask import arrays
-from igmask.asked.recipes import Randomise, stamp
+from igmask.asked.recipes import Randomise, made_by, stamp
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.inputs.files import with_located
@@ -46,7 +46,7 @@ def randomise(image_paths: list[Path], output: Path, recipe: Randomise) -> None:
             raise InputError(
                 f"{recipe.model.source}: with weights drawn anew, outputs are not finite"
             )
-    write_weights(output, whole[1], stamp("randomise"))
+    write_weights(output, whole[1], stamp("randomise") | made_by(recipe))
 
 
 def redraw(network: nn.Module, *, seed: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from igmask.asked.recipes import Train, stamp
+from igmask.asked.recipes import Train, made_by, stamp
 from igmask.errors import InputError, refusing
 from igmask.inputs import models
 from igmask.inputs.sources import demo
@@ -100,7 +100,7 @@ def train(output: Path, recipe: Train) -> None:
     how = vars(model.train) | {"seed": seed, "on_batch": lambda loss, accuracy: meter.advance()}
     with refusing(FloatingPointError, ValueError):
         fit(whole, images, labels, **how)
-    write_weights(output, network, stamp("train"))
+    write_weights(output, network, stamp("train") | made_by(recipe))
 
 
 def _flipped(x: torch.Tensor, chance: torch.Generator) -> torch.Tensor:

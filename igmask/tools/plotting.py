@@ -138,7 +138,8 @@ def plot_study(
         for place in places:
             place.set(xlim=(0, 103), ylim=(0, 100), xlabel=AREA)
             place.grid(color="0.92")
-        places[0].set_ylabel(RIGHTNESS[masked["truth"].iloc[0]].axis)
+        truths = masked.get("truth", pd.Series(["label"]))
+        places[0].set_ylabel(RIGHTNESS[truths.iloc[0]].axis)
         if axes is None:
             figure.legend(handles=keys, loc="outside right upper")
         else:

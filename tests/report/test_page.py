@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import zlib
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -357,7 +358,23 @@ def test_tables_sort_and_show_the_rows_of_a_quantity(opened):
         opened.execute_script("document.querySelectorAll('.table thead button')[3].click()")
     column = [float(row[3]) for row in opened.execute_script(read)]
     assert column == sorted(column, reverse=True)
+    opened.execute_script(
+        """
+        const select = document.querySelector(".table select");
+        select.value = "";
+        select.dispatchEvent(new Event("input"));
+        document.querySelectorAll('.table thead button')[3].click();
+        """
+    )
+    rows = opened.execute_script(read)
+    column = [float(row[3]) for row in rows if row[1] == "top-1"]
+    assert column == sorted(column)
+    heads = [row[0] for row in rows]  # what is said of a network stays together
+    assert len([*groupby(heads)]) == 10
+    quantities = [[row[1] for row in of] for _, of in groupby(rows, key=lambda row: row[0])]
+    assert all(of == quantities[0] for of in quantities)
     sort = "return document.querySelectorAll('.table thead th')[3].ariaSort"
+    opened.execute_script("document.querySelectorAll('.table thead button')[3].click()")
     assert opened.execute_script(sort) == "descending"
 
 

@@ -293,16 +293,25 @@ function compared(a, b) {
   return x - y;
 }
 
+/** By the first row shown of each network, whose rows stay together: quantities are not compared. */
 function sortable(table) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
     const up = head.getAttribute("aria-sort") !== "ascending";
     heads.forEach((one) => one.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const text = (row) => row.cells[column].textContent;
-    const rows = [...table.tBodies[0].rows];
-    rows.sort((a, b) => (up ? 1 : -1) * compared(text(a), text(b)));
-    table.tBodies[0].append(...rows);
+    const blocks = [];
+    for (const row of table.tBodies[0].rows) {
+      const name = row.cells[0].textContent;
+      if (blocks.at(-1)?.name !== name) blocks.push({ name, rows: [] });
+      blocks.at(-1).rows.push(row);
+    }
+    for (const block of blocks) {
+      const first = block.rows.find((row) => !row.hidden) ?? block.rows[0];
+      block.text = first.cells[column].textContent;
+    }
+    blocks.sort((a, b) => (up ? 1 : -1) * compared(a.text, b.text));
+    table.tBodies[0].append(...blocks.flatMap((block) => block.rows));
   }));
 }
 

@@ -13,11 +13,12 @@ import pandas as pd
 from igmask import arrays
 from igmask.asked import config
 from igmask.asked.masking import middle
-from igmask.asked.recipes import network_of
+from igmask.asked.recipes import Condition, network_of
 from igmask.asked.settings import Study, percent
 from igmask.errors import InputError, refusing
+from igmask.report.claims.comparisons import signed
 from igmask.report.page.plots import plots
-from igmask.report.rightness import RIGHTNESS, Rightness
+from igmask.report.rightness import RIGHTNESS, TOP, Rightness
 
 _PACKAGES = ("igmask", "torch", "torchvision", "numpy", "pillow", "snakemake")
 _TABLES = (1, 2, 3, 4)
@@ -55,8 +56,9 @@ def page(
     parsed = config.parse(study, with_files=False)
     own = accuracy[accuracy["mask"].map(network_of).isna()]
     right = RIGHTNESS[own["truth"].iloc[0]]
-    drawn = plots(own, curves, _TOP[parsed.selection.by])
-    halves, top = list(_halves(own, curves)), _TOP[parsed.selection.by]
+    drawn = plots(own, curves, TOP[parsed.selection.by])
+    compared = _compared(tables / "comparisons.csv")
+    halves, top = list(_halves(own, curves, compared)), TOP[parsed.selection.by]
     in_fill = f", filled with {parsed.masking.fills[0]}" if len(parsed.masking.fills) > 1 else ""
     text = _template().render(
         allowed=_ALLOWED,
@@ -106,6 +108,18 @@ def _read(path: Path) -> pd.DataFrame:
         if missing := {"model", "mode", "mask", "top1", "truth"} - {*found}:
             raise InputError(f"{says}: it has no column {sorted(missing)[0]}")
         return found
+
+
+def _compared(path: Path) -> dict[tuple[str, ...], str]:
+    """Differences with their intervals in words, by model and the names of two conditions."""
+    if not path.exists():
+        return {}
+    found = pd.read_csv(path, dtype=dict.fromkeys(("model", "first", "second"), str))
+    return {
+        (row.model, row.first, row.second): f"{signed(row.difference)} points (95 % interval "
+        f"{signed(row.ci_low)} … {signed(row.ci_high)})"
+        for row in found.itertuples()
+    }
 
 
 def _read_if_there(path: Path) -> pd.DataFrame | None:
@@ -166,16 +180,13 @@ def _table(markdown: Path) -> Shown:
     return Shown(title, list(flat.columns), flat.to_numpy().tolist(), notes)
 
 
-_TOP = {"mass": "the attribution", "count": "the squares", "area": "the area"}
-
-
 def _question(study: Study, accuracy: pd.DataFrame) -> str:
     """What was asked, in a sentence."""
     asked, squares, selection = study.attribution, study.squares, study.selection
     n_models, n = accuracy["model"].nunique(), int(accuracy["n"].max())
     what = "Integrated Gradients" if asked.is_integrated else asked.method
     steps = f" ({asked.n_steps} steps from {asked.baseline})" if asked.is_integrated else ""
-    of = _TOP[selection.by]
+    of = TOP[selection.by]
     ps = ", ".join(percent(p) for p in sorted(selection.p, reverse=True))
     ways = {
         "keep": "alone stay",
@@ -201,9 +212,13 @@ class _Halves:
     original: float | None
     at_p: dict[str, dict[str, Any]]
     equal: dict[str, float]
+    difference: str
+    others: dict[str, tuple[float, float]]  # keep and drop with further fills
 
 
-def _halves(accuracy: pd.DataFrame, curves: pd.DataFrame | None) -> Iterator[_Halves]:
+def _halves(
+    accuracy: pd.DataFrame, curves: pd.DataFrame | None, compared: dict[tuple[str, ...], str]
+) -> Iterator[_Halves]:
     masked = accuracy[accuracy["mode"] != "original"]
     if masked.empty:
         return
@@ -228,7 +243,16 @@ def _halves(accuracy: pd.DataFrame, curves: pd.DataFrame | None) -> Iterator[_Ha
             half = of_model[of_model["share"].astype(float) == 50]
             equal = dict(zip(half["mode"], half["top1"], strict=True))
         first = float(original.iloc[0]) if len(original) else None
-        yield _Halves(str(model), p, first, at_p, equal)
+        of_fills = rows[(rows["p"] == p) & (rows["mask"] == "selection")]
+        by_fill = of_fills.pivot_table("top1", "fill", "mode", sort=False)
+        others = {
+            str(one): (float(of["keep"]), float(of["drop"]))
+            for one, of in by_fill.iterrows()
+            if one != fill and {"keep", "drop"} <= {*of.dropna().index}
+        }
+        two = (Condition(mode, float(p), fill, "selection").name for mode in ("keep", "drop"))
+        difference = compared.get((str(model), *two), "")
+        yield _Halves(str(model), p, first, at_p, equal, difference, others)
 
 
 def _findings(
@@ -254,12 +278,21 @@ def _findings(
                 area += f", where as many random squares give {found['random']:.1f} %"
             parts.append(text.format(top1=found["selection"], area=f"({area})"))
         text = "; ".join(parts)
+        if of.difference:
+            text += f": keep less drop is {of.difference}"
         if of.equal.keys() >= {"keep", "drop"}:
             text += (
                 f". At equal area, half of the pixels each: {of.equal['keep']:.1f} % with the more "
                 f"important half, {of.equal['drop']:.1f} % with the other"
             )
-        yield of.model, f"{text}{in_fill}."
+        text += f"{in_fill}."
+        if of.others:
+            told = (
+                f"{keep:.1f} and {drop:.1f} % with {fill}"
+                for fill, (keep, drop) in of.others.items()
+            )
+            text += f" Filled otherwise, keep and drop have {', '.join(told)}."
+        yield of.model, text
 
 
 def _lead(halves: list[_Halves], top: str, in_fill: str) -> str:
