@@ -128,6 +128,7 @@ rule train:
         "results/{data}/weights/{model}.safetensors",
     log:
         "results/{data}/logs/train/{model}.log",
+    priority: 150
     resources:
         **JOB,
     params:
@@ -209,6 +210,7 @@ rule attribute:
         "results/{data}/models/{model}/scores/{shard}.parquet",
     log:
         "results/{data}/logs/attribute/{model}-{shard}.log",
+    priority: 40
     threads: flow.study.compute.threads
     resources:
         **NETWORK,
@@ -284,6 +286,7 @@ rule mask:
         ),
     log:
         "results/{data}/logs/mask/{model}.log",
+    priority: 30
     resources:
         **JOB,
     params:
@@ -317,6 +320,7 @@ rule evaluate:
         ),
     log:
         "results/{data}/logs/evaluate/{model}.log",
+    priority: 30
     threads: flow.study.compute.threads
     resources:
         **NETWORK,
@@ -403,6 +407,7 @@ rule probe:
         "results/{data}/models/{model}/probe.parquet",
     log:
         "results/{data}/logs/probe/{model}.log",
+    priority: 20
     resources:
         **JOB,
     params:
@@ -434,6 +439,7 @@ rule tables:
         ),
     log:
         "results/logs/tables.log",
+    priority: 10
     resources:
         **JOB,
     params:

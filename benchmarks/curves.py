@@ -26,7 +26,7 @@ from torch.nn import functional
 from igmask import arrays, plain
 from igmask.asked import config
 from igmask.bench.pages import describe, page
-from igmask.engine.ready import keep_freed_memory
+from igmask.devices import keep_freed_memory
 from igmask.inputs import models
 from igmask.kernels import inpainted, to_pixels
 from igmask.steps.masked.controls import Dataset

@@ -11,6 +11,7 @@ scheduler shows a job its own GPUs only, and their locks are free.
 """
 
 import contextlib
+import ctypes
 import itertools
 import os
 import re
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -140,6 +142,21 @@ def _physical_name(index: int) -> str:
         return entry
     uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)  # ROCm may have none
     return str(uuid or entry or index)
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let malloc use freed memory again instead of giving it back to the system.
+
+    Fresh pages for the activations of every batch cost a fifth of the time of VGG-16.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return  # not the GNU C library: another allocator, with habits of its own
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
 
 
 def _lock_folder() -> Path:

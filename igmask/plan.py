@@ -243,7 +243,8 @@ class Workflow:
         return " ".join(map(_digest, code_of(baseline) if is_own(baseline) else files))
 
     def prepare_threads(self, cores: int | None) -> int:
-        """Of `igmask prepare`: an equal share of the cores, or one where their number is open."""
+        """Of `igmask prepare`: an equal share of the cores; one if that is open, or of the demo."""
+        cores = None if self.study.dataset.source == "demo" else cores  # its images are drawn
         return max(1, (cores or 1) // (len(self.shards) * len(self.geometries)))
 
     def words(self, step: str) -> Callable[[Any], str]:
@@ -286,10 +287,9 @@ class Workflow:
         own = tuple(filter(is_own, dict.fromkeys(later)))
         asked, masking = self.study.attribution, self.study.masking
         fills, controls = (tuple(filter(is_own, of)) for of in (masking.fills, masking.controls))
-        model = self.models[wildcards.model]
-        squares, maps = self.study.squares, self.attribute(wildcards).attribution.maps
-        of_squares = squares.side, maps, squares.score
-        return recipes.Preflight(model, asked.baseline, own, fills, controls, *of_squares)
+        of, maps = self.study.squares, self.attribute(wildcards).attribution.maps
+        about = asked.baseline, own, fills, controls, of.side, maps, of.score
+        return recipes.Preflight(self.models[wildcards.model], *about)
 
     def prepare(self, wildcards: Any) -> recipes.Prepare:
         """Return the recipe of a shard's images in one geometry."""

@@ -152,8 +152,13 @@ def test_options_name_every_setting_in_one_quoted_string():
     ("shards", "cores", "threads"), [(1, 16, 8), (2, 16, 4), (3, 16, 2), (9, 16, 1), (1, None, 1)]
 )
 def test_cores_are_shared_among_the_jobs_of_preparation(shards, cores, threads):
-    flow = Workflow(STUDY | {"compute": {"shards": shards}})  # of two geometries
-    assert flow.prepare_threads(cores) == threads
+    models = {
+        name: STUDY["models"]["tv"] | {"size": size} for name, size in (("a", 112), ("b", 96))
+    }
+    study = {"dataset": {"source": "folder", "root": "images"}, "models": models}
+    compute = {"compute": {"shards": shards}}
+    assert Workflow(study | compute).prepare_threads(cores) == threads
+    assert Workflow(STUDY | compute).prepare_threads(cores) == 1  # drawn, by Python alone
 
 
 def test_options_leave_out_what_a_job_does_not_depend_on(flow):

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from igmask.asked.settings import Model, Study
 from igmask.bench.pages import Row, describe
-from igmask.devices import n_cores, take_device
+from igmask.devices import keep_freed_memory, n_cores, take_device
 from igmask.engine.ig import Auto, integrated_gradients, overlap
 from igmask.engine.network import Network
-from igmask.engine.ready import keep_freed_memory, prepare
+from igmask.engine.ready import prepare
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.inputs.data import index, opener

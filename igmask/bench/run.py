@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from igmask.bench.contestants import Contestant, Setting, build
+from igmask.devices import keep_freed_memory
 from igmask.engine import definition
 from igmask.engine.ig import integrated_gradients
 from igmask.engine.network import PRECISIONS, Network, all_finite, multiply_in
-from igmask.engine.ready import keep_freed_memory, prepare
+from igmask.engine.ready import prepare
 from igmask.engine.stem import Split, whole
 
 # Captum's internal_batch_size, of which the best counts; igmask's own is tried, too.

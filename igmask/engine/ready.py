@@ -1,16 +1,16 @@
 """A model → the network made ready of it: once, and anew when the model has changed."""
 
-import ctypes
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
 
+from igmask.devices import keep_freed_memory
 from igmask.engine import stem
 from igmask.engine.graph import is_hooked
 from igmask.engine.network import ENGINES, PRECISIONS, Network, multiplying_in
@@ -80,21 +80,6 @@ def _prepare(
         why_not = network.split.why_not
         ready[key] = (why_not, answer) if why_not else network
     return network
-
-
-@cache
-def keep_freed_memory() -> None:
-    """Let malloc use freed memory again instead of giving it back to the system.
-
-    Fresh pages for the activations of every batch cost a fifth of the time of VGG-16.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return  # not the GNU C library: another allocator, with habits of its own
-    trim_threshold, mmap_max = -1, -4  # of malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
 
 
 _lock = threading.Lock()

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import matplotlib.style
@@ -21,6 +21,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 
 from igmask import arrays
 from igmask.errors import InputError
@@ -42,6 +43,7 @@ STYLE = {
     "xtick.labelcolor": "0.2",
     "ytick.labelcolor": "0.2",
     "legend.frameon": False,
+    "image.composite_image": False,  # each picture in a PDF or SVG by itself, as it is
     "figure.dpi": 200,
     "text.parse_math": False,  # a class may be called $5 bill
     "svg.hashsalt": "igmask",
@@ -53,6 +55,8 @@ _FORMATS = (*_UNSAID, ".jpg", ".jpeg", ".webp")
 _LETTERS_PER_INCH = 15
 _SLIDE = 16 / 9
 _GAP, _NAME, _CAPTION = 0.1, 0.3, 0.42  # inches: between pictures, left of them, and beneath
+
+_PAD = 0.05  # between a picture and its texts
 
 _VERDICTS = {"✓": "#00734F", "✗": "#C04000"}
 HEAT = matplotlib.colormaps["RdBu_r"]
@@ -153,21 +157,27 @@ def write_table(
     n_rows, (width, height) = -(-n // n_blocks), shape(n_blocks)
     with drawing(path, width=width, height=height, is_laid_out=True) as figure:
         figure.suptitle(fit_text(title, n_letters * n_columns), y=1 - 0.05 / height, va="top")
+        # One for all pictures, in inches: axes of their own take longer than all that is in them.
+        axes = figure.add_axes((0, 0, 1, 1))
+        small = matplotlib.rcParams["axes.labelsize"]
         for i, name in enumerate(row_names):
             row, left = i % n_rows, i // n_rows * (width / n_blocks) + _NAME
             top = height - above - row * (inches + _CAPTION)
+            middle, said = top - inches / 2, fit_text(name, n_letters)
+            axes.text(left - _PAD, middle, said, size=small, ha="right", va="center", rotation=90)
             for k, column in enumerate(columns):
-                place = left + k * (inches + _GAP), top - inches
-                of_figure = place[0] / width, place[1] / height, inches / width, inches / height
-                axes = figure.add_axes(of_figure)
-                if k == 0:
-                    axes.set_ylabel(fit_text(name, n_letters))
+                x = left + k * (inches + _GAP)
+                centre, caption = x + inches / 2, column.captions[i]
                 if row == 0:
-                    axes.set_title(fit_text(column.title, n_letters))
-                draw_panel(axes, column.pictures[i])
-                caption = column.captions[i]
-                colour = _VERDICTS.get(caption[:1], "0.3")
-                axes.set_xlabel(fit_text(caption, n_letters), color=colour)
+                    heading = fit_text(column.title, n_letters)
+                    heads = matplotlib.rcParams["axes.titlesize"]
+                    axes.text(centre, top + _PAD, heading, size=heads, ha="center", va="bottom")
+                _draw_at(axes, column.pictures[i], x, top - inches, inches)
+                colour, said = _VERDICTS.get(caption[:1], "0.3"), fit_text(caption, n_letters)
+                below = top - inches - _PAD
+                axes.text(centre, below, said, size=small, color=colour, ha="center", va="top")
+        axes.set(xlim=(0, width), ylim=(0, height))
+        axes.set_axis_off()
         if has_scale:
             colours = ScalarMappable(Normalize(-1, 1), HEAT)
             beneath_all = figure.add_axes((0.3, 0.3 / height, 0.4, 0.08 / height))
@@ -201,12 +211,24 @@ def draw_bars(
 
 def draw_panel(axes: Axes, picture: np.ndarray) -> None:
     """Draw a picture, see `Column`, into axes without ticks."""
+    _show(axes, picture)
+    axes.set(xticks=[], yticks=[])
+
+
+def _draw_at(axes: Axes, picture: np.ndarray, x: float, y: float, side: float) -> None:
+    """Draw a picture into a square of axes, in a frame, as large as fits."""
+    height, width = (side * length / max(picture.shape[:2]) for length in picture.shape[:2])
+    x, y = x + (side - width) / 2, y + (side - height) / 2
+    _show(axes, picture, extent=(x, x + width, y, y + height), aspect="auto")
+    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="0.7", linewidth=0.6))
+
+
+def _show(axes: Axes, picture: np.ndarray, **where: Any) -> None:
     # Enlarged pixels keep their edges; those near the resolution of the figure are smoothed.
     interpolation = "nearest" if max(picture.shape[:2]) <= 96 else "antialiased"
     if picture.ndim == 2:
         picture = scaled(picture)
-    axes.imshow(picture, cmap=HEAT, vmin=-1, vmax=1, interpolation=interpolation)
-    axes.set(xticks=[], yticks=[])
+    axes.imshow(picture, cmap=HEAT, vmin=-1, vmax=1, interpolation=interpolation, **where)
 
 
 def scaled(attribution: np.ndarray) -> np.ndarray:

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from igmask import arrays
 from igmask.asked.recipes import QUANTITIES, Condition, Evaluate, stamp
 from igmask.asked.settings import Model, is_own, percent
-from igmask.devices import take_device
-from igmask.engine.ready import keep_freed_memory
+from igmask.devices import keep_freed_memory, take_device
 from igmask.errors import InputError, refuse
 from igmask.inputs import models
 from igmask.inputs.classes import NO_LABEL

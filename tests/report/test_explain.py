@@ -249,7 +249,8 @@ def test_headings_of_two_lines_stay_below_the_title(here, monkeypatch):
 
     def measured(figure, *arguments, **options):
         def measure(event):
-            of = [axes.title for axes in figure.axes if axes.get_title()]
+            texts = [text for axes in figure.axes for text in axes.texts]
+            of = [text for text in texts if text.get_verticalalignment() == "bottom"]
             tops = [text.get_window_extent(event.renderer).y1 for text in of]
             drawn.append((tops, figure._suptitle.get_window_extent(event.renderer).y0))
 
