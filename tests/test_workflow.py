@@ -151,12 +151,10 @@ def test_options_name_every_setting_in_one_quoted_string():
 @pytest.mark.parametrize(
     ("shards", "cores", "threads"), [(1, 16, 8), (2, 16, 4), (3, 16, 2), (9, 16, 1), (1, None, 1)]
 )
-def test_cores_are_shared_among_the_jobs_of_preparation(shards, cores, threads):
-    models = {
-        name: STUDY["models"]["tv"] | {"size": size} for name, size in (("a", 112), ("b", 96))
-    }
-    study = {"dataset": {"source": "folder", "root": "images"}, "models": models}
-    compute = {"compute": {"shards": shards}}
+def test_cores_are_shared_among_the_jobs_of_preparation(tmp_path, shards, cores, threads):
+    models = {"a": STUDY["models"]["tv"], "b": STUDY["models"]["tv"] | {"size": 96}}
+    study, compute = STUDY | {"models": models}, {"compute": {"shards": shards}}
+    study |= {"dataset": {"source": "folder", "root": str(tmp_path)}}
     assert Workflow(study | compute).prepare_threads(cores) == threads
     assert Workflow(STUDY | compute).prepare_threads(cores) == 1  # drawn, by Python alone
 
