@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -39,14 +40,7 @@ def read_map(folder: Path, name: str, size: tuple[int, int], side: int) -> np.nd
     """
     path = file_of(folder, name)
     values = _load(path)
-    squares = grid(*size, side)
-    pixels, numbers = _pixels(values, size), values.shape == squares
-    if pixels is None and not numbers:
-        raise InputError(
-            f"{path}: of shape {values.shape}; images of {size} have attributions {size}, "
-            f"(3, {size[0]}, {size[1]}) or ({size[0]}, {size[1]}, 3), or one number for each of "
-            f"{squares} squares"
-        )
+    pixels = _pixels(path, values, size, side)
     values = np.asarray(values if pixels is None else pixels, dtype=np.float64)
     if not np.isfinite(values).all():
         raise InputError(f"{path}: has NaN or infinite values")
@@ -60,7 +54,7 @@ def read_map(folder: Path, name: str, size: tuple[int, int], side: int) -> np.nd
 def check_maps(
     folder: str, names: Iterable[str], size: tuple[int, int], side: int, score: str
 ) -> None:
-    """Raise InputError if some of the images have no map, or the first one's cannot be used.
+    """Raise InputError if some of the images have no map, or one of another shape.
 
     Or if a number of a square is negative, and the score is none that keeps their order.
     """
@@ -76,35 +70,43 @@ def check_maps(
         listed = "\n".join(f"  {line}" for line in missing[:_SHOWN])
         more = f"\n  and {len(missing) - _SHOWN} more" * (len(missing) > _SHOWN)
         raise InputError(f"{len(missing)} of {len(names)} images lack a map:\n{listed}{more}")
-    for name in names[:1]:
-        read_map(Path(folder), name, size, side)
+    for name in names:
         path = file_of(Path(folder), name)
-        if score == "signed" or _pixels(_load(path), size) is not None:
-            return
-    for name in names:  # one number a square: small files
-        path = file_of(Path(folder), name)
-        if (_load(path) < 0).any():
+        values = _load(path, "r")  # its shape, and few numbers
+        is_of_pixels = _pixels(path, values, size, side) is not None
+        if not is_of_pixels and score != "signed" and (values < 0).any():
             raise InputError(
                 f"{path}: has negative numbers of squares, of which squares.score: {score} would "
                 "lose the order; say squares.score: signed, or raise all numbers above 0"
             )
+    for name in names[:1]:
+        read_map(Path(folder), name, size, side)
 
 
-def _load(path: Path) -> np.ndarray:
+def _load(path: Path, mapped: Literal["r"] | None = None) -> np.ndarray:
     says = f"{path}: no whole array of numbers in NumPy's format"
     with refusing(ValueError, OSError, EOFError, says=lambda error: f"{says} ({error})"):
-        values = np.load(path, allow_pickle=False)
+        values = np.load(path, mapped, allow_pickle=False)
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
         raise InputError(says)
     return values
 
 
-def _pixels(values: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
-    """An attribution of pixels as (C, H, W), or None if it is none."""
+def _pixels(path: Path, values: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray | None:
+    """An attribution of pixels as (C, H, W), or None if it is one number a square.
+
+    raises InputError if it is neither
+    """
     if values.shape == size:
         return values[None]
     if values.ndim == 3 and values.shape[1:] == size and values.shape[0] in (1, 3):
         return values
     if values.ndim == 3 and values.shape[:2] == size and values.shape[2] in (1, 3):
         return np.moveaxis(values, 2, 0)
+    if values.shape != (squares := grid(*size, side)):
+        raise InputError(
+            f"{path}: of shape {values.shape}; images of {size} have attributions {size}, "
+            f"(3, {size[0]}, {size[1]}) or ({size[0]}, {size[1]}, 3), or one number for each of "
+            f"{squares} squares"
+        )
     return None

@@ -209,6 +209,18 @@ def test_maps_that_cannot_be_used_are_named_before_any_work(study, spoil, says):
         run_preflight(Path("index.parquet"), Path("found.json"), model=study, maps="maps")
 
 
+@pytest.mark.parametrize("shape", [(SIZE, SIZE + 1), (4, 5), (2, SIZE, SIZE)])
+def test_a_later_map_of_another_shape_is_named_before_any_work(study, shape):
+    write_maps(np.ones((7, SIZE, SIZE)))
+    np.save("maps/b/5.png.npy", np.ones(shape))
+    with pytest.raises(InputError, match=r"maps/b/5.png.npy: of shape"):
+        run_preflight(Path("index.parquet"), Path("found.json"), model=study, maps="maps")
+    whole = Path("maps/b/5.png.npy")
+    whole.write_bytes(whole.read_bytes()[:150])
+    with pytest.raises(InputError, match=r"maps/b/5.png.npy: no whole array of numbers"):
+        run_preflight(Path("index.parquet"), Path("found.json"), model=study, maps="maps")
+
+
 def test_numbers_of_squares_keep_their_order_or_are_refused(study):
     numbers = np.random.default_rng(0).normal(size=(7, 4, 4))
     write_maps(abs(numbers))
