@@ -117,8 +117,8 @@ class Geometry:
     """
 
     size: int
-    resize: int | None
-    interpolation: str
+    resize: int | None = None
+    interpolation: str = "bilinear"
     squash: bool = setting(False, counts=lambda geometry: geometry.squash)
 
     def __post_init__(self) -> None:

@@ -138,8 +138,8 @@ def check_torchvision_name(name: str) -> None:
         close = difflib.get_close_matches(name, known, n=3)
         raise InputError(
             f"torchvision has no classifier {name!r}"
-            + (f"; did you mean {', '.join(close)}?" if close else "")
-            + ". Those of timm are timm/NAME, networks of your own module:callable"
+            + (f"; did you mean {' or '.join(close)}? " if close else "; ")
+            + "Networks of timm are timm/NAME, your own module:callable"
         )
 
 
