@@ -6,6 +6,7 @@ explode, and nothing is left to attribute.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,8 @@ def randomise(image_paths: list[Path], output: Path, recipe: Randomise) -> None:
             raise InputError(
                 f"{recipe.model.source}: with weights drawn anew, outputs are not finite"
             )
-    write_weights(output, whole[1], stamp("randomise") | made_by(recipe))
+    complete = replace(recipe, model=models.complete(recipe.model))
+    write_weights(output, whole[1], stamp("randomise") | made_by(complete))
 
 
 def redraw(network: nn.Module, *, seed: int) -> None:

@@ -5,6 +5,7 @@ flips; no validation, no checkpoints. For networks that matter, load weights ins
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,8 @@ def train(output: Path, recipe: Train) -> None:
     how = vars(model.train) | {"seed": seed, "on_batch": lambda loss, accuracy: meter.advance()}
     with refusing(FloatingPointError, ValueError):
         fit(whole, images, labels, **how)
-    write_weights(output, network, stamp("train") | made_by(recipe))
+    complete = replace(recipe, model=models.complete(model))
+    write_weights(output, network, stamp("train") | made_by(complete))
 
 
 def _flipped(x: torch.Tensor, chance: torch.Generator) -> torch.Tensor:

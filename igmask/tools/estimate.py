@@ -33,7 +33,7 @@ _PAGE_BYTES, _PICTURE_BYTES = 2 * 10**6, 2 * 10**6  # with tables; of each netwo
 _SNAKEMAKE_S = 5.0  # until the first job begins, and after the last one
 _SCHEDULED_S = 0.3  # of a job, beside its process
 _PROBE_S = 2e-7  # of an image, a square and a p
-_PICTURE_S = 0.05
+_PICTURE_S = 0.03
 _REPLICATE_S = 1e-6  # of an image, a column and a thousand replicates
 
 
