@@ -123,6 +123,8 @@ rule all:
         "results/index.html",
 
 
+# Where several jobs could begin, those come first that others wait for, and long ones before short
+# ones, so that no core is idle at the end while one network is still at it.
 rule train:
     output:
         "results/{data}/weights/{model}.safetensors",

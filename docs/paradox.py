@@ -12,7 +12,7 @@ import click
 import pandas as pd
 
 from igmask import arrays
-from igmask.report.claims.comparisons import signed
+from igmask.report.claims.comparisons import between, signed
 from igmask.statistics.paired import p_text
 
 _LN_10 = 2.302585092994046
@@ -37,8 +37,8 @@ class Study:
         """Return the difference of two conditions with its interval."""
         row = self.pair(model, first, second)
         kind = "bootstrap" if pd.isna(row["ci_low"]) else "ci"
-        bounds = (signed(row[f"{kind}_{end}"]) for end in ("low", "high"))
-        return f"{signed(row['difference'])} ({' … '.join(bounds)})"
+        around = between(row[f"{kind}_low"], row[f"{kind}_high"])
+        return f"{signed(row['difference'])} ({around})"
 
     def pair(self, model: str, first: str, second: str) -> pd.Series:
         """Return the comparison of two conditions."""

@@ -33,6 +33,11 @@ def suggestion(name: object, known: Iterable[str]) -> str:
     return f"; did you mean {by_case[close[0]]!r}?" if close else ""
 
 
+def and_more(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many others there are: `a.png and 9 more`."""
+    return names[0] + f" and {len(names) - 1} more" * (len(names) > 1)
+
+
 def no_file(path: str, known: Iterable[str] = ()) -> str:
     """Return that there is no file, and which of the names may be meant that stand for one."""
     return f"there is no file {path!r}{suggestion(path, known)}"

@@ -44,9 +44,11 @@ def made(flow: Workflow) -> Iterator[Made]:
             recipe = flow.prepare(SimpleNamespace(geometry=geometry, shard=shard))
             path = folder / "images" / geometry / f"{shard}.npy"
             yield Made(path, settings | said_of(recipe))
-    of_models = [one for name in flow.models for one in _made_of(flow, name, settings)]
-    # Records under other networks' masks come after the masks of all.
-    yield from sorted(of_models, key=lambda one: one.path.parent.parent.name == "of")
+    prepared = {name: settings | _said_of_images(flow, name) for name in flow.models}
+    for name, of_images in prepared.items():
+        yield from _made_of(flow, name, of_images)
+    for name, of_images in prepared.items():  # under other networks' masks, so after those of all
+        yield from _made_transfers(flow, SimpleNamespace(model=name), of_images)
     kinds = product(flow.table_numbers(), ("csv", "md", "html", "tex"))
     tables = [*flow.long_forms(), *(f"table{number}.{kind}" for number, kind in kinds)]
     yield from (Made(Path("results/tables", table)) for table in tables)
@@ -54,20 +56,23 @@ def made(flow: Workflow) -> Iterator[Made]:
     yield from (Made(Path(path)) for path in [*flow.figures(), *pages])
 
 
+def _said_of_images(flow: Workflow, name: str) -> dict[str, Any]:
+    """The settings of a model's prepared images, whatever their shard."""
+    geometry, shard = flow.models[name].geometry.name, flow.shards[0]
+    said = said_of(flow.prepare(SimpleNamespace(geometry=geometry, shard=shard)))
+    return {key: value for key, value in said.items() if key != "shard"}
+
+
 def _made_of(flow: Workflow, name: str, settings: dict[str, Any]) -> Iterator[Made]:
-    """Every file of a model; `settings` are those of prepared images, whatever their shard."""
+    """Every file of a model alone; `settings` are those of its prepared images."""
     model, one = flow.models[name], SimpleNamespace(model=name)
     images, scores = ([Path(x) for x in paths] for paths in (flow.images(one), flow.scores(one)))
     if model.train is not None:
         yield Made(Path(str(model.weights)), stamp("train") | said_of(flow.train(one)))
     looked_at = stamp("preflight", stamp("index"))
     yield Made(Path(flow.folder, "models", name, "preflight.json"), looked_at)
-    first = SimpleNamespace(geometry=model.geometry.name, shard=flow.shards[0])
-    settings = settings | said_of(flow.prepare(first))
-    del settings["shard"]
     before, evaluate = settings, flow.evaluate(one)
     original = settings | stamp("evaluate", settings)
-    yield from _made_transfers(flow, one, before, images)
     settings |= stamp("attribute", settings) | said_of(flow.attribute(one))
     for shard, array, path in zip(flow.shards, images, scores, strict=True):
         read = {"images": [array]} | flow.attribute(one).files()
@@ -116,11 +121,9 @@ def _made_converged(
         yield Made(place / "records" / name, {"name": one.model})
 
 
-def _made_transfers(
-    flow: Workflow, one: SimpleNamespace, before: dict[str, Any], images: list[Path]
-) -> Iterator[Made]:
+def _made_transfers(flow: Workflow, one: SimpleNamespace, before: dict[str, Any]) -> Iterator[Made]:
     """The records of a model under other models' masks; `before` are prepared images' settings."""
-    scores = list(map(Path, flow.scores(one)))
+    images, scores = ([Path(x) for x in paths] for paths in (flow.images(one), flow.scores(one)))
     for other in (other for name, other in flow.transfers if name == one.model):
         pair = SimpleNamespace(model=one.model, other=other)
         recipe, of_other = flow.transfer(pair), flow.attribute(SimpleNamespace(model=other))

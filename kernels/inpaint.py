@@ -90,8 +90,8 @@ class _Size(NamedTuple):
 
 
 def _framed(values: Tensor, size: _Size) -> Tensor:
-    """View (N, C, n) as rows and columns, the frame among them."""
-    return values.unflatten(2, (size.rows + 2, size.columns + 2))
+    """View (…, n) as rows and columns, the frame among them."""
+    return values.unflatten(-1, (size.rows + 2, size.columns + 2))
 
 
 def _inner(values: Tensor, size: _Size) -> Tensor:
@@ -205,9 +205,9 @@ class _Solved:
         y, x = torch.meshgrid(
             *(torch.arange(1, 1 + k, device=stencil.device) for k in size), indexing="ij"
         )
-        for k, (dy, dx) in enumerate(_OFFSETS):
-            of_offset = _framed(stencil.flatten(1, 2), size)[:, k, 1:-1, 1:-1]
-            matrix[:, y, x, y + dy, x + dx] = of_offset
+        coefficients = _framed(stencil, size)[..., 1:-1, 1:-1]
+        for dy, dx in _OFFSETS:
+            matrix[:, y, x, y + dy, x + dx] = coefficients[:, 1 + dy, 1 + dx]
         inside = matrix[:, 1:-1, 1:-1, 1:-1, 1:-1]
         inside = inside.reshape(n, height * width, height * width)
         diagonal = inside.diagonal(dim1=1, dim2=2)
@@ -227,8 +227,7 @@ def _coarse(stencil: Tensor, size: _Size, n_levels: int) -> "_Points | _Solved":
 
     P is a product of one along rows and one along columns, so one is taken after the other.
     """
-    both = stencil.unflatten(3, (size.rows + 2, size.columns + 2))
-    both = _coarse_rows(_coarse_rows(both).mT.transpose(1, 2)).mT.transpose(1, 2)
+    both = _coarse_rows(_coarse_rows(_framed(stencil, size)).mT.transpose(1, 2)).mT.transpose(1, 2)
     coarse = both.flatten(3)
     if n_levels > 1:
         return _Points(coarse, size.coarser, n_levels - 1)

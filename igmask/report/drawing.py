@@ -159,7 +159,8 @@ def write_table(
         figure.suptitle(fit_text(title, n_letters * n_columns), y=1 - 0.05 / height, va="top")
         # One for all pictures, in inches: axes of their own take longer than all that is in them.
         axes = figure.add_axes((0, 0, 1, 1))
-        small = matplotlib.rcParams["axes.labelsize"]
+        known = matplotlib.rcParams
+        small, large = known["axes.labelsize"], known["axes.titlesize"]
         for i, name in enumerate(row_names):
             row, left = i % n_rows, i // n_rows * (width / n_blocks) + _NAME
             top = height - above - row * (inches + _CAPTION)
@@ -170,8 +171,7 @@ def write_table(
                 centre, caption = x + inches / 2, column.captions[i]
                 if row == 0:
                     heading = fit_text(column.title, n_letters)
-                    heads = matplotlib.rcParams["axes.titlesize"]
-                    axes.text(centre, top + _PAD, heading, size=heads, ha="center", va="bottom")
+                    axes.text(centre, top + _PAD, heading, size=large, ha="center", va="bottom")
                 _draw_at(axes, column.pictures[i], x, top - inches, inches)
                 colour, said = _VERDICTS.get(caption[:1], "0.3"), fit_text(caption, n_letters)
                 below = top - inches - _PAD

@@ -60,18 +60,17 @@ def check_maps(
     """
     if not Path(folder).is_dir():
         raise InputError(f"attribution.maps: there is no folder {folder!r}")
-    missing, names = [], list(names)
+    paths, missing, names = [], [], list(names)
     for name in names:
         try:
-            file_of(Path(folder), name)
+            paths.append(file_of(Path(folder), name))
         except InputError as error:
             missing.append(str(error))
     if missing:
         listed = "\n".join(f"  {line}" for line in missing[:_SHOWN])
         more = f"\n  and {len(missing) - _SHOWN} more" * (len(missing) > _SHOWN)
         raise InputError(f"{len(missing)} of {len(names)} images lack a map:\n{listed}{more}")
-    for name in names:
-        path = file_of(Path(folder), name)
+    for path in paths:
         values = _load(path, "r")  # its shape, and few numbers
         is_of_pixels = _pixels(path, values, size, side) is not None
         if not is_of_pixels and score != "signed" and (values < 0).any():

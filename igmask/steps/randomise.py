@@ -35,7 +35,8 @@ def randomise(image_paths: list[Path], output: Path, recipe: Randomise) -> None:
     if images.records.empty:
         raise InputError("no image of the dataset is usable, so there is nothing to attribute")
     torch.set_num_threads(1)  # sums, and so the statistics, would depend on the number of threads
-    whole = models.load(models.complete(with_located(recipe, image_paths[0]).model))
+    recipe = replace(recipe, model=models.complete(recipe.model))
+    whole = models.load(with_located(recipe, image_paths[0]).model)
     redraw(whole[1], seed=recipe.seed)
     n = min(_N_IMAGES, len(images.records))
     rows = np.arange(n) * len(images.records) // n  # spread over the dataset, however it is cut
@@ -47,8 +48,7 @@ def randomise(image_paths: list[Path], output: Path, recipe: Randomise) -> None:
             raise InputError(
                 f"{recipe.model.source}: with weights drawn anew, outputs are not finite"
             )
-    complete = replace(recipe, model=models.complete(recipe.model))
-    write_weights(output, whole[1], stamp("randomise") | made_by(complete))
+    write_weights(output, whole[1], stamp("randomise") | made_by(recipe))
 
 
 def redraw(network: nn.Module, *, seed: int) -> None:

@@ -87,6 +87,7 @@ def train(output: Path, recipe: Train) -> None:
     recipe: its model has `train`, and its initial weights are drawn from the seed
     raises  InputError if it has no `train`, or if training diverges
     """
+    recipe = replace(recipe, model=models.complete(recipe.model))
     model, n_train, seed = recipe.model, recipe.n_train, recipe.seed
     if model.train is None:
         raise InputError("this model has no `train`: its weights are given, not trained")
@@ -97,12 +98,11 @@ def train(output: Path, recipe: Train) -> None:
     labels = np.array([demo.label_of(i) for i in range(n_train)])
     n_steps = model.train.epochs * (n_train // model.train.batch_size)
     meter = Meter(total=n_steps, unit="steps", label="train")
-    whole = models.with_input(network, models.complete(model)).to(memory_format=torch.channels_last)
+    whole = models.with_input(network, model).to(memory_format=torch.channels_last)
     how = vars(model.train) | {"seed": seed, "on_batch": lambda loss, accuracy: meter.advance()}
     with refusing(FloatingPointError, ValueError):
         fit(whole, images, labels, **how)
-    complete = replace(recipe, model=models.complete(model))
-    write_weights(output, network, stamp("train") | made_by(complete))
+    write_weights(output, network, stamp("train") | made_by(recipe))
 
 
 def _flipped(x: torch.Tensor, chance: torch.Generator) -> torch.Tensor:

@@ -15,7 +15,7 @@ from igmask.asked.masking import middle
 from igmask.asked.recipes import CONVERGED, STUDIED, Condition, network_of
 from igmask.asked.settings import percent
 from igmask.asked.testing import against, family_of, in_vain
-from igmask.errors import InputError, suggestion
+from igmask.errors import InputError, and_more, suggestion
 from igmask.report.claims.outcomes import Outcomes
 from igmask.report.rightness import RIGHTNESS
 from igmask.statistics import bootstrap, paired
@@ -126,8 +126,7 @@ def of_files(first: Path, second: Path, *, replicates: int, seed: int) -> list[s
         raise InputError(f"{first} says {rights[0].quantity}, and {second} {rights[1].quantity}")
     if others := sorted(images[0] ^ images[1]):
         raise InputError(
-            f"{first} and {second} are of other images: only one of them has {others[0]}"
-            + f" and {len(others) - 1} more" * (len(others) > 1)
+            f"{first} and {second} are of other images: only one of them has {and_more(others)}"
         )
     if rights[0].quantity == RIGHTNESS["label"].quantity:
         own, other = (one[~one.index.duplicated()] for one in labels)
@@ -141,13 +140,10 @@ def of_files(first: Path, second: Path, *, replicates: int, seed: int) -> list[s
 
 
 def _said(found: Any, paths: tuple[Path, Path], quantity: str, replicates: int) -> list[str]:
-    def interval(low: float, high: float) -> str:
-        return f"{signed(low)} … {signed(high)}"
-
     single = not np.isnan(found.ci_low)
     p = paired.p_text(found.log10_p * math.log(10))
-    intervals = [f"{interval(found.ci_low, found.ci_high)} (Bonett & Price)"] * single
-    around = interval(found.bootstrap_low, found.bootstrap_high)
+    intervals = [f"{between(found.ci_low, found.ci_high)} (Bonett & Price)"] * single
+    around = between(found.bootstrap_low, found.bootstrap_high)
     intervals.append(f"{around} ({replicates:,} times as many images drawn anew)")
     return [
         f"{quantity} of {found.n:,} images, in %",
@@ -195,7 +191,7 @@ def _cells(row: Any) -> dict[str, str]:
     low, high = (row.ci_low, row.ci_high) if single else (row.bootstrap_low, row.bootstrap_high)
     cells = {
         "difference": signed(row.difference),
-        "95 % interval": f"{signed(low)} … {signed(high)}" + "°" * (not single),
+        "95 % interval": between(low, high) + "°" * (not single),
         "right alone": f"{row.first_only} : {row.second_only}",
         "p": paired.p_text(row.log10_p * math.log(10)),
     }
@@ -208,6 +204,11 @@ def signed(points: float) -> str:
     """Return points as tables have them: +1.2, −0.3, 0.0."""
     text = f"{points:+.1f}".replace("-", "−")
     return text[1:] if text[1:] == "0.0" else text
+
+
+def between(low: float, high: float) -> str:
+    """Return an interval in points: −1.0 … +2.5."""
+    return f"{signed(low)} … {signed(high)}"
 
 
 def _called(one: Condition, beside: Condition | None = None) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from igmask.asked.recipes import Condition
-from igmask.errors import InputError
+from igmask.errors import InputError, and_more
 from igmask.inputs.classes import label_or_predicted
 from igmask.report.areas import condition_in_order
 from igmask.report.rightness import truth
@@ -68,7 +68,7 @@ class Outcomes:
             if others := sorted({*right.index} - {*self._right[original].index}):
                 raise InputError(
                     f"{self.model}: the records of {name} are of other images than those of "
-                    f"{original}: {others[0]}" + f" and {len(others) - 1} more" * (len(others) > 1)
+                    f"{original}: {and_more(others)}"
                 )
 
     @property

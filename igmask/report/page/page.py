@@ -16,7 +16,7 @@ from igmask.asked.masking import middle
 from igmask.asked.recipes import Condition, network_of
 from igmask.asked.settings import Study, percent
 from igmask.errors import InputError, refusing
-from igmask.report.claims.comparisons import signed
+from igmask.report.claims.comparisons import between, signed
 from igmask.report.page.plots import plots
 from igmask.report.rightness import RIGHTNESS, TOP, Rightness
 
@@ -117,7 +117,7 @@ def _compared(path: Path) -> dict[tuple[str, ...], str]:
     found = pd.read_csv(path, dtype=dict.fromkeys(("model", "first", "second"), str))
     return {
         (row.model, row.first, row.second): f"{signed(row.difference)} points (95 % interval "
-        f"{signed(row.ci_low)} … {signed(row.ci_high)})"
+        f"{between(row.ci_low, row.ci_high)})"
         for row in found.itertuples()
     }
 

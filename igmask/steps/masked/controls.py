@@ -66,13 +66,17 @@ class Dataset:
         return rows[np.argsort(self.classes[rows], kind="stable")], np.cumsum([0, *counts])
 
     @cached_property
-    def places(self) -> np.ndarray:
-        """The sum over the images that have a ranking of each square's place in it, (K,) int64."""
-        total = np.zeros(int(np.prod(self.grid)), dtype=np.int64)
+    def places(self) -> tuple[np.ndarray, int]:
+        """Each square's place summed over the rankings of all images, (K,) int64, and their number.
+
+        In one reading of the scores, which may be gigabytes.
+        """
+        total, n = np.zeros(int(np.prod(self.grid)), dtype=np.int64), 0
         for chunk in self.parts.batches(_CHUNK):
             scores = score_parts(chunk.values, self.score)
-            total += places(ranking(scores[has_ranking(scores)])).sum(axis=0)
-        return total
+            ranked = places(ranking(scores[has_ranking(scores)]))
+            total, n = total + ranked.sum(axis=0), n + len(ranked)
+        return total, n
 
     def rng(self, row: int, draw: int) -> np.random.Generator:
         """Return the random numbers of a draw of an image, by its place in the dataset alone."""
@@ -206,8 +210,8 @@ def _position(dataset: Dataset, batch: Batch) -> np.ndarray:
     """The mean place of each square in the rankings of all other images that have one."""
     scores = dataset.scores(batch.rows)
     has = has_ranking(scores)[:, None]
-    others = dataset.places - np.where(has, places(ranking(scores)), 0)
-    n_others = dataset.ranked.sum() - has
+    total, n = dataset.places
+    others, n_others = total - np.where(has, places(ranking(scores)), 0), n - has
     found = np.where(n_others > 0, -others / np.maximum(n_others, 1), np.nan)
     return found.reshape(scores.shape)
 
