@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from igmask.engine.affine import layer_of, named_arguments, operation_of
 from igmask.engine.fusion import Parts, free_name, frozen
@@ -112,8 +113,8 @@ class _Observing(fx.Interpreter):
     def __init__(self, found: Traced) -> None:
         super().__init__(_holding(found.parts), graph=found.graph)
         self.changes: list[_Change] = []
-        # By storage, which is held so that no other has its place.
-        self._owners: dict[int, tuple[Any, list[fx.Node]]] = {}
+        # By storage; a weak reference lets go of its values, and of its place only with itself.
+        self._owners: dict[int, tuple[StorageWeakRef, list[fx.Node]]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         read = [x for before in n.all_input_nodes for x in _tensors(self.env[before])]
@@ -124,7 +125,9 @@ class _Observing(fx.Interpreter):
         if owners:
             self.changes.append(_Change(n, tuple(owners)))
         for x in _tensors(value):
-            self._owners.setdefault(_memory(x), (x.untyped_storage(), []))[1].append(n)
+            self._owners.setdefault(_memory(x), (StorageWeakRef(x.untyped_storage()), []))[
+                1
+            ].append(n)
         if isinstance(value, Tensor):
             n.meta["dtype"] = value.dtype
             if value.is_floating_point() and not value.isfinite().all():

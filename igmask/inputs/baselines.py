@@ -52,7 +52,7 @@ def read_baseline(path: str, geometry: Geometry) -> np.ndarray:
     raises InputError naming the file if it cannot be read or is smaller than the crop
     """
     with refusing(InputError, says=lambda error: f"the baseline {path}: {error}"):
-        return fit(read_rgb(Path(path)), geometry).copy()
+        return fit(read_rgb(Path(path), upright=True), geometry).copy()
 
 
 def _black(images: Tensor, **_: Any) -> Tensor:

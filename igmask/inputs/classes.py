@@ -110,8 +110,13 @@ def class_labels(
 
     listed: a file for `class_numbers`
     of:     the dataset, for messages
-    raises  InputError naming the classes that the file does not have, or that are no numbers apart
+    raises  InputError naming the classes that the file does not have, or that are no numbers
+            apart, or −1, which is none
     """
+    if str(NO_LABEL) in names:
+        raise InputError(
+            f"{of}: −1 among the classes {sorted(names)[:5]} is no class; take such images out"
+        )
     if not listed:
         labels = _by_themselves(names, of)
         return labels, class_names(labels)
@@ -119,7 +124,10 @@ def class_labels(
     known = identifiers(numbers)
     labels = {x: n for x in names if (n := class_of(x, numbers, known)) is not None}
     if unknown := [name for name in names if name not in labels]:
-        raise InputError(f"{of}: the classes {unknown[:5]} are not in {listed}, as whole names")
+        raise InputError(
+            f"{of}: the classes {unknown[:5]} are not in {listed}, as whole names; where a "
+            "dataset's own classes are the network's, in its order, leave dataset.classes out"
+        )
     return labels, class_names(numbers)
 
 

@@ -2,7 +2,8 @@
 
 The pixels equal those of torchvision.datasets.ImageFolder with
 torchvision.transforms._presets.ImageClassification on PIL images: `convert("RGB")` whatever the
-colour mode, EXIF orientation ignored, resize of the shorter side, centre crop.
+colour mode, resize of the shorter side, centre crop; and EXIF orientation ignored in datasets with
+labels, while a photograph without is shown upright.
 """
 
 import io
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from igmask.asked.settings import Geometry
 from igmask.errors import InputError, refusing, with_kind
@@ -25,22 +26,27 @@ _WAYS = ("nearest", "bilinear", "bicubic", "lanczos")
 INTERPOLATIONS = {way: Image.Resampling[way.upper()] for way in _WAYS}
 
 
-def read_rgb(path: Path, *, scale: float | None = None) -> Image.Image:
+def read_rgb(path: Path, *, scale: float | None = None, upright: bool = False) -> Image.Image:
     """Return an image file as RGB.
 
-    scale: see `to_rgb`
-    raises InputError, naming the file, if it cannot be read whole
+    scale:   see `to_rgb`
+    upright: turned as its EXIF orientation says
+    raises   InputError, naming the file, if it cannot be read whole
     """
     with naming(path):
-        return open_rgb(path, scale=scale)
+        return open_rgb(path, scale=scale, upright=upright)
 
 
-def open_rgb(file: Path | BinaryIO, *, scale: float | None = None) -> Image.Image:
+def open_rgb(
+    file: Path | BinaryIO, *, scale: float | None = None, upright: bool = False
+) -> Image.Image:
     """Return an image file as `read_rgb`, but in `naming`, and an open one or bytes of it, too."""
     with Image.open(file) as image:
         # Pillow only warns up to twice its limit, and what becomes of a warning is the process's
         # choice, which no thread can make for itself.
         _check_area(*image.size)
+        if upright:
+            ImageOps.exif_transpose(image, in_place=True)
         return to_rgb(image, scale=scale)
 
 

@@ -15,14 +15,16 @@ from igmask.asked.settings import is_baseline_file
 from igmask.errors import InputError, refusing
 from igmask.progress import say
 
-# The endings of formats that Pillow decodes by itself and photographs are kept in, and of others.
+# The endings of formats that Pillow decodes by itself, whatever its version; and of others: icons,
+# drawings, and what needs another program.
 _TAKEN = """
-.jpg .jpeg .jpe .jfif .png .apng .webp .avif .avifs .gif .tif .tiff .bmp .dib .tga .psd .qoi .sgi
+.jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .avifs .gif .tif .tiff .bmp .dib .psd .qoi .dds
+.tga .icb .vda .vst .sgi .bw .rgb .rgba .ras .pcx .dcx .xbm .xpm .msp .im .pcd .pxr .blp .fli .flc
 .ppm .pgm .pbm .pnm .pfm .jp2 .j2k .j2c .jpc .jpf .jpx
 """
 _OTHERS = """
-.heic .heif .hif .jxl .svg .eps .wmf .emf .ico .icns .cur .dds .pcx .dcx .ras .xbm .xpm .fits .exr
-.hdr .xcf .mpo .dng .cr2 .cr3 .nef .arw .orf .raf .rw2 .pef .raw
+.heic .heif .hif .jxl .svg .eps .ps .wmf .emf .ico .icns .cur .fits .fit .exr .hdr .xcf .ftu .ftc
+.dng .cr2 .cr3 .nef .arw .orf .raf .rw2 .pef .raw
 """
 EXTENSIONS, NOT_TAKEN = tuple(_TAKEN.split()), tuple(_OTHERS.split())
 
@@ -108,8 +110,8 @@ def left_out(root: Path | str, *, of_folders: bool) -> str | None:
     kinds = Counter(os.path.splitext(name)[1].lower() for name in names)
     shown = ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
     return (
-        f"not taken, though they look like images: {shown}, the first {names[0]!r}; convert what "
-        "Pillow does not decode" + ", and move what is in no class folder into one" * of_folders
+        f"not taken, though they look like images: {shown}, the first {names[0]!r}; convert such "
+        "files, to PNG, say" + ", and move what is in no class folder into one" * of_folders
     )
 
 

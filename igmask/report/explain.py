@@ -110,7 +110,7 @@ def _checked(asked: settings.Attribution) -> str:
 def _read(path: Path, model: Model) -> np.ndarray:
     """The image file in the network's geometry, (size, size, 3) uint8."""
     with refusing(InputError, says=lambda e: str(e) if str(path) in str(e) else f"{path}: {e}"):
-        return fit(read_rgb(path), model.geometry).copy()
+        return fit(read_rgb(path, upright=True), model.geometry).copy()
 
 
 def _class_number(target: str, names: list[str], listed: Mapping[str, int]) -> int:

@@ -45,7 +45,7 @@ def load_image(
 ) -> Tensor:
     """Return an image as a network takes it: (3, H, W) float32 in [0, 1], resized and cropped.
 
-    image: a file, or an image of PIL
+    image: a file, shown upright as its EXIF orientation says, or an image of PIL, as it is
     model: of `load_model`, or a geometry
     raises InputError if the file cannot be decoded, is smaller than the network's input, or the
            model does not say what it takes
@@ -62,7 +62,7 @@ def load_image(
     else:
         path = Path(image)
         with naming(str(path)):
-            pixels = fit(read_rgb(path), geometry)
+            pixels = fit(read_rgb(path, upright=True), geometry)
     return models.pixels(pixels[None].copy())[0]
 
 

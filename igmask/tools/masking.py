@@ -115,13 +115,14 @@ def pixels(image: Picture, *, like: Tensor | None = None) -> Tensor:
     """Return an image (C, H, W), or a batch (N, C, H, W), floating point in [0, 1].
 
     image: a tensor or array with channels first, or three of them last, floating point in [0, 1]
-           or uint8; or a PIL image or the path of an image file, which is made RGB and not resized
+           or uint8; or a PIL image or the path of an image file (shown upright), which is made RGB
+           and not resized
     like:  gives dtype and device to what is not a floating-point tensor yet; float32
     raises InputError if it is none of these, or values are not in [0, 1]
     """
     like = torch.empty(0) if like is None else like
     if isinstance(image, str | os.PathLike):
-        image = read_rgb(Path(image))
+        image = read_rgb(Path(image), upright=True)
     if isinstance(image, Image.Image):
         with naming("the image"):
             image = np.asarray(to_rgb(image))

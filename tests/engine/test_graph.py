@@ -14,11 +14,13 @@ from types import SimpleNamespace
 import captum.attr
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 import igmask
 from igmask.engine.graph import LIBRARIES, Untraceable, traced
+from igmask.engine.simplify import Traced, simplify
 from igmask.engine.stem import split
 
 
@@ -698,3 +700,23 @@ def test_norms_of_any_number_of_axes(images):
     network = drawn(Own(normed, 4))
     assert split(network, images).why_not == ""
     assert_captums(network, images)
+
+
+def test_values_that_nothing_reads_any_more_are_let_go_while_a_graph_is_observed():
+    """Of a hundred layers some values are in memory at a time, as without observing."""
+    held, most = [], 0
+
+    def watched(x):
+        nonlocal most
+        held.append(StorageWeakRef((y := x + 1).untyped_storage()))
+        most = max(most, sum(not one.expired() for one in held))
+        return y
+
+    graph = fx.Graph()
+    node = image = graph.placeholder("x")
+    for _ in range(6):
+        node = graph.call_function(watched, (node,))
+    graph.output(node)
+    simplify(Traced(graph, image, {}, {}), torch.zeros(1, 3))
+    assert len(held) >= 6
+    assert most == 2

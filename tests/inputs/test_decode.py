@@ -5,18 +5,20 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import Image, features
+import torch
+from PIL import Image, ImageOps, features
 from PIL.PngImagePlugin import PngImageFile
 from steps import run_index, run_prepare
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
+import igmask
 from igmask.asked import config
 from igmask.asked.settings import Geometry
 from igmask.errors import InputError
 from igmask.inputs import decode, models
-from igmask.inputs.data import index, left_out
+from igmask.inputs.data import index, left_out, opener
 from igmask.inputs.decode import fit, read_rgb
 from igmask.inputs.files import EXTENSIONS, NOT_TAKEN
 from igmask.tools import check
@@ -310,11 +312,28 @@ def test_of_several_pictures_in_a_file_the_first_is_taken(tmp_path, ending):
 def test_every_ending_that_pillow_opens_is_taken_or_said_to_be_none():
     Image.init()
     formats = {e: f for e, f in Image.registered_extensions().items() if f in Image.OPEN}
-    assert {e for e in EXTENSIONS if e not in formats} == set()
-    no_photographs = "blp bufr fit flc fli ftc ftu gbr grib h5 hdf icb iim im mpeg mpg msp pcd ps "
-    no_photographs += "pxr bw rgb rgba vda vst"
+    # Several pictures after each other begin as a JPEG, by which Pillow knows them.
+    assert {e for e in EXTENSIONS if e not in formats} == {".mpo"}
+    no_images = ".bufr .gbr .grib .h5 .hdf .iim .mpeg .mpg"  # brushes, data, films
     others = {*formats} - {*EXTENSIONS, *NOT_TAKEN}
-    assert others <= {f".{ending}" for ending in no_photographs.split()}
+    assert others <= {*no_images.split()}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_upright_and_images_with_labels_are_torchvisions(tmp_path, orientation):
+    path, exif = tmp_path / "photos" / "x.png", Image.Exif()
+    path.parent.mkdir()
+    exif[0x0112] = orientation
+    noise("RGB").save(path, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(path))
+    dataset = config.dataset({"source": "photos", "root": str(path.parent)})
+    [record] = index(dataset)[0].itertuples()
+    opened = opener(dataset, seed=0)(record)
+    assert (opened.size == noise("RGB").size) == (orientation < 5)
+    np.testing.assert_array_equal(opened, upright)
+    np.testing.assert_array_equal(read_rgb(path), noise("RGB"))
+    geometry = igmask.Geometry(8, resize=8)
+    assert torch.equal(igmask.load_image(path, geometry), igmask.load_image(upright, geometry))
 
 
 def test_files_that_are_not_taken_are_counted_and_named(tmp_path, capsys):

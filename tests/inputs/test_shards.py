@@ -359,6 +359,25 @@ BAD_PARQUET = {
         ],
         "rows/0.parquet and rows/1.parquet have the same images",
     ),
+    "written again, without names": (
+        lambda tree: [
+            write_parquet("rows/0.parquet", tree, paths=False),
+            write_parquet("rows/1.parquet", tree, paths=False, compression="zstd"),
+        ],
+        "rows/0.parquet and rows/1.parquet have the same images",
+    ),
+    "text without a label": (
+        lambda tree: pq.write_table(
+            pa.table({"image": [b"."] * 3, "label": ["-1", "0", "1"]}), "rows/0.parquet"
+        ),
+        "rows: 1 images have no label",
+    ),
+    "text without any label": (
+        lambda tree: pq.write_table(
+            pa.table({"image": [b"."] * 3, "label": ["-1"] * 3}), "rows/0.parquet"
+        ),
+        "rows: 3 of 3 images have no label, but −1",
+    ),
     "cut short": (
         lambda tree: os.truncate(write_parquet("rows/0.parquet", tree), 2000),
         "rows/0.parquet: no parquet file, or not a whole one",
@@ -409,7 +428,12 @@ BAD_TARS = {
     "no json": ([JPG, ("a.json", b"{")], r"0.tar: a.json: not JSON"),
     "other keys": (
         [JPG, ("a.json", b'{"cls": 3, "sha": 1}')],
-        r"a.json: no number or name under 'label'; it has \['cls', 'sha'\].*dataset.columns",
+        r"a.json: no whole number or name under 'label'; it has \['cls', 'sha'\].*dataset.columns",
+    ),
+    "no whole number": ([JPG, ("a.json", b'{"label": 2.5}')], "under 'label'; it is 2.5"),
+    "several dots": (
+        [("a.1.jpg", b"..."), ("a.1.cls", b"1")],
+        "'a' has .1.jpg and .1.cls; a key ends at the first dot",
     ),
     "no object": ([JPG, ("a.json", b"[3]")], r"under 'label'; it is \[3\]"),
     "unlabelled": ([JPG, ("a.cls", b"-1")], "1 of 1 images have no label, but −1"),
@@ -439,6 +463,32 @@ def test_the_key_of_a_label_in_json_can_be_said(tree):
     Path("names.txt").write_text("cat\nfox\n")
     said = {"columns": ["jpg", "cls"], "classes": "names.txt"}
     assert index(config.dataset(TARS | said))[0]["label"].tolist() == [1]
+
+
+def test_labels_may_begin_with_a_mark_of_utf8_and_numbers_be_written_as_floats(tree):
+    members = [JPG, ("a.cls", b"\xef\xbb\xbf3"), ("b.jpg", b"."), ("b.json", b'{"label": 2.0}')]
+    write_tar("tars/0.tar", members)
+    assert index(config.dataset(TARS))[0]["label"].tolist() == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "to"), [(tarfile.LNKTYPE, "x/a.jpg"), (tarfile.SYMTYPE, "../x/./a.jpg")]
+)
+def test_links_to_what_is_before_them_in_a_tar_are_images(tree, kind, to):
+    jpg = tree[0].read_bytes()
+    link = tarfile.TarInfo("y/b.jpg")
+    link.type, link.linkname = kind, to
+    path = write_tar("tars/0.tar", [("x/a.jpg", jpg), ("x/a.cls", b"0"), ("y/b.cls", b"1")])
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(link)
+    (records, _), pixels = prepared(TARS, "a")
+    assert records[["name", "label"]].values.tolist() == [["x/a", 0], ["y/b", 1]]
+    np.testing.assert_array_equal(pixels[0], pixels[1])
+    link.linkname = "elsewhere.jpg"
+    with tarfile.open(path := write_tar("tars/0.tar", [("y/b.cls", b"1")]), "a") as tar:
+        tar.addfile(link)
+    with pytest.raises(InputError, match=r"0.tar: 'y/b.jpg' is a link to 'elsewhere.jpg', which"):
+        index(config.dataset(TARS))
 
 
 def test_keys_go_up_to_the_first_dot_and_what_is_hidden_is_none(tree, capsys):

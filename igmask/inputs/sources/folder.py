@@ -11,7 +11,7 @@ from igmask.asked.settings import Dataset
 from igmask.errors import InputError
 from igmask.inputs.classes import class_labels
 from igmask.inputs.decode import read_rgb
-from igmask.inputs.files import class_folders, existing, indexed_images
+from igmask.inputs.files import class_folders, existing, indexed_images, left_out
 
 
 def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
@@ -25,8 +25,10 @@ def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
     for folder in folders:
         files = indexed_images(root / folder)
         if not files:
+            others = left_out(root / folder, of_folders=False)
             raise InputError(
                 f"{root / folder}: no images in this class folder; remove it or fill it"
+                + f" ({others})" * bool(others)
             )
         start = os.path.join(folder, "")
         columns["name"] += [start + name for name in files]
@@ -37,4 +39,9 @@ def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
 
 def opener(dataset: Dataset, *, seed: int) -> Callable[[Any], Image.Image]:
     """Return the function that opens the image of a record, which is a file."""
-    return lambda record: read_rgb(Path(record.path), scale=dataset.scale)
+
+    def opened(record: Any) -> Image.Image:
+        upright = bool(getattr(record, "upright", False))
+        return read_rgb(Path(record.path), scale=dataset.scale, upright=upright)
+
+    return opened

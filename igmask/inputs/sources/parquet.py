@@ -191,19 +191,20 @@ def _mark(path: str) -> int:
 def _check_alike(parts: dict[str, tuple[list[Any], list[str], int]], image: str) -> None:
     """Raise InputError for files that have the same images, or number classes differently.
 
-    The same are those of the same names, in whatever order, to the byte.
+    The same are those of the same names, in whatever order, to the byte; without names, in order.
     """
     (first, (_, classes, _)), *others = parts.items()
     for path, (_, own, _) in others:
         if own != classes:
             raise InputError(f"{first} and {path} have other names of classes, or other orders")
-    named = {x: names for x, (names, *_) in parts.items() if names and None not in names}
+    numbered = {x: range(len(names)) for x, (names, *_) in parts.items() if names}
+    named = numbered | {x: names for x, (names, *_) in parts.items() if names and None not in names}
 
     def one_image(path: str) -> Any:
         with _refusing(path):
             return _Rows(path, image).read(named[path].index(min(named[path])))
 
-    def all_images(path: str) -> tuple[tuple[str, bytes], ...]:
+    def all_images(path: str) -> tuple[tuple[Any, bytes], ...]:
         with _refusing(path):
             rows = _Rows(path, image)
             contents = [
@@ -221,12 +222,12 @@ def _labelled(
     given: list[Any], known: list[str], dataset: Dataset
 ) -> tuple[list[int] | np.ndarray, list[str]]:
     """(labels, names of classes) of the labels as they stand in the files."""
-    if texts := [label for label in given if isinstance(label, str)]:
+    if texts := [x for x in given if isinstance(x, str) and x.strip() != str(NO_LABEL)]:
         named = sorted({*texts})
         if len(texts) < len(given):
             raise InputError(f"{dataset.root}: {len(given) - len(texts):,} images have no label")
         numbers, classes = class_labels(named, dataset.classes, of=dataset.root)
         return [numbers[label] for label in given], classes
-    with_none = [NO_LABEL if label is None else label for label in given]
+    with_none = [x if isinstance(x, int) else NO_LABEL for x in given]
     labels = as_labels(with_none, of=dataset.root)
     return relabelled(labels, known, dataset.classes, of=dataset.root)

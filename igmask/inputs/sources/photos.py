@@ -11,7 +11,7 @@ from typing import Any
 from igmask.asked.settings import Dataset
 from igmask.errors import InputError
 from igmask.inputs.classes import NO_LABEL, class_names, class_numbers
-from igmask.inputs.files import existing, indexed_images
+from igmask.inputs.files import existing, indexed_images, left_out
 
 # Photographs in scikit-image's wheel of which its documentation says that anybody may use them: CC0
 # (camera, chelsea, coffee), public domain (astronaut, clock, Hubble, rocket), or no restrictions
@@ -31,14 +31,18 @@ _OF_SCIKIT_IMAGE = (
 def listed(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
     """Return the columns name, path and label, which is none, and the class names, if listed.
 
+    Photographs are shown upright, as people see them, whichever way the camera was held.
+
     raises InputError if there is no such folder, no image in it, or no scikit-image
     """
     if dataset.root is None:
         files = _of_scikit_image()
     elif not (files := indexed_images(existing(dataset.root))):
-        raise InputError(f"{dataset.root}: no images in it")
+        others = left_out(existing(dataset.root), of_folders=False)
+        raise InputError(f"{dataset.root}: no images in it" + f"; {others}" * bool(others))
     numbers = class_numbers(dataset.classes) if dataset.classes else {}
-    return {"name": [*files], "path": [*files.values()], "label": NO_LABEL}, class_names(numbers)
+    found: dict[str, Any] = {"name": [*files], "path": [*files.values()], "label": NO_LABEL}
+    return found | {"upright": True}, class_names(numbers)
 
 
 def _of_scikit_image() -> dict[str, str]:

@@ -127,6 +127,11 @@ def _samples(path: str, file: BinaryIO) -> dict[str, tuple[Member, tuple[str, Me
             )
         if images:
             samples[key] = of_key[images[0]], (labels[0], of_key[labels[0]])
+        elif any(x.endswith(EXTENSIONS) for x in of_key) and any(map(_is_label, of_key)):
+            raise InputError(
+                f"{path}: {key!r} has {' and '.join([*of_key][:4])}; a key ends at the first dot "
+                "of a name, after which .jpg, say, and .cls or .json are to follow: rename the files"
+            )
         else:
             without.append(f"{key} ({', '.join(of_key)})")
     if without:
@@ -134,13 +139,20 @@ def _samples(path: str, file: BinaryIO) -> dict[str, tuple[Member, tuple[str, Me
     return samples
 
 
+def _is_label(ending: str) -> bool:
+    return ending.endswith(LABELS)
+
+
 def _members(path: str, file: BinaryIO) -> Iterator[tuple[str, Member]]:
-    """The names of the regular files in a tar, and where they are; else InputError."""
+    """The names of the files in a tar, links to those before included, and where they are.
+
+    raises InputError for what is no whole tar, and a link of an image or a label to nothing
+    """
     start = file.read(4)
     if packed := [kind for magic, kind in _MAGIC.items() if start.startswith(magic)]:
         raise InputError(f"{path}: compressed by {packed[0]}, and no tar to read in; decompress it")
     file.seek(0)
-    last = "its beginning"
+    last, known = "its beginning", dict[str, Member]()
     says = "; it is damaged or cut short, so fetch it again"
     with (
         refusing(tarfile.TarError, says=lambda e: f"{path}, after {last}: {e}{says}"),
@@ -152,7 +164,19 @@ def _members(path: str, file: BinaryIO) -> Iterator[tuple[str, Member]]:
                 last = info.name
                 file.seek(info.offset_data - _BLOCK)
                 mark = zlib.crc32(file.read(_BLOCK))
-                yield info.name, Member(info.offset_data, info.size, mark)
+                found = Member(info.offset_data, info.size, mark)
+                known[posixpath.normpath(last)] = found
+                yield last, found
+            elif info.islnk() or info.issym():  # of a file that is there under another name
+                folder = posixpath.dirname(info.name) if info.issym() else ""
+                target = known.get(posixpath.normpath(posixpath.join(folder, info.linkname)))
+                if target:
+                    yield info.name, target
+                elif info.name.lower().endswith((*EXTENSIONS, *LABELS)):
+                    raise InputError(
+                        f"{path}: {info.name!r} is a link to {info.linkname!r}, which is not "
+                        "before it in this tar; pack files, as by tar --dereference"
+                    )
         end = tar.offset
     file.seek(end)
     # A header that is none ends a tar for Python's tarfile, without a word.
@@ -164,7 +188,7 @@ def _label(file: BinaryIO, where: str, ending: str, member: Member, key: str) ->
     """The text of a label, which for .json is its value under a key."""
     file.seek(member.offset)
     with refusing(UnicodeDecodeError, says=lambda e: f"{where}{ending}: not UTF-8 text ({e})"):
-        text = file.read(member.length).decode().strip()
+        text = file.read(member.length).decode("utf-8-sig").strip()
     if ending == ".cls":
         if not re.fullmatch(r"\S.*", text):
             raise InputError(f"{where}{ending}: there is no label in it")
@@ -172,10 +196,14 @@ def _label(file: BinaryIO, where: str, ending: str, member: Member, key: str) ->
     with refusing(ValueError, says=lambda e: f"{where}{ending}: not JSON ({e})"):
         content = json.loads(text)
     has = f"it has {[*content]}" if isinstance(content, dict) else f"it is {text[:40]}"
+    if isinstance(content, dict) and key in content:
+        has = f"it is {json.dumps(content[key])[:40]}"
     value = content.get(key) if isinstance(content, dict) else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise InputError(
-            f"{where}{ending}: no number or name under {key!r}; {has}. The second of "
+            f"{where}{ending}: no whole number or name under {key!r}; {has}. The second of "
             "dataset.columns says where the label is"
         )
     return str(value)
