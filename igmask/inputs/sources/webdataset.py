@@ -130,7 +130,7 @@ def _samples(path: str, file: BinaryIO) -> dict[str, tuple[Member, tuple[str, Me
         elif any(x.endswith(EXTENSIONS) for x in of_key) and any(map(_is_label, of_key)):
             raise InputError(
                 f"{path}: {key!r} has {' and '.join([*of_key][:4])}; a key ends at the first dot "
-                "of a name, after which .jpg, say, and .cls or .json are to follow: rename the files"
+                "of a name; after it .jpg, say, and .cls or .json are to follow: rename the files"
             )
         else:
             without.append(f"{key} ({', '.join(of_key)})")
