@@ -3,12 +3,14 @@
 import base64
 import io
 import json
+import re
 import shutil
 import zlib
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from running import snakemake
@@ -17,6 +19,7 @@ from igmask import arrays
 from igmask.errors import InputError
 from igmask.kernels import inpainted_arrays
 from igmask.plain import to_pixels, unpack
+from igmask.report.page import page as page_module
 from igmask.report.page.gallery import is_exact
 from igmask.report.page.page import page
 from igmask.tools.export import export
@@ -138,6 +141,31 @@ def test_what_is_said_is_that_of_the_records(results):
                 assert right == record.correct
 
 
+def test_the_headline_counts_what_is_beyond_chance_and_names_area_and_control(results):
+    compared = pd.read_csv(results / "tables/comparisons.csv", dtype={"model": str})
+    halves = (compared["first"] == "keep-50-black") & (compared["second"] == "drop-50-black")
+    rows = compared[halves]
+    assert len(rows) == 2
+    open_ = int(((rows["ci_low"] <= 0) & (rows["ci_high"] >= 0)).sum())
+    assert open_  # seven images
+    text = (results / "index.html").read_text("utf-8")
+    [headline] = re.findall("<h1>(.*?)</h1>", text, re.DOTALL)
+    worse = int((rows["ci_high"] < 0).sum())
+    assert headline.startswith(f"{worse} of 2 networks fared worse (")
+    assert f"{open_} not beyond chance" in headline
+    assert re.search(r"are \d+ % of the area and the latter \d+ %", headline)
+
+
+def test_one_network_fares_as_far_as_its_images_tell():
+    words = {sign: page_module._fared([sign]) for sign in (-1, 0, 1)}
+    assert words == {
+        -1: "The network fared worse",
+        0: "The network fared, beyond chance, no worse or better",
+        1: "The network fared better",
+    }
+    assert page_module._fared([-1, -1]) == "2 of 2 networks fared worse"
+
+
 def test_many_large_pictures_are_compressed():
     assert is_exact(np.zeros((8, 224, 224, 3), np.uint8))
     assert not is_exact(np.zeros((60, 224, 224, 3), np.uint8))
@@ -223,7 +251,9 @@ def wait(browser, condition):
 
 
 def choose(browser, **choices):
-    """Set choices as a user does, and wait for the pictures."""
+    """Set choices as a user does, p by its place in PS, and wait for the pictures."""
+    if "p" in choices:
+        choices["p"] = len(PS) - 1 - choices["p"]
     browser.execute_script(
         """
         const form = document.querySelector(".choices");
@@ -237,7 +267,7 @@ def choose(browser, **choices):
     values = [f"form['{name}'].value" for name in ("model", "image", "mode", "fill", "mask")]
     form = "document.querySelector('.choices')"
     shown = " + ' ' + ".join(value.replace("form", form) for value in values)
-    p = f"{json.dumps(PS)}[{form}.p.value]"
+    p = f"{json.dumps(PS)}[{len(PS) - 1} - {form}.p.value]"
     wait(browser, f"document.getElementById('gallery').dataset.shown === {shown} + ' ' + {p}")
 
 
@@ -307,17 +337,17 @@ def test_large_holes_are_solved_for_as_well(opened, kept):
 
 @pytest.mark.external
 def test_the_slider_and_the_other_choices_change_what_is_seen(opened):
-    choose(opened, model="0", image=0, mode="keep", fill="black", mask="selection", p=0)
+    choose(opened, model="0", image=0, mode="keep", fill="black", mask="selection", p=1)
     before = canvas(opened, "mask"), canvas(opened, "masked"), caption(opened, "masked")
     opened.execute_script("document.querySelector('.choices').p.focus()")
     webdriver = pytest.importorskip("selenium.webdriver")
     keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
     webdriver.ActionChains(opened).send_keys(keys.ARROW_RIGHT).perform()
-    wait(opened, "document.getElementById('gallery').dataset.shown.endsWith(' 50')")
+    wait(opened, "document.getElementById('gallery').dataset.shown.endsWith(' 80')")
     after = canvas(opened, "mask"), canvas(opened, "masked"), caption(opened, "masked")
-    assert before[2].startswith("keep the top 80 %")
-    assert after[2].startswith("keep the top 50 %")
-    assert (after[0] == 255).sum() < (before[0] == 255).sum()
+    assert before[2].startswith("keep the top 50 %")
+    assert after[2].startswith("keep the top 80 %")  # a slider to the right is more
+    assert (after[0] == 255).sum() > (before[0] == 255).sum()
     assert not np.array_equal(before[1], after[1])
     choose(opened, mode="drop")
     np.testing.assert_array_equal(canvas(opened, "mask") == 255, after[0] != 255)
@@ -376,6 +406,27 @@ def test_tables_sort_and_show_the_rows_of_a_quantity(opened):
     sort = "return document.querySelectorAll('.table thead th')[3].ariaSort"
     opened.execute_script("document.querySelectorAll('.table thead button')[3].click()")
     assert opened.execute_script(sort) == "descending"
+
+
+@pytest.mark.external
+def test_names_and_numbers_are_sorted_as_people_do(opened):
+    call = "return arguments[0].sort(compared)"
+    names = ["vgg16", "resnet50", "densenet121", "alexnet", "resnet18"]
+    expected = ["alexnet", "densenet121", "resnet18", "resnet50", "vgg16"]
+    assert opened.execute_script(call, names) == expected
+    assert opened.execute_script(call, ["n/a", "3.5 (2)", "−16.7", "+0.2"]) == [
+        "−16.7", "+0.2", "3.5 (2)", "n/a",
+    ]  # fmt: skip
+
+
+@pytest.mark.external
+def test_choices_of_one_are_not_shown(opened):
+    hidden = """
+    return [...document.querySelectorAll(".choices label")].filter((one) => one.hidden)
+      .map((one) => getComputedStyle(one).display);
+    """
+    opened.execute_script("document.querySelector('.choices').fill.closest('label').hidden = true")
+    assert opened.execute_script(hidden) == ["none"]
 
 
 @pytest.mark.external

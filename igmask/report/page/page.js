@@ -182,7 +182,7 @@ class Gallery {
       for (const key of ["mode", "fill", "mask"]) this.fill(key, distinct(key));
       const slider = this.form.p;
       slider.max = Math.max(model.ps.length - 1, 0);
-      if (!slider.dataset.set) slider.value = model.ps.indexOf(nearestToHalf(model.ps));
+      if (!slider.dataset.set) slider.value = turned(model.ps, model.ps.indexOf(nearestToHalf(model.ps)));
       slider.dataset.set = "yes";
       document.getElementById("about-pictures").textContent = model.exact ? "" :
         "The pictures are compressed here, and the networks saw them as they are; igmask export writes those.";
@@ -202,7 +202,8 @@ class Gallery {
     const i = form.image.selectedIndex;
     const n = model.grid[0] * model.grid[1];
     const [mode, fill, mask] = ["mode", "fill", "mask"].map((name) => form[name].value);
-    const p = model.ps[form.p.value];
+    const at = turned(model.ps, form.p.value);
+    const p = model.ps[at];
     form["shown-p"].value = p;
     form.p.setAttribute("aria-valuetext", `${p} %`);
     const part = async (text) => (await inflate(text)).subarray(i * n, (i + 1) * n);
@@ -222,7 +223,7 @@ class Gallery {
     draw("attribution", model, (_, square) => heat(signed[square]));
     say("attribution", `attribution, for ${target}`);
     if (!levels) return;
-    const isKept = (square) => (levels[square] > form.p.value) === (mode === "keep");
+    const isKept = (square) => (levels[square] > at) === (mode === "keep");
     const stays = new Uint8Array(model.size[0] * model.size[1]);
     draw("mask", model, (at, square) => {
       stays[at] = isKept(square);
@@ -245,6 +246,9 @@ class Gallery {
     document.getElementById("gallery").dataset.shown = [form.model.value, i, mode, fill, mask, p].join(" ");
   }
 }
+
+/** From a place among the values of p to the slider's, and back: those fall, and a slider rises. */
+const turned = (ps, place) => ps.length - 1 - place;
 
 const nearestToHalf = (ps) =>
   ps.reduce((best, p) => (Math.abs(p - 50) < Math.abs(best - 50) ? p : best), ps[0]);
@@ -284,16 +288,20 @@ const plotAll = () => Promise.all(Object.keys(DATA.plots).map(plot));
 
 // -- tables ------------------------------------------------------------------------------------
 
-const number = (text) => parseFloat(text.replace(/^[^\d.+-]*/, "").replace("−", "-"));
+/** The number that a text begins with; a name with digits in it is none. */
+const number = (text) => parseFloat(text.trim().replace("−", "-"));
 
-/** Compare numbers as numbers, what is none after them, and texts as texts. */
+/** Compare numbers as numbers, what is none after them, and texts as texts: resnet18 before resnet50. */
 function compared(a, b) {
   const [x, y] = [number(a), number(b)];
-  if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y) || a.localeCompare(b);
-  return x - y;
+  if (!Number.isNaN(x) && !Number.isNaN(y)) return x - y;
+  return Number.isNaN(x) - Number.isNaN(y) || a.localeCompare(b, "en", { numeric: true });
 }
 
-/** By the first row shown of each network, whose rows stay together: quantities are not compared. */
+/**
+ * By the first row shown of each network, whose rows stay together: quantities are not compared. Of
+ * one network alone the rows.
+ */
 function sortable(table) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
@@ -301,9 +309,11 @@ function sortable(table) {
     heads.forEach((one) => one.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
     const blocks = [];
-    for (const row of table.tBodies[0].rows) {
+    const rows = [...table.tBodies[0].rows];
+    const isOne = rows.every((row) => row.cells[0].textContent === rows[0].cells[0].textContent);
+    for (const row of rows) {
       const name = row.cells[0].textContent;
-      if (blocks.at(-1)?.name !== name) blocks.push({ name, rows: [] });
+      if (isOne || blocks.at(-1)?.name !== name) blocks.push({ name, rows: [] });
       blocks.at(-1).rows.push(row);
     }
     for (const block of blocks) {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -69,6 +69,7 @@ def page(
         lead=_lead(halves, top, in_fill),
         tables=[_table(path) for path in _there(tables)],
         has_gallery=bool(shown),
+        has_curves=curves is not None,
         warnings=config.warnings(parsed) + list(_doubts(shown)),
         completeness=[one for one in shown if one["completeness"]],
         settings=_as_yaml(study),
@@ -110,14 +111,23 @@ def _read(path: Path) -> pd.DataFrame:
         return found
 
 
-def _compared(path: Path) -> dict[tuple[str, ...], str]:
-    """Differences with their intervals in words, by model and the names of two conditions."""
+class _Difference(NamedTuple):
+    """A difference with its interval in words, and its sign, 0 where it may be chance."""
+
+    text: str
+    sign: int
+
+
+def _compared(path: Path) -> dict[tuple[str, ...], _Difference]:
+    """Differences by model and the names of two conditions."""
     if not path.exists():
         return {}
     found = pd.read_csv(path, dtype=dict.fromkeys(("model", "first", "second"), str))
     return {
-        (row.model, row.first, row.second): f"{signed(row.difference)} points (95 % interval "
-        f"{between(row.ci_low, row.ci_high)})"
+        (row.model, row.first, row.second): _Difference(
+            f"{signed(row.difference)} points (95 % interval {between(row.ci_low, row.ci_high)})",
+            int(row.ci_low > 0) - int(row.ci_high < 0),
+        )
         for row in found.itertuples()
     }
 
@@ -212,12 +222,14 @@ class _Halves:
     original: float | None
     at_p: dict[str, dict[str, Any]]
     equal: dict[str, float]
-    difference: str
+    difference: _Difference | None
     others: dict[str, tuple[float, float]]  # keep and drop with further fills
 
 
 def _halves(
-    accuracy: pd.DataFrame, curves: pd.DataFrame | None, compared: dict[tuple[str, ...], str]
+    accuracy: pd.DataFrame,
+    curves: pd.DataFrame | None,
+    compared: dict[tuple[str, ...], _Difference],
 ) -> Iterator[_Halves]:
     masked = accuracy[accuracy["mode"] != "original"]
     if masked.empty:
@@ -251,7 +263,7 @@ def _halves(
             if one != fill and {"keep", "drop"} <= {*of.dropna().index}
         }
         two = (Condition(mode, float(p), fill, "selection").name for mode in ("keep", "drop"))
-        difference = compared.get((str(model), *two), "")
+        difference = compared.get((str(model), *two))
         yield _Halves(str(model), p, first, at_p, equal, difference, others)
 
 
@@ -262,7 +274,7 @@ def _findings(
     for of in halves:
         parts = []
         if of.original is not None:
-            parts.append(f"{right.quantity} {of.original:.1f} % of the originals")
+            parts.append(f"{right.quantity} {of.original:.1f} % on the originals")
         words = {
             "keep": f"{{top1:.1f}} % with the top {of.p} % of {top} alone {{area}}",
             "drop": "{top1:.1f} % without it {area}",
@@ -279,7 +291,7 @@ def _findings(
             parts.append(text.format(top1=found["selection"], area=f"({area})"))
         text = "; ".join(parts)
         if of.difference:
-            text += f": keep less drop is {of.difference}"
+            text += f": keep minus drop is {of.difference.text}"
         if of.equal.keys() >= {"keep", "drop"}:
             text += (
                 f". At equal area, half of the pixels each: {of.equal['keep']:.1f} % with the more "
@@ -296,34 +308,56 @@ def _findings(
 
 
 def _lead(halves: list[_Halves], top: str, in_fill: str) -> str:
-    """The finding over all models, in a sentence or two; nothing where one mode is missing."""
-    both = [
-        of.at_p
-        for of in halves
-        if all("selection" in of.at_p.get(mode, {}) for mode in ("keep", "drop"))
-    ]
+    """The finding over all models, with area and control; nothing where one mode is missing."""
+    both = [of for of in halves if all("selection" in of.at_p.get(x, {}) for x in ("keep", "drop"))]
     if not both:
         return ""
-    p, n = halves[0].p, len(both)
-    lower = sum(of["keep"]["selection"] < of["drop"]["selection"] for of in both)
-    kept = sum(of["keep"]["area"] for of in both) / n
+    p, n, keeps = halves[0].p, len(both), [of.at_p["keep"] for of in both]
+    kept = sum(keep["area"] for keep in keeps) / n
     text = (
-        f"{_fared(lower, n, 'worse')} with the top {p} % of {top} alone than with what "
+        f"{_fared([_sign(of) for of in both])} with the top {p} % of {top} alone than with what "
         f"was left without it, but the former are {kept:.0f} % of the area and the latter "
         f"{100 - kept:.0f} %{in_fill}"
     )
+    if all("random" in keep for keep in keeps):
+        own, random = (sum(keep[x] for keep in keeps) / n for x in ("selection", "random"))
+        mean = ", in the mean," if n > 1 else ""
+        text += (
+            f"; the top squares alone give{mean} {own:.0f} %, as many random ones {random:.0f} %"
+        )
     equal = [of.equal for of in halves if of.equal.keys() >= {"keep", "drop"}]
     if equal:
         higher = sum(of["keep"] > of["drop"] for of in equal)
-        fared = _fared(higher, len(equal), "better")
-        text += f". At equal area {fared[0].lower()}{fared[1:]} with the former"
+        of_all = f" with {higher} of {len(equal)} networks" if len(equal) > 1 else ""
+        more = "more" if higher else "no more"
+        text += (
+            f". At equal area, half of the pixels each, the more important half gives {more} than "
+            f"the other{of_all}"
+        )
     return text + "."
 
 
-def _fared(count: int, n: int, how: str) -> str:
+def _sign(of: _Halves) -> int:
+    """Whether keep gave more (1) or less (−1) than drop; 0 where it may be chance."""
+    if of.difference is not None:
+        return of.difference.sign
+    keep, drop = (of.at_p[mode]["selection"] for mode in ("keep", "drop"))
+    return int(keep > drop) - int(keep < drop)
+
+
+def _fared(signs: list[int]) -> str:
+    """How networks fared with one thing beside another, beyond chance."""
+    n, worse, better, open_ = len(signs), signs.count(-1), signs.count(1), signs.count(0)
     if n == 1:
-        return f"The network {'fared' if count else 'did not fare'} {how}"
-    return f"{count} of {n} networks fared {how}"
+        words = {
+            -1: "fared worse",
+            1: "fared better",
+            0: "fared, beyond chance, no worse or better",
+        }
+        return f"The network {words[signs[0]]}"
+    told = [f"{better} better"] * bool(better) + [f"{open_} not beyond chance"] * bool(open_)
+    beside = f" ({', '.join(told)})" if told else ""
+    return f"{worse} of {n} networks fared worse{beside}"
 
 
 def _doubts(galleries: list[dict[str, Any]]) -> Iterator[str]:

@@ -138,7 +138,9 @@ def _facets(
     controls = [name for name in masks if name not in (_SELECTION, _ORIGINAL, _CHANCE)]
     beside = ["all controls", *controls, "none"]
     default = "random" if "random" in controls else beside[0]
-    params = [_choice("fill", "masked pixels become ", fills, fills[0])]
+    params: list[dict[str, Any]] = [{"name": "fill", "value": fills[0]}]
+    if len(fills) > 1:
+        params = [_choice("fill", "masked pixels become ", fills, fills[0])]
     params += [_choice("beside", "beside the selection ", beside, default)] * bool(controls)
     is_shown = f"indexof({json.dumps([_SELECTION, _ORIGINAL, _CHANCE])}, datum.mask) >= 0"
     shown = [{"filter": "datum.fill === fill"}]
