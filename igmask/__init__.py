@@ -33,7 +33,7 @@ _HOMES = {
     "mask_image": "tools.masking",
     "occlude": "tools.masking",
     "pack": "kernels",
-    "plot": "tools.plotting",
+    "plot": "tools.finished",
     "run": "tools.finished",
     "select": "kernels",
     "square_scores": "kernels",

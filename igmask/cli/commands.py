@@ -35,6 +35,13 @@ class InOrder(click.Group):
         """Return the names as the commands are defined, what is of one image first."""
         return sorted(self.commands, key=lambda name: name != "explain")
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the first sentence of each command whole, over as many lines as it takes."""
+        names = [(name, self.commands[name]) for name in self.list_commands(ctx)]
+        rows = [(name, one.get_short_help_str(limit=300)) for name, one in names if not one.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Return the command, or fail with those that it may have been meant to be."""
         if args and args[0] not in self.commands and not args[0].startswith("-"):

@@ -146,7 +146,13 @@ def draw_against_area(
             axes.plot(100, original[model], "*", color="black", markersize=6, clip_on=False)
         _draw_chance(axes, by_chance)
     chosen = masked[masked["mask"] == _SELECTION]
-    keys = [_key(_range(chosen[chosen["mode"] == mode]), *look) for mode, look in looks.items()]
+    line = "-" if swept is None else ""
+    keys = [
+        _key(_range(chosen[chosen["mode"] == mode]), *look, line=line)
+        for mode, look in looks.items()
+    ]
+    if swept is not None:  # points and lines are of different masks: of a p, and of an area
+        keys += [_key(f"{mode}, by area", colour) for mode, (colour, _) in looks.items()]
     keys += [*_control_keys(masked), _key("original images", "black", "*", line="")]
     return keys + _chance_key(by_chance)
 

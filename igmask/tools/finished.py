@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,21 @@ import numpy as np
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from igmask import arrays
 from igmask.asked import config
 from igmask.asked.masking import middle
 from igmask.asked.recipes import Condition
 from igmask.asked.settings import percent
-from igmask.errors import InputError, refusing
+from igmask.errors import InputError, suggestion
+from igmask.inputs.files import read_text
 from igmask.plain import to_pixels, unpack
 from igmask.plan import Workflow
+from igmask.progress import say
 from igmask.report.examples import caption
 from igmask.tools import plotting
+from igmask.tools.masking import Picture
 
 _LAST_LINES = 12  # of what Snakemake says, in an error
 
@@ -39,7 +43,9 @@ class Study:
         self.folder = Path(folder)
         table = self.folder / "tables" / "accuracy.csv"
         if not table.is_file():
-            raise InputError(f"{table}: there is no finished study in {self.folder}")
+            below = sorted(self.folder.glob("*/tables/accuracy.csv"))
+            near = f"; did you mean {str(below[0].parents[1])!r}?" if below else ""
+            raise InputError(f"{table}: there is no finished study in {self.folder}{near}")
         self.models = list(dict.fromkeys(self.accuracy["model"]))
 
     def __repr__(self) -> str:
@@ -49,6 +55,17 @@ class Study:
     def accuracy(self) -> pd.DataFrame:
         """accuracy.csv: a row a model, mode, p, fill and mask; all shares in percent."""
         return _table(self.folder / "tables" / "accuracy.csv")
+
+    @cached_property
+    def comparisons(self) -> pd.DataFrame | None:
+        """comparisons.csv: differences with intervals and tests; None if there are none."""
+        path = self.folder / "tables" / "comparisons.csv"
+        return _table(path) if path.exists() else None
+
+    def classes(self, model: str | None = None) -> list[str]:
+        """Return the names of a network's classes, by their numbers in `records`."""
+        path = self._of(model or self.models[0]) / "records" / "original.parquet"
+        return list(arrays.read_records(path)[1]["class_names"])
 
     @cached_property
     def curves(self) -> pd.DataFrame | None:
@@ -74,13 +91,26 @@ class Study:
         self._of(model)
         condition = Condition("original")
         if mode != "original":
+            modes = list(self.accuracy["mode"].unique())
+            if mode not in modes:
+                raise InputError(f"the study has no mode {mode!r}; it has {', '.join(modes)}")
             if p is None:
                 raise InputError(f"records of {mode!r} need p")
             condition = Condition(mode, p, self._fill(model, mode, fill), mask)
         path = self._of(model) / "records" / f"{condition.name}.parquet"
         if not path.is_file():
-            there = ", ".join(sorted(one.stem for one in path.parent.glob("*.parquet"))[:8])
-            raise InputError(f"{path}: the study has no such records; there are {there} …")
+            table = self.accuracy
+            alike = table[(table["model"] == model) & (table["mode"] == mode)]
+            ps, fills, masks = (
+                ", ".join(
+                    percent(x) if x == x and key == "p" else str(x) for x in alike[key].unique()
+                )
+                for key in ("p", "fill", "mask")
+            )
+            raise InputError(
+                f"{path}: the study has no such records; of {mode} it has p = {ps}, the fills "
+                f"{fills}, the masks {masks}"
+            )
         return arrays.read_records(path)[0]
 
     def masks(self, model: str, p: float) -> np.ndarray:
@@ -165,7 +195,10 @@ class Study:
     def _of(self, model: str) -> Path:
         """The folder of a network; the study's dataset is the one that has it."""
         if model not in self.models:
-            raise InputError(f"the study has no network {model!r}; {', '.join(self.models)}")
+            near = suggestion(model, self.models)
+            raise InputError(
+                f"the study has no network {model!r}, but {', '.join(self.models)}{near}"
+            )
         found = [path for path in self.folder.glob("*/models/*") if path.name == model]
         if len(found) != 1:
             listed = ", ".join(map(str, found)) or "none"
@@ -188,8 +221,34 @@ class Study:
         found = names.index[(names == name) | names.str.endswith(f"/{name}")]
         if len(found) != 1:
             what = "several images" if len(found) else "no image"
-            raise InputError(f"the study has {what} named {name!r}")
+            near = "" if len(found) else suggestion(name, names)
+            raise InputError(f"the study has {what} named {name!r}{near}")
         return int(found[0])
+
+
+def plot(
+    shown: Picture | Study | str | os.PathLike[str],
+    model: Callable[[Tensor], Tensor] | None = None,
+    p: float | Sequence[float] = 50,
+    **options: Any,
+) -> Figure:
+    """Return a figure, for a notebook: of an image and a model, or, without one, of a study.
+
+    Of an image: itself, its attribution, and for each p what is kept and dropped, with what the
+    model says beneath. Of a study, or the folder of its results: accuracy over area.
+
+    options: `axes` of matplotlib to draw into, 2 + 2 · (number of p), or one for each network of a
+             study; of an image side, fill, title, and those of `integrated_gradients`, such as
+             n_steps, rule and target; of a study fill
+    raises   InputError if the image, an option, or the number of axes is not of these
+    """
+    if model is not None:
+        return plotting.plot_image(shown, model, p, **options)  # type: ignore[arg-type]
+    if isinstance(shown, str | os.PathLike) and Path(shown).is_dir():
+        shown = Study(shown)
+    if not isinstance(shown, Study):
+        raise InputError("plot needs a model, too, or a study or the folder of one's results")
+    return shown.plot_accuracy(**options)
 
 
 def run(
@@ -211,9 +270,7 @@ def run(
     if isinstance(study, Mapping):
         settings = dict(study)
     else:
-        with refusing(OSError, ValueError, says=lambda error: f"{study}: {error}"):
-            text = Path(study).read_text("utf-8")
-        settings = config.of_yaml(text, str(study))
+        settings = config.of_yaml(read_text(Path(study)), str(study))
     flow = Workflow(settings, with_files=False)  # which says what is wrong
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         yaml.safe_dump(settings, file, allow_unicode=True)
@@ -221,7 +278,11 @@ def run(
         words = [sys.executable, "-m", "snakemake", "--snakefile", str(_snakefile())]
         words += ["--cores", str(cores), "--directory", str(folder), "--nocolor"]
         words += ["--configfile", file.name, *(["--quiet", "rules"] if quiet else [])]
-        done = subprocess.run(words, capture_output=quiet, text=True, check=False)
+        try:
+            done = subprocess.run(words, capture_output=quiet, text=True, check=False)
+        except KeyboardInterrupt:
+            say(f"stopped; the same call goes on with what is missing of the study of {flow.data}")
+            raise
     if done.returncode:
         said = "\n".join(f"{done.stdout}\n{done.stderr}".splitlines()[-_LAST_LINES:])
         raise InputError(f"the study of {flow.data} was not finished:\n{said}")

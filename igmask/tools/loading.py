@@ -15,28 +15,43 @@ from igmask.asked.settings import Geometry, Model
 from igmask.devices import pick_device
 from igmask.errors import InputError
 from igmask.inputs import models
+from igmask.inputs.classes import class_names, class_numbers
 from igmask.inputs.decode import fit, naming, read_rgb, to_rgb
 from igmask.inputs.networks import library_of
 
 
-def load_model(source: str, *, device: str = "cpu", **settings: Any) -> torch.nn.Module:
+def load_model(
+    source: str | Enum, *, device: str = "cpu", classes: str | None = None, **settings: Any
+) -> torch.nn.Module:
     """Return a network on images in [0, 1], normalisation included, in evaluation mode.
 
     It says what it takes: `.geometry` (size, resize, interpolation), `.transforms`, an image of PIL
     → (3, H, W) float32 in [0, 1] of that geometry, and `.classes`, their names, [] if unknown.
 
     source, settings: as a model in config.yaml, such as load_model("resnet50",
-                      weights="IMAGENET1K_V1"); weights may be a member of torchvision's enums, too.
-                      A network of your own also needs `size`
+                      weights="IMAGENET1K_V1"); weights may be a member of torchvision's enums, too,
+                      and stand alone. A network of your own also needs `size`
+    classes:          where its library does not say their names: `imagenet`, or a file of them, as
+                      dataset.classes
     raises InputError if it cannot be had, or for weights of another network
     """
+    if isinstance(source, torch.nn.Module):
+        raise InputError(
+            "load_model takes a network's name; a module needs no loading: give it to plot, "
+            "mask_image or IntegratedGradients as it is"
+        )
+    if "pretrained" in settings:
+        raise InputError('pretrained: say weights="DEFAULT", or weights="none" for random ones')
+    if isinstance(source, Enum):
+        source, settings["weights"] = _network_of(source), source
     if isinstance(settings.get("weights"), Enum):
         settings["weights"] = _name_of(settings["weights"], source)
     model = models.complete(config.model({"source": source, **settings}))
     network = models.load(model, device=pick_device(device))
     network.geometry = model.geometry  # type: ignore[assignment]
     network.transforms = _Transforms(model)  # type: ignore[assignment]
-    network.classes = library_of(model).class_names(model)  # type: ignore[assignment]
+    names = class_names(class_numbers(classes)) if classes else library_of(model).class_names(model)
+    network.classes = names  # type: ignore[assignment]
     return network
 
 
@@ -60,9 +75,15 @@ def load_image(
         with naming("the image"):
             pixels = fit(to_rgb(image), geometry)
     else:
-        path = Path(image)
-        with naming(str(path)):
-            pixels = fit(read_rgb(path, upright=True), geometry)
+        if not isinstance(image, str | os.PathLike):
+            raise InputError(
+                f"load_image takes a file or an image of PIL, not {type(image).__name__}; "
+                "PIL.Image.fromarray makes one of an array, and a tensor of the model's size needs "
+                "no loading"
+            )
+        opened = read_rgb(Path(image), upright=True)
+        with naming(image):
+            pixels = fit(opened, geometry)
     return models.pixels(pixels[None].copy())[0]
 
 
@@ -77,6 +98,16 @@ class _Transforms:
 
     def __repr__(self) -> str:
         return f"transforms of igmask: {self.geometry.name}, to [0, 1]"
+
+
+def _network_of(weights: Enum) -> str:
+    """The classifier of torchvision that has weights of this enum."""
+    from torchvision import models as zoo
+
+    for name in zoo.list_models(zoo):
+        if zoo.get_model_weights(name) is type(weights):
+            return name
+    raise InputError(f"{weights}: no classifier of torchvision has such weights")
 
 
 def _name_of(weights: Enum, source: str) -> str:

@@ -45,7 +45,7 @@ class Drawn(Figure):
         return file.getvalue()
 
 
-def plot(
+def plot_image(
     image: Picture,
     model: Callable[[Tensor], Tensor],
     p: float | Sequence[float] = 50,
@@ -128,7 +128,8 @@ def plot_study(
     fill = fill or masked["fill"].iloc[0]
     masked = masked[masked["fill"] == fill]
     if masked.empty:
-        raise InputError(f"the study has no fill {fill!r}")
+        known = accuracy["fill"].dropna().unique()
+        raise InputError(f"the study has no fill {fill!r}; it has {', '.join(known)}")
     original = accuracy[accuracy["mode"] == "original"].set_index("model")["top1"]
     n = masked["model"].nunique()
     with matplotlib.style.context(["default", STYLE]):
@@ -136,6 +137,7 @@ def plot_study(
         swept = None if curves is None else curves[curves["fill"] == fill]
         keys = draw_against_area(places, masked, original, swept, chance(accuracy))
         for place in places:
+            place.spines[["top", "right"]].set_visible(False)  # which would cross a point at 100
             place.set(xlim=(0, 103), ylim=(0, 100), xlabel=AREA)
             place.grid(color="0.92")
         truths = masked.get("truth", pd.Series(["label"]))

@@ -76,6 +76,8 @@ def test_a_study_is_run_and_read(finished):
     assert study.images("net")["name"].tolist()[0] == "a/0.png"
     assert study.attribution("3.png").shape == (6, 6)
     assert set(study.curves["mode"]) == {"keep", "drop"}
+    assert study.classes() == ["a", "b"]
+    assert {*study.comparisons["first"]} >= {"keep-50-black"}
     assert "net" in repr(study)
 
 
@@ -92,13 +94,21 @@ def test_a_study_that_is_done_is_not_done_again(finished, tmp_path):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda s: s.records("other"), "no network 'other'; net"),
+        (lambda s: s.records("nett"), "no network 'nett', but net; did you mean 'net'"),
+        (lambda s: s.records("net", "Keep", 50), "no mode 'Keep'; it has original, keep, drop"),
+        (lambda s: s.records("net", "keep", 50, mask="randm"), "the masks selection, random"),
         (lambda s: s.records("net", "keep"), "need p"),
-        (lambda s: s.records("net", "keep", 30), r"no such records; there are drop-50-black"),
+        (
+            lambda s: s.records("net", "keep", 30),
+            "no such records; of keep it has p = 80, 50, the fills bl",
+        ),
         (lambda s: s.records("net", "keep", 50, fill="blur"), "no fill 'blur' for keep; black"),
         (lambda s: s.masks("net", 30), "no such masks; there are those of p = 50, 80"),
-        (lambda s: s.image("7.png"), "no image named '7.png'"),
-        (lambda s: s.plot_accuracy(fill="blur"), "no fill 'blur'"),
+        (lambda s: s.image("7.png"), "no image named '7.png'; did you mean"),
+        (lambda s: s.plot_accuracy(fill="blur"), "no fill 'blur'; it has black, mean"),
+        (lambda s: igmask.study(s.folder.parent), "in .*; did you mean '.*results'"),
+        (lambda s: igmask.plot(s.folder / "tables"), "there is no finished study"),
+        (lambda s: igmask.plot(torch.zeros(3, 8, 8)), "plot needs a model, too, or a study"),
         (lambda s: s.plot_image("3.png", axes=[1, 2]), "4 axes are needed, got 2"),
     ],
 )
@@ -122,6 +132,8 @@ def test_figures_of_a_study_are_shown_and_take_axes(finished):
         assert isinstance(figure, Figure)
         with Image.open(io.BytesIO(figure._repr_png_())) as shown:
             assert shown.size[0] > 300
+    for shown in (study, study.folder, str(study.folder)):
+        assert len(igmask.plot(shown, fill="mean").axes) == 1
     [axes] = study.plot_accuracy().axes
     assert len(axes.lines) >= 3  # keep, drop, and random squares
     own, places = plt.subplots(1, 4)
@@ -167,6 +179,28 @@ def test_a_model_says_what_it_takes_and_weights_may_be_an_enums(monkeypatch):
     assert loaded[0].weights == "IMAGENET1K_V1"
     assert model.classes == ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
     assert (model.geometry.size, model.geometry.resize) == (224, 256)
+    igmask.load_model(ResNet18_Weights.IMAGENET1K_V1)
+    assert loaded[1] == loaded[0]
+    wnids = igmask.load_model("resnet18", weights="none", size=224, classes="imagenet").classes
+    assert (len(wnids), wnids[207]) == (1000, "n02099601 golden retriever")
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda: igmask.load_model(torch.nn.Identity()), "a module needs no loading"),
+        (lambda: igmask.load_model("resnet18", pretrained=True), 'say weights="DEFAULT"'),
+        (lambda: igmask.load_model("igmask.zo:small_vgg"), "did you mean 'zoo'"),
+        (lambda: igmask.load_model("torchvison.models:vgg11"), "did you mean 'torchvision'"),
+        (lambda: igmask.load_model("igmask.zoo:small_vg"), "did you mean 'small_vgg'"),
+        (lambda: igmask.load_image(torch.zeros(3, 8, 8), igmask.Geometry(8)), "not Tensor; PIL.I"),
+        (lambda: igmask.load_image("no.png", igmask.Geometry(8)), r"^no.png: there is no such fi"),
+        (lambda: igmask.run("no.yaml"), r"^no.yaml: there is no such file$"),
+    ],
+)
+def test_what_people_try_first_is_answered(ask, message):
+    with pytest.raises(InputError, match=message):
+        ask()
 
 
 def test_images_come_as_torchvisions_presets_make_them(model, tmp_path):

@@ -39,7 +39,7 @@ LIBRARIES = {
     ),
     "timm": Library(timm_.described, timm_.build, timm_.class_names, timm_.usual_size),
     "hf": Library(hf.described, hf.build, hf.class_names, hf.usual_size),
-    "": Library(lambda model: model, function.build, lambda model: [], lambda model: 224),
+    "": Library(function.described, function.build, lambda model: [], lambda model: 224),
 }
 
 

@@ -7,6 +7,16 @@ from igmask.errors import InputError, refusing, with_kind
 from igmask.inputs.own import MISTAKES, imported
 
 
+def described(model: Model) -> Model:
+    """Return the model as it is; raise InputError if there is no such function.
+
+    It is not looked for where nothing else is lacking: a look ahead need not import it.
+    """
+    if model.size is None:
+        imported(model.source)
+    return model
+
+
 def build(model: Model) -> nn.Module:
     """Return what the function returns, or InputError that says what is wrong with it."""
     function = imported(model.source)
