@@ -18,7 +18,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 
 # Begun first, so that no core idles at the end; what waits more than it works before the others.
 # A worker takes its next file two tests before it needs it: after few and long ones, a short file.
-LONGEST = "slurm compile faults tour cifar dag page interpreted python figures docs cli"
+LONGEST = "slurm compile faults cifar dag page interpreted python figures docs cli"
 
 
 def pytest_collection_modifyitems(items):

@@ -157,6 +157,7 @@ def test_a_new_fill_runs_only_what_is_new(results):
     assert found == {"evaluate": 2} | PAGE
 
 
+@pytest.mark.slow  # as a new fill does
 def test_a_new_control_evaluates_itself_only(results, tmp_path):
     folder = shutil.copytree(results, tmp_path / "more")
     before = {path: path.read_bytes() for path in folder.rglob("records/*.parquet")}

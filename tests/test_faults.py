@@ -159,7 +159,9 @@ def unevaluated(finished):
 # -- killed ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["die", "die-at-second-rename"])
+@pytest.mark.parametrize(
+    "fault", ["die", pytest.param("die-at-second-rename", marks=pytest.mark.slow)]
+)
 def test_a_job_that_is_killed_is_run_again(study, undisturbed, fault):
     (study / fault).touch()
     succeeded, said = snakemake(study)
@@ -422,6 +424,7 @@ def test_a_file_exchanged_for_one_of_other_content_is_found(finished, monkeypatc
     assert set(found.values()) == {"stale: its records are"}
 
 
+@pytest.mark.slow
 def test_other_networks_and_converged_masks_are_looked_at_too(blank, tmp_path, monkeypatch):
     folder = tmp_path / "study"
     shutil.copytree(blank, folder)

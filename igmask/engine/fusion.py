@@ -63,8 +63,11 @@ def fold_batch_norms(graph: fx.Graph, parts: Parts) -> int:
         layer, norm = layer_of(before, parts), layer_of(node, parts)
         if _FOLDS.get(type(layer)) is not type(norm) or norm.training or norm.running_mean is None:
             continue
+        is_transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+        if is_transposed and layer.groups > 1:  # whose weight has no axis of all outputs
+            continue
         before.target = free_name(f"folded_{node.name}", parts)
-        parts[before.target] = frozen(fuse_conv_bn_eval(layer, norm))
+        parts[before.target] = frozen(fuse_conv_bn_eval(layer, norm, is_transposed))
         node.replace_all_uses_with(before)
         graph.erase_node(node)
         n_folded += 1
@@ -95,7 +98,14 @@ def write_out_norms(graph: fx.Graph, parts: Parts) -> None:
             parts[node.target] = _Scaled(norm, norm.running_mean.dtype)
 
 
-_FOLDS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
+_FOLDS: dict[type[nn.Module], type[nn.modules.batchnorm._BatchNorm]] = {
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.Conv3d: nn.BatchNorm3d,
+    nn.ConvTranspose1d: nn.BatchNorm1d,
+    nn.ConvTranspose2d: nn.BatchNorm2d,
+    nn.ConvTranspose3d: nn.BatchNorm3d,
+}
 
 
 def activation_of(node: fx.Node, parts: Mapping[str, Any]) -> str:

@@ -1,12 +1,14 @@
 """A model → the network made ready of it: once, and anew when the model has changed."""
 
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from functools import lru_cache, partial
+from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -93,7 +95,7 @@ def _fingerprint(model: nn.Module) -> str:
     values: list[Any] = [torch.is_autocast_enabled(), torch.get_default_dtype()]
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
-        values += [type(module), is_hooked(module)]
+        values += [type(module), is_hooked(module), *_read_by(type(module).forward)]
         for name, value in vars(module).items():
             if not (isinstance(value, dict) and name.startswith("_")):  # torch's own: see below
                 values.append((name, _sign(value)))
@@ -140,12 +142,28 @@ def _weights_of_places(n: int, step: float, dtype: torch.dtype, device: torch.de
     return torch.arange(1, n + 1, device=device).mul(step).cos().to(dtype)
 
 
+def _read_by(forward: Any) -> Iterator[Any]:
+    """The plain values that a user's forward reads beside its module: globals, and of a closure."""
+    if not isinstance(forward, FunctionType) or forward.__module__.partition(".")[0] == "torch":
+        return
+    known = forward.__globals__
+    read = [known[name] for name in forward.__code__.co_names if name in known]
+    for cell in forward.__closure__ or ():
+        with suppress(ValueError):  # one that holds nothing yet
+            read.append(cell.cell_contents)
+    for value in read:
+        if isinstance(value, int | float | str | list | tuple | dict | np.ndarray | Tensor):
+            yield _sign(value)
+
+
 def _sign(value: Any, depth: int = 4) -> Any:
     """A plain value itself, a container's contents; of anything else, which one it is."""
     if isinstance(value, int | float | bool | str | None):
         return value
     if isinstance(value, Tensor):
         return id(value), None if value.is_inference() else value._version
+    if isinstance(value, np.ndarray):
+        return id(value), value.dtype, value.shape, hash(value.tobytes())
     if isinstance(value, list | tuple | set | frozenset) and depth:
         return type(value), *(_sign(item, depth - 1) for item in value)
     if isinstance(value, dict) and depth:

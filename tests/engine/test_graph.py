@@ -12,6 +12,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import captum.attr
+import numpy as np
 import pytest
 import torch
 from torch import fx, nn
@@ -720,3 +721,58 @@ def test_values_that_nothing_reads_any_more_are_let_go_while_a_graph_is_observed
     simplify(Traced(graph, image, {}, {}), torch.zeros(1, 3))
     assert len(held) >= 6
     assert most == 2
+
+
+@pytest.mark.parametrize(("groups", "n_folded"), [(1, 2), (2, 1)])
+def test_norms_are_folded_into_transposed_convolutions(images, groups, n_folded):
+    network = drawn(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.ConvTranspose2d(4, 6, 3, stride=2, groups=groups),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, 5),
+        )
+    )
+    assert split(network, images).n_folded == n_folded
+    assert_captums(network, images)
+
+
+FACTOR = 1.0
+
+
+@pytest.mark.parametrize("where", ["array", "global", "closure", "a tensor in a closure"])
+def test_changes_of_what_a_network_reads_beside_itself_are_noticed(images, where, monkeypatch):
+    held = {"factor": 1.0, "tensor": torch.ones((), dtype=torch.float64)}
+
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(
+                nn.Conv2d(3, 4, 3),
+                nn.Tanh(),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(4, 5),
+            )
+            self.shift = np.array([0.1, 0.2, 0.3])
+
+        def forward(self, x):
+            x = x - torch.as_tensor(self.shift).to(x).view(3, 1, 1)
+            return self.body(x * FACTOR * held["factor"] * held["tensor"])
+
+    network = drawn(Reads())
+    assert_captums(network, images)
+    if where == "array":
+        network.shift[:] = [5, 6, 7]
+    elif where == "global":
+        monkeypatch.setitem(globals(), "FACTOR", 3.0)
+    elif where == "closure":
+        held["factor"] = 3.0
+    else:
+        held["tensor"].mul_(3)
+    assert_captums(network, images)

@@ -258,7 +258,16 @@ def found() -> Iterator[list[tuple[Case, dict[str, Code]]]]:
         Path(path).write_text(table(codes))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.launch.__name__[8:]} {case.what}")
+def is_slow(case):
+    """Of the four kernels of selection, each most of a minute, one is compiled in any case."""
+    return case.launch is _launch_select and case.what != "5,625, by mass"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] * is_slow(case)) for case in CASES],
+    ids=lambda case: f"{case.launch.__name__[8:]} {case.what}",
+)
 def test_nothing_spills_and_accesses_are_wide(case, compiled, found, tmp_path):
     codes = {target: code_of(kernel, tmp_path) for target, kernel in compiled(case).items()}
     assert {target: code.spilled for target, code in codes.items()} == dict.fromkeys(TARGETS, 0)

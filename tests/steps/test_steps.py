@@ -436,10 +436,10 @@ def test_records_are_kept_where_files_have_one_name_only(study, monkeypatch):
     "asked",
     [
         {},
-        {"baseline": "uniform", "n_baselines": 2},
+        pytest.param({"baseline": "uniform", "n_baselines": 2}, marks=pytest.mark.slow),
         {"rule": "adaptive"},
         {"rule": "adaptive", "n_steps": "auto"},
-        {"skip": 1e-3},
+        pytest.param({"skip": 1e-3}, marks=pytest.mark.slow),
     ],
     ids=lambda asked: " ".join(map(str, asked.values())) or "black",
 )
