@@ -154,6 +154,7 @@ def test_the_headline_counts_what_is_beyond_chance_and_names_area_and_control(re
     assert headline.startswith(f"{worse} of 2 networks fared worse (")
     assert f"{open_} not beyond chance" in headline
     assert re.search(r"are \d+ % of the area and the latter \d+ %", headline)
+    assert headline.endswith(".")
 
 
 def test_one_network_fares_as_far_as_its_images_tell():

@@ -330,9 +330,11 @@ function choosable(select, table) {
   const rows = [...table.tBodies[0].rows];
   const quantities = [...new Set(rows.map((row) => row.cells[1].textContent))];
   select.append(...quantities.map((text) => new Option(text, text)));
-  const show = () => rows.forEach((row) => {
-    row.hidden = select.value !== "" && row.cells[1].textContent !== select.value;
-  });
+  if (matchMedia("(max-width: 40rem)").matches) select.value = quantities[0];
+  const show = () => {
+    rows.forEach((row) => (row.hidden = select.value !== "" && row.cells[1].textContent !== select.value));
+    table.classList.toggle("one", select.value !== ""); // which the choice says already
+  };
   select.addEventListener("input", show);
   show();
 }

@@ -66,7 +66,7 @@ def page(
         is_demo=parsed.dataset.source == "demo",
         question=_question(parsed, own),
         findings=list(_findings(halves, right, top, in_fill)),
-        lead=_lead(halves, top, in_fill),
+        lead=_lead(halves, top, in_fill).partition(". "),
         tables=[_table(path) for path in _there(tables)],
         has_gallery=bool(shown),
         has_curves=curves is not None,
