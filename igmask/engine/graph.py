@@ -75,14 +75,18 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Return whether calling the module does more than its forward says."""
+    """Return whether calling the module does more than its forward says.
+
+    What torch.export hangs on its modules looks at their inputs, and changes nothing.
+    """
     hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
+        *module._forward_hooks.values(),
+        *module._forward_pre_hooks.values(),
+        *module._backward_hooks.values(),
+        *module._backward_pre_hooks.values(),
     )
-    return any(hooks) or hasattr(module, "parametrizations")
+    others = [one for one in hooks if getattr(one, "__module__", "") != "torch.export._unlift"]
+    return bool(others) or hasattr(module, "parametrizations")
 
 
 def twin_of(network: nn.Module) -> nn.Module:

@@ -144,7 +144,8 @@ def _weights_of_places(n: int, step: float, dtype: torch.dtype, device: torch.de
 
 def _read_by(forward: Any) -> Iterator[Any]:
     """The plain values that a user's forward reads beside its module: globals, and of a closure."""
-    if not isinstance(forward, FunctionType) or forward.__module__.partition(".")[0] == "torch":
+    of_torch = str(getattr(forward, "__module__", "")).partition(".")[0] == "torch"
+    if of_torch or not isinstance(forward, FunctionType):
         return
     known = forward.__globals__
     read = [known[name] for name in forward.__code__.co_names if name in known]

@@ -776,3 +776,18 @@ def test_changes_of_what_a_network_reads_beside_itself_are_noticed(images, where
     else:
         held["tensor"].mul_(3)
     assert_captums(network, images)
+
+
+def test_exported_programs_have_their_stem_and_a_users_hook_is_heeded(images, tmp_path):
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    network = drawn(nn.Sequential(*layers, nn.Linear(4, 5)))
+    several = ({0: torch.export.Dim("n", min=1, max=512)},)
+    program = torch.export.export(network, (images,), dynamic_shapes=several)
+    torch.export.save(program, tmp_path / "net.pt2")
+    exported = torch.export.load(tmp_path / "net.pt2").module()
+    found = split(exported, images)
+    assert found.ends
+    assert found.n_folded == 1
+    assert_captums(exported, images, network)
+    exported.register_forward_hook(lambda module, given, found: 2 * found)
+    assert split(exported, images).why_not == "it has hooks or parametrizations"
