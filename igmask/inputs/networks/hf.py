@@ -196,6 +196,7 @@ def _config(model: Model) -> Any:
 def _processor(model: Model) -> _Process:
     make = _transformers().AutoImageProcessor
     state = {key: value for key, value in model.arguments.items() if key == "revision"}
+    _config(model)  # a hub that is not reached is asked in vain for one file, not for three
     with _refusing(model, advice=f"; or {_ADVICE}, which needs no image processor"):
         return _Process(make.from_pretrained(_name(model), **_CAUTION | state), model)
 
