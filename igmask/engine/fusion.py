@@ -67,11 +67,17 @@ def fold_batch_norms(graph: fx.Graph, parts: Parts) -> int:
         if is_transposed and layer.groups > 1:  # whose weight has no axis of all outputs
             continue
         before.target = free_name(f"folded_{node.name}", parts)
-        parts[before.target] = frozen(fuse_conv_bn_eval(layer, norm, is_transposed))
+        parts[before.target] = frozen(_folded(layer, norm, is_transposed))
         node.replace_all_uses_with(before)
         graph.erase_node(node)
         n_folded += 1
     return n_folded
+
+
+def _folded(layer: Any, norm: Any, is_transposed: bool) -> nn.Module:
+    """The layer with the norm in its weight and bias, computed in float64 and rounded once."""
+    first, second = copy.deepcopy(layer).double(), copy.deepcopy(norm).double()
+    return fuse_conv_bn_eval(first, second, is_transposed).to(layer.weight.dtype)
 
 
 class _Scaled(nn.Module):

@@ -20,6 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 import igmask
+from igmask.engine.fusion import _folded
 from igmask.engine.graph import LIBRARIES, Untraceable, traced
 from igmask.engine.simplify import Traced, simplify
 from igmask.engine.stem import split
@@ -791,3 +792,16 @@ def test_exported_programs_have_their_stem_and_a_users_hook_is_heeded(images, tm
     assert_captums(exported, images, network)
     exported.register_forward_hook(lambda module, given, found: 2 * found)
     assert split(exported, images).why_not == "it has hooks or parametrizations"
+
+
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_folded_weights_are_rounded_once(is_transposed):
+    kind = nn.ConvTranspose2d if is_transposed else nn.Conv2d
+    layer, norm = drawn(nn.Sequential(kind(3, 40, 3), nn.BatchNorm2d(40))).float()
+    norm.weight.data.uniform_(0.5, 1.5)
+    found = _folded(layer, norm, is_transposed)
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    shape = (1, -1, 1, 1) if is_transposed else (-1, 1, 1, 1)
+    assert found.weight.equal((layer.weight.double() * scale.view(shape)).float())
+    bias = (layer.bias.double() - norm.running_mean.double()) * scale + norm.bias.double()
+    assert (found.bias.double() - bias).abs().max() <= 2**-24 * bias.abs().max()
