@@ -95,7 +95,7 @@ def _fingerprint(model: nn.Module) -> str:
     values: list[Any] = [torch.is_autocast_enabled(), torch.get_default_dtype()]
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
-        values += [type(module), is_hooked(module), *_read_by(type(module).forward)]
+        values += [type(module), is_hooked(module), *_read_by(type(module))]
         for name, value in vars(module).items():
             if not (isinstance(value, dict) and name.startswith("_")):  # torch's own: see below
                 values.append((name, _sign(value)))
@@ -142,8 +142,9 @@ def _weights_of_places(n: int, step: float, dtype: torch.dtype, device: torch.de
     return torch.arange(1, n + 1, device=device).mul(step).cos().to(dtype)
 
 
-def _read_by(forward: Any) -> Iterator[Any]:
+def _read_by(kind: type[nn.Module]) -> Iterator[Any]:
     """The plain values that a user's forward reads beside its module: globals, and of a closure."""
+    forward = getattr(kind, "forward", None)  # TorchScript's has none
     of_torch = str(getattr(forward, "__module__", "")).partition(".")[0] == "torch"
     if of_torch or not isinstance(forward, FunctionType):
         return
