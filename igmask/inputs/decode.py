@@ -159,6 +159,13 @@ def _is_own(error: Exception) -> bool:
     return frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]
 
 
+def read_fitted(path: Path, geometry: Geometry) -> np.ndarray:
+    """Return an image file, upright, as `fit` has it; raise InputError, naming the file."""
+    image = read_rgb(path, upright=True)
+    with naming(path):
+        return fit(image, geometry).copy()
+
+
 def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:
     """Return (size, size, 3) uint8, resized as the geometry says, the centre cropped.
 

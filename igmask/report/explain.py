@@ -13,10 +13,10 @@ from torch import Tensor
 from igmask import quadrature
 from igmask.asked import settings
 from igmask.asked.recipes import Attribute, Mask
-from igmask.asked.settings import Model, percent
+from igmask.asked.settings import percent
 from igmask.devices import pick_device
 from igmask.engine.ig import Attribution
-from igmask.errors import InputError, refusing
+from igmask.errors import InputError
 from igmask.inputs import baselines, models
 from igmask.inputs.classes import (
     class_name,
@@ -26,7 +26,7 @@ from igmask.inputs.classes import (
     identifiers,
 )
 from igmask.inputs.data import check_classes
-from igmask.inputs.decode import fit, read_rgb
+from igmask.inputs.decode import read_fitted
 from igmask.inputs.networks import library_of
 from igmask.inputs.own import named
 from igmask.kernels import occlude, select
@@ -65,7 +65,7 @@ def explain(
     names = class_names(numbers) if classes else library_of(model).class_names(model)
     target = attribution.target
     number = None if target == "predicted" else _class_number(target, names, numbers)
-    read = _read(image_path, model)
+    read = read_fitted(image_path, model.geometry)
     baselines.check(attribution.baseline, model.geometry)
     how = _checked(attribution)
     where = pick_device(device)
@@ -105,12 +105,6 @@ def _checked(asked: settings.Attribution) -> str:
         return asked.method
     quadrature.check_asked(asked.rule, asked.n_steps, of=asked.of, skip=asked.skip)
     return f"rule {asked.rule}, m = {asked.n_steps}"
-
-
-def _read(path: Path, model: Model) -> np.ndarray:
-    """The image file in the network's geometry, (size, size, 3) uint8."""
-    with refusing(InputError, says=lambda e: str(e) if str(path) in str(e) else f"{path}: {e}"):
-        return fit(read_rgb(path, upright=True), model.geometry).copy()
 
 
 def _class_number(target: str, names: list[str], listed: Mapping[str, int]) -> int:

@@ -59,8 +59,7 @@ class Study:
     @cached_property
     def comparisons(self) -> pd.DataFrame | None:
         """comparisons.csv: differences with intervals and tests; None if there are none."""
-        path = self.folder / "tables" / "comparisons.csv"
-        return _table(path) if path.exists() else None
+        return self._table_if_there("comparisons")
 
     def classes(self, model: str | None = None) -> list[str]:
         """Return the names of a network's classes, by their numbers in `records`."""
@@ -70,7 +69,10 @@ class Study:
     @cached_property
     def curves(self) -> pd.DataFrame | None:
         """curves.csv: accuracy at each share of the area; None if the study has no curves."""
-        path = self.folder / "tables" / "curves.csv"
+        return self._table_if_there("curves")
+
+    def _table_if_there(self, name: str) -> pd.DataFrame | None:
+        path = self.folder / "tables" / f"{name}.csv"
         return _table(path) if path.exists() else None
 
     def records(

@@ -16,7 +16,7 @@ from igmask.devices import pick_device
 from igmask.errors import InputError
 from igmask.inputs import models
 from igmask.inputs.classes import class_names, class_numbers
-from igmask.inputs.decode import fit, naming, read_rgb, to_rgb
+from igmask.inputs.decode import fit, naming, read_fitted, to_rgb
 from igmask.inputs.networks import library_of
 
 
@@ -81,9 +81,7 @@ def load_image(
                 "PIL.Image.fromarray makes one of an array, and a tensor of the model's size needs "
                 "no loading"
             )
-        opened = read_rgb(Path(image), upright=True)
-        with naming(image):
-            pixels = fit(opened, geometry)
+        pixels = read_fitted(Path(image), geometry)
     return models.pixels(pixels[None].copy())[0]
 
 

@@ -197,8 +197,11 @@ def _check_alike(parts: dict[str, tuple[list[Any], list[str], int]], image: str)
     for path, (_, own, _) in others:
         if own != classes:
             raise InputError(f"{first} and {path} have other names of classes, or other orders")
-    numbered = {x: range(len(names)) for x, (names, *_) in parts.items() if names}
-    named = numbered | {x: names for x, (names, *_) in parts.items() if names and None not in names}
+    named = {
+        x: range(len(names)) if None in names else names
+        for x, (names, *_) in parts.items()
+        if names
+    }
 
     def one_image(path: str) -> Any:
         with _refusing(path):

@@ -66,7 +66,7 @@ def page(
         is_demo=parsed.dataset.source == "demo",
         question=_question(parsed, own),
         findings=list(_findings(halves, right, top, in_fill)),
-        lead=_lead(halves, top, in_fill).partition(". "),
+        lead=_lead(halves, top, in_fill),
         tables=[_table(path) for path in _there(tables)],
         has_gallery=bool(shown),
         has_curves=curves is not None,
@@ -307,11 +307,14 @@ def _findings(
         yield of.model, text
 
 
-def _lead(halves: list[_Halves], top: str, in_fill: str) -> str:
-    """The finding over all models, with area and control; nothing where one mode is missing."""
+def _lead(halves: list[_Halves], top: str, in_fill: str) -> list[str]:
+    """The finding over all models, with area and control, and what is so at equal area.
+
+    Nothing where one mode is missing.
+    """
     both = [of for of in halves if all("selection" in of.at_p.get(x, {}) for x in ("keep", "drop"))]
     if not both:
-        return ""
+        return []
     p, n, keeps = halves[0].p, len(both), [of.at_p["keep"] for of in both]
     kept = sum(keep["area"] for keep in keeps) / n
     text = (
@@ -325,16 +328,17 @@ def _lead(halves: list[_Halves], top: str, in_fill: str) -> str:
         text += (
             f"; the top squares alone give{mean} {own:.0f} %, as many random ones {random:.0f} %"
         )
+    sentences = [f"{text}."]
     equal = [of.equal for of in halves if of.equal.keys() >= {"keep", "drop"}]
     if equal:
         higher = sum(of["keep"] > of["drop"] for of in equal)
         of_all = f" with {higher} of {len(equal)} networks" if len(equal) > 1 else ""
         more = "more" if higher else "no more"
-        text += (
-            f". At equal area, half of the pixels each, the more important half gives {more} than "
-            f"the other{of_all}"
+        sentences.append(
+            f"At equal area, half of the pixels each, the more important half gives {more} than "
+            f"the other{of_all}."
         )
-    return text + "."
+    return sentences
 
 
 def _sign(of: _Halves) -> int:
