@@ -321,6 +321,7 @@ def _by_export(network: nn.Module, example: Tensor, *, strict: bool) -> Traced:
             copies[node] = graph.get_attr(name)
         elif node.op == "placeholder":
             found.image = copies[node] = graph.placeholder(node.name)
+            found.image.meta[_CARRIES] = True
         elif node.op == "output":
             names = [spec.arg.name for spec in signature.output_specs]
             [answer] = signature.user_outputs
@@ -331,6 +332,7 @@ def _by_export(network: nn.Module, example: Tensor, *, strict: bool) -> Traced:
 
 
 _LITERAL = torch.ops.aten.lift_fresh_copy.default
+_CARRIES = "carries"  # whether a gradient with respect to the images goes through a node
 
 
 @contextmanager
@@ -389,12 +391,15 @@ def _quiet() -> Iterator[None]:
 
 
 def _copy(node: Any, owner: Any, copies: dict[Any, Any], found: Traced) -> None:
-    """Copy a node into the graph; of a part that runs without autocast, which it does here, all."""
-    target = node.target
+    """Copy a node into the graph; of a part under a setting that changes nothing here, all of it.
+
+    That is one without autocast, and one without gradients that none would go through.
+    """
+    target, inner = node.target, _within_setting(node, copies)
     if node.op == "get_attr" and isinstance(getattr(owner, str(target)), fx.GraphModule):
         copies[node] = getattr(owner, str(target))
-    elif target is torch.ops.higher_order.wrap_with_autocast and node.args[2] is False:
-        inner, *given = fx.map_arg(node.args[4:], copies.__getitem__)
+    elif inner is not None:
+        inner, *given = inner
         starts = [start for start in inner.graph.nodes if start.op == "placeholder"]
         within = dict(zip(starts, given, strict=True))
         for one in inner.graph.nodes:
@@ -409,6 +414,29 @@ def _copy(node: Any, owner: Any, copies: dict[Any, Any], found: Traced) -> None:
     else:
         copies[node] = copy = found.graph.node_copy(node, copies.__getitem__)
         found.labels[copy.name] = label_of(node)
+        copy.meta[_CARRIES] = any(map(_carries, copy.all_input_nodes)) and _is_smooth(node)
+
+
+def _within_setting(node: fx.Node, copies: dict[Any, Any]) -> list[Any] | None:
+    """The graph, and what is given to it, of a part that may be copied without its setting."""
+    higher, given = torch.ops.higher_order, None
+    if node.target is higher.wrap_with_autocast and node.args[2] is False:
+        given = node.args[4:]
+    elif node.target is higher.wrap_with_set_grad_enabled:
+        given = node.args[1:]
+    found = None if given is None else list(fx.map_arg(given, copies.__getitem__))
+    is_cut = node.target is higher.wrap_with_set_grad_enabled and node.args[0] is False
+    return None if is_cut and any(map(_carries, found or [])) else found
+
+
+def _carries(value: Any) -> bool:
+    return isinstance(value, fx.Node) and bool(value.meta.get(_CARRIES))
+
+
+def _is_smooth(node: fx.Node) -> bool:
+    """Whether a node has values with gradients, which sizes and places have not."""
+    values = torch.utils._pytree.tree_leaves(node.meta.get("val", torch.empty(0)))
+    return any(isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) for x in values)
 
 
 LIBRARIES: dict[str, Callable[[nn.Module, Tensor], Traced]] = {

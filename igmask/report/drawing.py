@@ -179,11 +179,7 @@ def write_table(
         axes.set(xlim=(0, width), ylim=(0, height))
         axes.set_axis_off()
         if has_scale:
-            colours = ScalarMappable(Normalize(-1, 1), HEAT)
-            beneath_all = figure.add_axes((0.3, 0.3 / height, 0.4, 0.08 / height))
-            bar = figure.colorbar(colours, cax=beneath_all, orientation="horizontal")
-            bar.set_ticks([-1, 0, 1], labels=["against", "0", "for the class"])
-            bar.outline.set_visible(False)
+            draw_scale(figure.add_axes((0.3, 0.3 / height, 0.4, 0.08 / height)))
 
 
 def draw_bars(
@@ -207,6 +203,16 @@ def draw_bars(
         axes.set_title(title)
         if groups:
             figure.legend(loc="outside lower center", ncols=len(groups))
+
+
+def draw_scale(axes: Axes) -> None:
+    """Draw into wide axes what the colours of attributions mean."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    colours = ScalarMappable(Normalize(-1, 1), HEAT)
+    bar = figure.colorbar(colours, cax=axes, orientation="horizontal")
+    bar.set_ticks([-1, 0, 1], labels=["against", "0", "for the class"])
+    bar.outline.set_visible(False)
 
 
 def draw_panel(axes: Axes, picture: np.ndarray) -> None:

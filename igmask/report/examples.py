@@ -1,6 +1,6 @@
 """Pictures of a few images: what a model looks at, and what it says of them masked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -77,19 +77,13 @@ def examples(
     files: of one model: images and scores (all shards, in order), masks and records
     raises InputError if files are missing or do not belong together
     """
-    few = _read_examples(files, n_images)
+    few = read_examples(files, lambda index: spread(index["label"].to_numpy(), n_images))
     columns = _condition_columns(few)
     original = columns.pop("original")[100.0]
     tables = {mode: [original, *of_p.values()] for mode, of_p in columns.items()}
     tables["attributions"] = [original, *_attribution_columns(few)]
     if common := columns.get("keep", {}).keys() & columns.get("drop", {}).keys():
-        p = middle(common)
-        as_many = _condition_columns(few, ("none", RANDOM))
-        tables["keep_drop"] = [original]
-        for mode in ("keep", "drop"):
-            tables["keep_drop"] += [
-                of[mode][p] for of in (columns, as_many) if p in of.get(mode, {})
-            ]
+        tables["keep_drop"] = [original, *beside_random(few, middle(common))]
     title = "; ".join(filter(None, [model_name, few.right.ticks]))
     for kind, shown in tables.items():
         paths = [output / f"{kind}-{model_name}.{one}" for one in formats]
@@ -106,11 +100,16 @@ def spread(labels: np.ndarray, n_images: int) -> np.ndarray:
     return np.argsort(labels, kind="stable")[(2 * np.arange(n) + 1) * len(labels) // (2 * n)]
 
 
-def _read_examples(files: list[Path], n_images: int) -> Examples:
+def read_examples(files: list[Path], choose: Callable[[pd.DataFrame], np.ndarray]) -> Examples:
+    """Return what the files of one model say of some images.
+
+    choose: the list of all images, a row each → (n,) rows
+    raises InputError if files are missing or do not belong together
+    """
     found = by_step(files)
     of_images, of_scores = arrays.Shards(found["prepare"]), arrays.Shards(found["attribute"])
     index = of_images.records
-    rows = spread(index["label"].to_numpy(), n_images)
+    rows = choose(index)
     take = partial(taken, rows=rows, names=index["name"])
     images = of_images.read(rows).astype(np.float32) / 255
     classes, side = (of_scores.settings[key] for key in ("class_names", "side"))
@@ -184,6 +183,22 @@ def taken(shards: arrays.Shards, rows: np.ndarray, names: pd.Series) -> np.ndarr
     return shards.read(rows)
 
 
+def beside_random(examples: Examples, p: float) -> list[Column]:
+    """Return what is kept at one p and what is dropped, each beside as many random squares.
+
+    What there are no records of is left out.
+    """
+    selected, random = _condition_columns(examples), _condition_columns(examples, ("none", RANDOM))
+    pairs = [(mode, of) for mode in ("keep", "drop") for of in (selected, random)]
+    return [of[mode][p] for mode, of in pairs if p in of.get(mode, {})]
+
+
+def original_and_attribution(examples: Examples) -> list[Column]:
+    """Return the images as they are, and their attributions."""
+    original = _condition_columns(examples)["original"][100.0]
+    return [original, next(_attribution_columns(examples))]
+
+
 def _condition_columns(
     examples: Examples, of: tuple[str, ...] = STUDIED
 ) -> dict[str, dict[float, Column]]:
@@ -211,6 +226,7 @@ def _condition_column(examples: Examples, file: File) -> Column:
     records = records.set_index("name")
     if not examples.names.isin(records.index).all():
         raise InputError(f"{file.path}: records of other images")
+    records = records.loc[examples.names]
     if title != "original":
         p = settings["p"]
         if p not in examples.masks:
@@ -225,7 +241,7 @@ def _condition_column(examples: Examples, file: File) -> Column:
         several = " (mean)" if records["area_kept"].nunique() > 1 else ""
         title += f"\n{100 * records['area_kept'].mean():.0f} % left{several}"
     classes = settings["class_names"]
-    captions = [caption(record, classes) for record in records.loc[examples.names].itertuples()]
+    captions = [caption(record, classes) for record in records.itertuples()]
     return Column(title, images, captions)
 
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,15 @@ from igmask.asked.recipes import Condition
 from igmask.asked.settings import percent
 from igmask.errors import InputError, suggestion
 from igmask.inputs.files import read_text
-from igmask.plain import to_pixels, unpack
+from igmask.plain import unpack
 from igmask.plan import Workflow
 from igmask.progress import say
-from igmask.report.examples import caption
+from igmask.report.examples import (
+    RANDOM,
+    beside_random,
+    original_and_attribution,
+    read_examples,
+)
 from igmask.tools import plotting
 from igmask.tools.masking import Picture
 
@@ -140,12 +145,12 @@ class Study:
         raises InputError if there is none of that name, or several
         """
         shards = self._pictures(model or self.models[0])
-        return shards.read(np.array([self._row(shards, name)]))[0]
+        return shards.read(np.array([self._row(shards.records["name"], name)]))[0]
 
     def attribution(self, name: str, model: str | None = None) -> np.ndarray:
         """Return the attribution of an image, (P, Q) float32: of each square its signed sum."""
         shards = self._scores(model or self.models[0])
-        parts = shards.read(np.array([self._row(shards, name)]))[0]
+        parts = shards.read(np.array([self._row(shards.records["name"], name)]))[0]
         return parts[0] - parts[1]
 
     def plot_accuracy(self, *, fill: str | None = None, axes: Any = None) -> Figure:
@@ -155,42 +160,45 @@ class Study:
     def plot_image(
         self, name: str, model: str | None = None, p: float | None = None, *, axes: Any = None
     ) -> Figure:
-        """Return a figure of an image, its attribution, and what is kept and dropped, in black."""
+        """Return a figure of an image, its attribution, and what is kept and dropped.
+
+        As in the study's pictures: with its first fill, beside as many random squares if that
+        control is among its own, and with what the network says of each.
+
+        p:    the study's nearest to 50 if None
+        axes: of matplotlib to draw into, as many as there are panels
+        raises InputError for what the study does not have, or another number of axes
+        """
         model = model or self.models[0]
         if p is None:
             p = middle(self.accuracy["p"].dropna())
-        shards = self._scores(model)
-        row, side = self._row(shards, name), shards.settings["side"]
-        image = self.image(name, model) / np.float32(255)
-        kept = to_pixels(self.masks(model, p)[[row]], *image.shape[:2], side=side)[0]
-        black = np.float32(0)
-        said = self._said_of(model, shards.records["name"].iloc[row], p)
-        panels = [
-            ("original", image, said["original"]),
-            ("attribution", self.attribution(name, model), ""),
-            (f"keep {percent(p)} %", np.where(kept[..., None], image, black), said.get("keep", "")),
-            (f"drop {percent(p)} %", np.where(kept[..., None], black, image), said.get("drop", "")),
-        ]
-        return plotting.plot_panels(panels, title=f"{Path(name).name}, {model}", axes=axes)
+        mask = self._of(model) / "masks" / f"{percent(p)}.npy"
+        shards = (*self._pictures(model).paths, *self._scores(model).paths)
+        files = [*shards, *([mask] if mask.is_file() else []), *self._shown(model, p)]
+        few = read_examples(files, lambda index: np.array([self._row(index["name"], name)]))
+        columns = [*original_and_attribution(few), *beside_random(few, p)]
+        panels = [(one.title, one.pictures[0], one.captions[0]) for one in columns]
+        title = f"{Path(name).name}, {model}"
+        return plotting.plot_panels(panels, per_row=len(panels) - 2, title=title, axes=axes)
 
-    def _said_of(self, model: str, name: str, p: float) -> dict[str, str]:
-        found = {}
-        for mode in ("original", *self.accuracy["mode"].unique()):
-            fill = None if mode == "original" else self._fill(model, mode, "black", strict=False)
-            condition = Condition(mode) if mode == "original" else Condition(mode, p, fill)
-            path = self._of(model) / "records" / f"{condition.name}.parquet"
-            if path.is_file():
-                records, made_by = arrays.read_records(path)
-                [record] = records[records["name"] == name].itertuples()
-                found[mode] = caption(record, made_by["class_names"])
-        return found
+    def _shown(self, model: str, p: float) -> Iterator[Path]:
+        """The records of the conditions that pictures at p show."""
+        folder = self._of(model) / "records"
+        yield folder / "original.parquet"
+        table = self.accuracy
+        for mode in table.loc[(table["model"] == model) & (table["p"] == p), "mode"].unique():
+            for mask in ("selection", RANDOM):
+                condition = Condition(mode, p, self._fill(model, mode, None), mask)
+                path = folder / f"{condition.name}.parquet"
+                if path.is_file():
+                    yield path
 
-    def _fill(self, model: str, mode: str, fill: str | None, *, strict: bool = True) -> str | None:
+    def _fill(self, model: str, mode: str, fill: str | None) -> str:
         table = self.accuracy
         known = table.loc[(table["model"] == model) & (table["mode"] == mode), "fill"].unique()
         if fill is None and len(known):
             return str(known[0])
-        if strict and fill not in known:
+        if fill is None or fill not in known:
             raise InputError(f"the study has no fill {fill!r} for {mode}; {', '.join(known)}")
         return fill
 
@@ -218,8 +226,7 @@ class Study:
                 return shards
         raise InputError(f"{self.folder}: the images that {model} saw are not there")
 
-    def _row(self, shards: arrays.Shards, name: str) -> int:
-        names = shards.records["name"]
+    def _row(self, names: pd.Series, name: str) -> int:
         found = names.index[(names == name) | names.str.endswith(f"/{name}")]
         if len(found) != 1:
             what = "several images" if len(found) else "no image"
@@ -236,12 +243,14 @@ def plot(
 ) -> Figure:
     """Return a figure, for a notebook: of an image and a model, or, without one, of a study.
 
-    Of an image: itself, its attribution, and for each p what is kept and dropped, with what the
-    model says beneath. Of a study, or the folder of its results: accuracy over area.
+    Of an image: itself, its attribution, and for each p what is kept and dropped, each beside as
+    many random squares, with what the model says beneath. Of a study, or the folder of its results:
+    accuracy over area.
 
-    options: `axes` of matplotlib to draw into, 2 + 2 · (number of p), or one for each network of a
-             study; of an image side, fill, title, and those of `integrated_gradients`, such as
-             n_steps, rule and target; of a study fill
+    options: `axes` of matplotlib to draw into, 2 + 4 · (number of p), or one for each network of a
+             study; of an image side, fill, title, random (the seed of the random squares; None
+             leaves them out), and those of `integrated_gradients`, such as n_steps, rule and
+             target; of a study fill
     raises   InputError if the image, an option, or the number of axes is not of these
     """
     if model is not None:

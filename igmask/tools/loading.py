@@ -26,7 +26,8 @@ def load_model(
     """Return a network on images in [0, 1], normalisation included, in evaluation mode.
 
     It says what it takes: `.geometry` (size, resize, interpolation), `.transforms`, an image of PIL
-    → (3, H, W) float32 in [0, 1] of that geometry, and `.classes`, their names, [] if unknown.
+    → (3, H, W) float32 in [0, 1] of that geometry, and `.classes`, their names, [] if unknown. The
+    network behind its normalisation is `model[1]`; its layers are found on the model, too.
 
     source, settings: as a model in config.yaml, such as load_model("resnet50",
                       weights="IMAGENET1K_V1"); weights may be a member of torchvision's enums, too,
@@ -47,12 +48,36 @@ def load_model(
     if isinstance(settings.get("weights"), Enum):
         settings["weights"] = _name_of(settings["weights"], source)
     model = models.complete(config.model({"source": source, **settings}))
-    network = models.load(model, device=pick_device(device))
-    network.geometry = model.geometry  # type: ignore[assignment]
-    network.transforms = _Transforms(model)  # type: ignore[assignment]
+    network = Loaded(*models.load(model, device=pick_device(device)))
+    network.training = False
+    network.geometry = model.geometry
+    network.transforms = _Transforms(model)
     names = class_names(class_numbers(classes)) if classes else library_of(model).class_names(model)
-    network.classes = names  # type: ignore[assignment]
+    network.classes = names
     return network
+
+
+class Loaded(torch.nn.Sequential):
+    """Normalisation and network, which has the network's own attributes, too: model.fc, say."""
+
+    geometry: Geometry
+    transforms: Callable[[Any], Tensor]
+    classes: list[str]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            parts = self.__dict__.get("_modules") or {}  # which a copy has none of at first
+            if name.startswith("__") or not parts:
+                raise
+            return getattr(list(parts.values())[-1], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Sequential would call it after the network.
+        if isinstance(value, torch.nn.Module) and name not in self._modules:
+            raise InputError(f"model.{name} is the network's own: set model[1].{name} = …")
+        super().__setattr__(name, value)
 
 
 def load_image(

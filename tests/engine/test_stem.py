@@ -531,6 +531,44 @@ def test_a_small_part_under_no_grad_is_seen(images, baselines):
     assert_captums(network, images, baselines)
 
 
+class Turning(AddedInPlace):
+    """Makes constants without gradients, as rotary embeddings do, and branches on shapes."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("frequencies", torch.rand(4))
+
+    @torch.no_grad()
+    def angles(self, like):
+        return self.frequencies[:, None] * torch.arange(like.shape[-1])
+
+    def forward(self, x):
+        u = self.conv(x)
+        if u.shape[-1] > 1:
+            u = u + self.angles(u)[None, :, None].cos()
+        return self.head(u.relu().mean((2, 3)))
+
+
+class TurningByValues(Turning):
+    def angles(self, like):
+        with torch.no_grad():
+            return self.frequencies[:, None] * like.mean((0, 1, 2))
+
+
+def test_constants_made_without_gradients_are_no_obstacle(images, baselines):
+    network = ready(Turning)
+    found = split(network, images)
+    assert found.ends == ("add",)
+    assert found.by == "torch.export"
+    assert_captums(network, images, baselines)
+
+
+def test_values_made_without_gradients_leave_the_network_whole(images, baselines):
+    network = ready(TurningByValues)
+    assert "no_grad" in split(network, images).why_not
+    assert_captums(network, images, baselines)
+
+
 class Squeezing(nn.Module):
     """Drops the axis of its one channel, and for a single image that of the images."""
 

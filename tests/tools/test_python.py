@@ -1,8 +1,11 @@
 """igmask from Python: networks and images, pictures, a study started and read."""
 
+import copy
 import io
+import pickle
 from importlib import metadata
 
+import captum.attr
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -109,7 +112,7 @@ def test_a_study_that_is_done_is_not_done_again(finished, tmp_path):
         (lambda s: igmask.study(s.folder.parent), "in .*; did you mean '.*results'"),
         (lambda s: igmask.plot(s.folder / "tables"), "there is no finished study"),
         (lambda s: igmask.plot(torch.zeros(3, 8, 8)), "plot needs a model, too, or a study"),
-        (lambda s: s.plot_image("3.png", axes=[1, 2]), "4 axes are needed, got 2"),
+        (lambda s: s.plot_image("3.png", axes=[1, 2]), "6 axes are needed, got 2"),
     ],
 )
 def test_what_a_study_does_not_have_is_named(finished, ask, message):
@@ -136,13 +139,21 @@ def test_figures_of_a_study_are_shown_and_take_axes(finished):
         assert len(igmask.plot(shown, fill="mean").axes) == 1
     [axes] = study.plot_accuracy().axes
     assert len(axes.lines) >= 3  # keep, drop, and random squares
-    own, places = plt.subplots(1, 4)
+    own, places = plt.subplots(1, 6)
     assert study.plot_image("3.png", p=80, axes=places) is own
-    assert [place.get_title() for place in places] == [
-        "original", "attribution", "keep 80 %", "drop 80 %",
+    titles = [place.get_title().split("\n") for place in places]
+    assert [title[0] for title in titles] == [
+        "original", "attribution",
+        "keep 80 %", "keep random squares", "drop 80 %", "drop random squares",
     ]  # fmt: skip
-    keep, drop = (np.asarray(place.images[0].get_array()) for place in places[2:])
-    np.testing.assert_allclose(keep + drop, study.image("3.png") / 255, atol=1e-6)
+    shown = [np.asarray(place.images[0].get_array()) for place in places]
+    for keep, drop in (shown[2::2], shown[3::2]):
+        np.testing.assert_allclose(keep + drop, study.image("3.png") / 255, atol=1e-6)
+    kept = [(one > 0).any(axis=2).mean() for one in shown[2:4]]
+    assert kept[0] == pytest.approx(kept[1], abs=0.02)  # but for black pixels of the image
+    [record] = study.records("net", "keep", 80).query("name.str.endswith('3.png')").itertuples()
+    assert titles[2][1] == titles[3][1] == f"{100 * record.area_kept:.0f} % left"
+    assert places[2].get_xlabel().startswith("✓" if record.correct else "✗")
     plt.close(own)
 
 
@@ -160,8 +171,19 @@ def test_an_image_is_plotted_with_what_the_model_says(model):
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[:2] == ["original", "attribution"]
     assert [title.split("\n")[0] for title in titles[2:]] == [
-        "keep 50 %", "drop 50 %", "keep 90 %", "drop 90 %",
-    ]  # fmt: skip
+        *("keep 50 %", "keep random squares", "drop 50 %", "drop random squares"),
+        *("keep 90 %", "keep random squares", "drop 90 %", "drop random squares"),
+    ]
+    assert [title.split("\n")[1] for title in titles[2::2]] == [
+        title.split("\n")[1] for title in titles[3::2]
+    ]
+    squares = [
+        np.asarray(axes.images[0].get_array()).reshape(-1, 3).any(axis=1)
+        for axes in figure.axes[2:]
+    ]
+    assert squares[0].sum() == squares[1].sum() != squares[2].sum() == squares[3].sum()
+    assert (squares[0] != squares[1]).any()
+    assert len(igmask.plot(image, model, random=None, n_steps=2).axes) == 4
     kept = igmask.mask_image(image, model, p=50, n_steps=2)
     drawn = np.asarray(figure.axes[2].images[0].get_array())
     np.testing.assert_allclose(drawn, kept.permute(1, 2, 0).numpy(), atol=1e-6)
@@ -170,11 +192,29 @@ def test_an_image_is_plotted_with_what_the_model_says(model):
         igmask.plot(image[None], model)
 
 
+def test_a_model_has_its_networks_layers(model):
+    x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    assert model.fc is model[1].fc
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other(x).equal(model(x))
+        assert other.geometry == model.geometry
+        assert other.fc.weight.equal(model.fc.weight)
+    within = captum.attr.LayerGradCam(model, model.conv5).attribute(x, target=1)
+    assert within.shape == (2, 1, 7, 7)
+    with pytest.raises(AttributeError, match="'ShuffleNetV2' object has no attribute 'head'"):
+        model.head  # noqa: B018
+    with pytest.raises(InputError, match=r"model\.fc is the network's own; set model\[1\]"):
+        model.fc = torch.nn.Linear(1024, 5)
+
+
 def test_a_model_says_what_it_takes_and_weights_may_be_an_enums(monkeypatch):
     loaded = []
-    monkeypatch.setattr(
-        models, "load", lambda model, **_: loaded.append(model) or torch.nn.Identity()
-    )
+
+    def load(model, **_):
+        loaded.append(model)
+        return torch.nn.Sequential(torch.nn.Identity())
+
+    monkeypatch.setattr(models, "load", load)
     model = igmask.load_model("resnet18", weights=ResNet18_Weights.IMAGENET1K_V1)
     assert loaded[0].weights == "IMAGENET1K_V1"
     assert model.classes == ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
