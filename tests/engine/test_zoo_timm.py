@@ -130,6 +130,7 @@ FAMILIES = dict(
 )
 # Used with images of 546² and 768²: a quarter of an hour each, and more memory than many have.
 SMALLER = dict.fromkeys(("deepseek_vit", "gemma4_vit", "qwen3_vit"), 224)
+COARSE = {"deepseek_vit"}  # compute in float32 within, whatever they are given
 N_IMAGES, N_MORE = 5, 20
 N_STEPS = 2  # a power of two: Captum rounds its weights to float32
 
@@ -160,7 +161,9 @@ def test_attributions_are_captums(rows, family, monkeypatch):
     split = prepare(model, images.double(), precision="fp32").split
     error = float((found - expected).norm() / expected.norm())
     exact, allowed = f"{error:.0e}", 1e-10
-    if error > allowed:  # a network may make much of a rounding
+    if family in COARSE:
+        exact, allowed = f"{exact}, float32 within", 2**-20
+    elif error > allowed:  # a network may make much of a rounding
         shaken = by_captum(model, images.double() * (1 + 2**-52))
         allowed = float((shaken - expected).norm() / expected.norm())
         exact += f", of Captum's own {allowed:.0e}"
@@ -253,7 +256,8 @@ black baseline, rule right, m = {N_STEPS}. *Stem* says where it ends, *then* wha
 two), *folded* how many batch norms went into the layers before them, *by* what took the graph, *s*
 the seconds of taking, cutting and comparing it; the error is the norm of the difference to Captum
 relative to its norm, in float64; *of Captum's own* is what comes of changing the images by one part
-in 2⁵² there, which a network may make much of. *float32* is our error there over Captum's, medians
+in 2⁵² there, which a network may make much of; {", ".join(COARSE)} norms in float32 whatever it is
+given. *float32* is our error there over Captum's, medians
 of {N_IMAGES} images, and of {N_IMAGES + N_MORE} where it would be more than 2.5. Where it still is,
 more of the images meet the kink of a ReLU, at which the gradient jumps by about a thousandth: in
 the layout that igmask takes, channels-last, oneDNN's convolutions round more. *In its layout* is

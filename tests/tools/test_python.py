@@ -203,7 +203,7 @@ def test_a_model_has_its_networks_layers(model):
     assert within.shape == (2, 1, 7, 7)
     with pytest.raises(AttributeError, match="'ShuffleNetV2' object has no attribute 'head'"):
         model.head  # noqa: B018
-    with pytest.raises(InputError, match=r"model\.fc is the network's own; set model\[1\]"):
+    with pytest.raises(InputError, match=r"model\.fc is the network's own: set model\[1\]"):
         model.fc = torch.nn.Linear(1024, 5)
 
 
