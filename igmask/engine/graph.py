@@ -296,7 +296,9 @@ class _Tracer(fx.Tracer):
 # -- torch.export ------------------------------------------------------------------------------
 
 
-def _by_export(network: nn.Module, example: Tensor, *, strict: bool) -> Traced:
+def _by_export(
+    network: nn.Module, example: Tensor, *, strict: bool = False, functional: bool = False
+) -> Traced:
     pair = torch.cat([example[:1]] * 2).detach()  # an axis of one would be taken for constant
     shapes, root = ({0: torch.export.Dim.DYNAMIC},), _Alone(network)
     with torch.enable_grad(), _quiet(), _no_own_gradients(), _no_marks(root):
@@ -304,7 +306,10 @@ def _by_export(network: nn.Module, example: Tensor, *, strict: bool) -> Traced:
     for sizes in program.range_constraints.values():
         if sizes.lower > 2 or sizes.upper < 2**31:
             raise ValueError(f"it takes another way for batches that are not of {sizes}")
+    program = program.run_decompositions({}) if functional else program
     signature, graph = program.graph_signature, fx.Graph()
+    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+        raise ValueError("it changes in place what it keeps, or what it is given")
     found = Traced(graph, None, {}, {})  # type: ignore[arg-type]
     by_name = signature.inputs_to_parameters | signature.inputs_to_buffers
     by_name |= signature.inputs_to_lifted_tensor_constants
@@ -391,13 +396,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _copy(node: Any, owner: Any, copies: dict[Any, Any], found: Traced) -> None:
-    """Copy a node into the graph; of a part under a setting that changes nothing here, all of it.
-
-    That is one without autocast, and one without gradients that none would go through.
-    """
+    """Copy a node into the graph; of a part under a setting that changes nothing here, all of it."""
     target, inner = node.target, _within_setting(node, copies)
-    if node.op == "get_attr" and isinstance(getattr(owner, str(target)), fx.GraphModule):
-        copies[node] = getattr(owner, str(target))
+    if node.op == "get_attr" and isinstance(own := getattr(owner, target), fx.GraphModule):
+        copies[node] = own
     elif inner is not None:
         inner, *given = inner
         starts = [start for start in inner.graph.nodes if start.op == "placeholder"]
@@ -414,23 +416,23 @@ def _copy(node: Any, owner: Any, copies: dict[Any, Any], found: Traced) -> None:
     else:
         copies[node] = copy = found.graph.node_copy(node, copies.__getitem__)
         found.labels[copy.name] = label_of(node)
-        copy.meta[_CARRIES] = any(map(_carries, copy.all_input_nodes)) and _is_smooth(node)
+        among = any(x.meta.get(_CARRIES) for x in copy.all_input_nodes)
+        copy.meta[_CARRIES] = among and _is_smooth(node)
 
 
 def _within_setting(node: fx.Node, copies: dict[Any, Any]) -> list[Any] | None:
-    """The graph, and what is given to it, of a part that may be copied without its setting."""
-    higher, given = torch.ops.higher_order, None
+    """The graph, and what is given to it, of a part that may be copied without its setting.
+
+    That is one without autocast, and one without gradients that none would go through.
+    """
+    higher = torch.ops.higher_order
     if node.target is higher.wrap_with_autocast and node.args[2] is False:
-        given = node.args[4:]
-    elif node.target is higher.wrap_with_set_grad_enabled:
-        given = node.args[1:]
-    found = None if given is None else list(fx.map_arg(given, copies.__getitem__))
-    is_cut = node.target is higher.wrap_with_set_grad_enabled and node.args[0] is False
-    return None if is_cut and any(map(_carries, found or [])) else found
-
-
-def _carries(value: Any) -> bool:
-    return isinstance(value, fx.Node) and bool(value.meta.get(_CARRIES))
+        return list(fx.map_arg(node.args[4:], copies.__getitem__))
+    if node.target is higher.wrap_with_set_grad_enabled:
+        found = list(fx.map_arg(node.args[1:], copies.__getitem__))
+        is_cut = any(isinstance(x, fx.Node) and x.meta.get(_CARRIES) for x in found)
+        return None if is_cut and not node.args[0] else found
+    return None
 
 
 def _is_smooth(node: fx.Node) -> bool:
@@ -441,7 +443,8 @@ def _is_smooth(node: fx.Node) -> bool:
 
 LIBRARIES: dict[str, Callable[[nn.Module, Tensor], Traced]] = {
     "torch.fx": _by_fx,
-    "torch.export": partial(_by_export, strict=False),
+    "torch.export": _by_export,
     # Reads the network's own bytecode, and so knows the number of images as len(x) and int(…), too.
     "torch.export, strict": partial(_by_export, strict=True),
+    "torch.export, functional": partial(_by_export, functional=True),  # nothing in place
 }

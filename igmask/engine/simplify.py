@@ -54,6 +54,7 @@ def simplify(found: Traced, example: Tensor) -> None:
         elif isinstance(part, Tensor):
             parts[name] = part.detach()
     _drop_idle(found)
+    _write_decomposed(found)
     changes = _observe(found, example)
     _write_sizes(found)
     varying = _varying(found)
@@ -91,6 +92,40 @@ def _drop_idle(found: Traced) -> None:
             found.labels[inputs[0].name] = found.labels.get(node.name, node.name)
             node.replace_all_uses_with(inputs[0])
             graph.erase_node(node)
+
+
+def _write_decomposed(found: Traced) -> None:
+    """Write what torch.export decomposes to as what it was: of aten.copy there is no gradient."""
+    graph, aten = found.graph, torch.ops.aten
+    for node in graph.find_nodes(op="call_function", target=aten.copy.default):
+        into, value = node.args[:2]
+        with graph.inserting_before(node):
+            spread = graph.call_function(aten.expand_as.default, (value, into))
+            node.replace_all_uses_with(graph.call_function(aten.type_as.default, (spread, into)))
+    target = aten._native_batch_norm_legit_no_training.default
+    for node in graph.find_nodes(op="call_function", target=target):
+        *norm, momentum, epsilon = node.args
+        with graph.inserting_before(node):
+            given = (*norm, False, momentum, epsilon, False)
+            same = graph.call_function(aten.batch_norm.default, given)
+        found.labels[same.name] = found.labels.get(node.name, node.name)
+        for user in list(node.users):
+            if user.target is operator.getitem and user.args[1] == 0:
+                user.replace_all_uses_with(same)
+                graph.erase_node(user)
+    for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
+        x, weight, bias, stride, padding, dilation, is_transposed, added, groups = node.args
+        if weight.op != "get_attr":
+            continue
+        kind = f"conv{'_transpose' * is_transposed}{found.parts[str(weight.target)].ndim - 2}d"
+        rest = (added, groups, dilation) if is_transposed else (dilation, groups)
+        function = getattr(aten, kind)
+        function = function.input if is_transposed else function.default
+        with graph.inserting_before(node):
+            same = graph.call_function(function, (x, weight, bias, stride, padding, *rest))
+        found.labels[same.name] = found.labels.get(node.name, node.name)
+        node.replace_all_uses_with(same)
+        graph.erase_node(node)
 
 
 _DROPOUT = nn.modules.dropout._DropoutNd

@@ -779,11 +779,14 @@ def test_changes_of_what_a_network_reads_beside_itself_are_noticed(images, where
     assert_captums(network, images)
 
 
-def test_exported_programs_have_their_stem_and_a_users_hook_is_heeded(images, tmp_path):
+@pytest.mark.parametrize("decomposed", [None, {}, "core"])
+def test_exported_programs_have_their_stem_and_a_users_hook_is_heeded(images, tmp_path, decomposed):
     layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     network = drawn(nn.Sequential(*layers, nn.Linear(4, 5)))
     several = ({0: torch.export.Dim("n", min=1, max=512)},)
     program = torch.export.export(network, (images,), dynamic_shapes=several)
+    if decomposed is not None:  # to the core operators of ATen, or without changes in place alone
+        program = program.run_decompositions(*([] if decomposed == "core" else [decomposed]))
     torch.export.save(program, tmp_path / "net.pt2")
     exported = torch.export.load(tmp_path / "net.pt2").module()
     found = split(exported, images)

@@ -531,6 +531,28 @@ def test_a_small_part_under_no_grad_is_seen(images, baselines):
     assert_captums(network, images, baselines)
 
 
+class WritesIntoParts(AddedInPlace):
+    """Fills a tensor part by part, and reads it after."""
+
+    def forward(self, x):
+        u = self.conv(x)
+        if u.shape[-1] > 1:
+            u = u.sigmoid()
+        filled = torch.zeros_like(u)
+        filled[:, :2] = u[:, 2:].square()
+        filled[:, 2:] = u[:, :1]
+        filled[:, :, :1] *= 2
+        return self.head((filled + u).mean((2, 3)))
+
+
+def test_a_tensor_filled_in_parts_is_no_obstacle(images, baselines):
+    network = ready(WritesIntoParts)
+    found = split(network, images)
+    assert found.ends == ("conv (Conv2d)",)
+    assert found.by == "torch.export, functional"
+    assert_captums(network, images, baselines)
+
+
 class Turning(AddedInPlace):
     """Makes constants without gradients, as rotary embeddings do, and branches on shapes."""
 
