@@ -398,8 +398,8 @@ def _quiet() -> Iterator[None]:
 def _copy(node: Any, owner: Any, copies: dict[Any, Any], found: Traced) -> None:
     """Copy a node into the graph; of a part under a setting that changes nothing here, all of it."""
     target, inner = node.target, _within_setting(node, copies)
-    if node.op == "get_attr" and isinstance(own := getattr(owner, target), fx.GraphModule):
-        copies[node] = own
+    if node.op == "get_attr" and isinstance(getattr(owner, target), fx.GraphModule):
+        copies[node] = getattr(owner, target)
     elif inner is not None:
         inner, *given = inner
         starts = [start for start in inner.graph.nodes if start.op == "placeholder"]
