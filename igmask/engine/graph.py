@@ -396,7 +396,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _copy(node: Any, owner: Any, copies: dict[Any, Any], found: Traced) -> None:
-    """Copy a node into the graph; of a part under a setting that changes nothing here, all of it."""
+    """Copy a node into the graph; of a part whose setting changes nothing here, all of it."""
     target, inner = node.target, _within_setting(node, copies)
     if node.op == "get_attr" and isinstance(getattr(owner, target), fx.GraphModule):
         copies[node] = getattr(owner, target)
