@@ -1,9 +1,7 @@
 """A model of every family of timm against Captum, with weights drawn at random.
 
 In float64 the two agree. In float32 both are off from that, ours by little more in the median of
-some images. Near the kink of a ReLU either may take another side, a thousandth at once, and
-convolutions that round more do so for more images: where those of the layout do that is faster,
-Captum on the model in that layout is what ours is compared with.
+some images. Near the kink of a ReLU either may take another side, a thousandth at once.
 
 Many minutes of work, so not run unless asked for:
 `pip install timm==1.0.31 && pytest -m zoo -k timm`.
@@ -174,9 +172,6 @@ def test_attributions_are_captums(rows, family, monkeypatch):
         expected = by_captum(model.double(), images.double())
         more = in_float32(model, images, expected)
         said = f"{more:.2f} of {len(images)}"
-    if more > 2.5:
-        more = in_float32(model, images, expected, torch.channels_last)
-        said += f", in its layout {more:.2f}"
     norms = sum(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
     ends = ", ".join(split.ends) or f"none: {split.why_not}"
     rows.append(
@@ -191,21 +186,15 @@ def test_attributions_are_captums(rows, family, monkeypatch):
     assert more <= 2.5
 
 
-def in_float32(
-    model: nn.Module,
-    images: torch.Tensor,
-    expected: torch.Tensor,
-    layout: torch.memory_format = torch.contiguous_format,
-) -> float:
-    """Our relative error over Captum's on the model in a layout, medians of the images."""
+def in_float32(model: nn.Module, images: torch.Tensor, expected: torch.Tensor) -> float:
+    """Our relative error over Captum's, medians of the images."""
 
     def median_error(found: torch.Tensor) -> float:
         error = (found.double() - expected).flatten(1).norm(dim=1)
         return float((error / expected.flatten(1).norm(dim=1)).median())
 
     ours = median_error(by_igmask(model.float(), images))
-    theirs = by_captum(model.to(memory_format=layout), images.contiguous(memory_format=layout))
-    return ours / median_error(theirs)
+    return ours / median_error(by_captum(model, images))
 
 
 def by_captum(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -258,10 +247,10 @@ the seconds of taking, cutting and comparing it; the error is the norm of the di
 relative to its norm, in float64; *of Captum's own* is what comes of changing the images by one part
 in 2⁵² there, which a network may make much of; {", ".join(COARSE)} norms in float32 whatever it is
 given. *float32* is our error there over Captum's, medians
-of {N_IMAGES} images, and of {N_IMAGES + N_MORE} where it would be more than 2.5. Where it still is,
-more of the images meet the kink of a ReLU, at which the gradient jumps by about a thousandth: in
-the layout that igmask takes, channels-last, oneDNN's convolutions round more. *In its layout* is
-ours over Captum's on the model in channels-last.
+of {N_IMAGES} images, and of {N_IMAGES + N_MORE} where it would be more than 2.5. Near the kink
+of a ReLU either may take another side, at which the gradient jumps by about a thousandth, and a median of few images may be
+of one that does: seven draws of gluon_seresnext50's weights gave 0.11, 0.32, 1.3, 2.0, 2.3, 3.0 and
+16, of 25 images each.
 
 | family | model | pixels | stem | then | folded | by | s | error | float32 |
 |---|---|---|---|---|---|---|---|---|---|
