@@ -105,6 +105,7 @@ def tables(folder):
     return found
 
 
+@pytest.mark.slow  # CI runs it
 def test_a_study_with_a_cancelled_job_has_the_tables_of_a_local_one(slurm, local, tmp_path_factory):
     folder = tmp_path_factory.mktemp("a study")
     log = folder / "results/demo/logs/attribute/one-1-of-1.log"

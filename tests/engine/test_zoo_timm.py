@@ -248,9 +248,9 @@ relative to its norm, in float64; *of Captum's own* is what comes of changing th
 in 2⁵² there, which a network may make much of; {", ".join(COARSE)} norms in float32 whatever it is
 given. *float32* is our error there over Captum's, medians
 of {N_IMAGES} images, and of {N_IMAGES + N_MORE} where it would be more than 2.5. Near the kink
-of a ReLU either may take another side, at which the gradient jumps by about a thousandth, and a median of few images may be
-of one that does: seven draws of gluon_seresnext50's weights gave 0.11, 0.32, 1.3, 2.0, 2.3, 3.0 and
-16, of 25 images each.
+of a ReLU either may take another side, at which the gradient jumps by about a thousandth, and a
+median of few images may be of one that does: seven draws of gluon_seresnext50's weights gave 0.11,
+0.32, 1.3, 2.0, 2.3, 3.0 and 16, of 25 images each.
 
 | family | model | pixels | stem | then | folded | by | s | error | float32 |
 |---|---|---|---|---|---|---|---|---|---|

@@ -212,7 +212,7 @@ HONEST += (
     "squeezenet1_1",
     "densenet121",
     "googlenet",
-    "vit_b_32",
+    pytest.param("vit_b_32", marks=pytest.mark.slow),
     "regnet_y_400mf",
     "convnext_tiny",
 )

@@ -282,6 +282,7 @@ def test_relu_passes_nan_on_and_refuses_what_does_not_fit():
 @pytest.mark.parametrize("side", [1, 2, 3, 5])
 @pytest.mark.parametrize("shape", [(2, 3, 10, 7), (1, 1, 3, 400), (1, 3, 1, 1)])
 def test_squares(side, shape):
+    shape = shape if DEVICE.type == "cuda" else (1, 2, *shape[2:])  # a program takes 0.2 s there
     slope, image, baseline = (torch.randn(shape, device=DEVICE) for _ in range(3))
     expected = _square_parts.definition(
         slope.double(), image.double(), baseline.double(), side, True, False
