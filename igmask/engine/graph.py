@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from igmask.engine.fusion import Parts
-from igmask.engine.simplify import Traced, label_of, simplify
+from igmask.engine.simplify import Traced, label_of, simplify, without_changes
 from igmask.errors import with_kind
 
 
@@ -306,10 +306,8 @@ def _by_export(
     for sizes in program.range_constraints.values():
         if sizes.lower > 2 or sizes.upper < 2**31:
             raise ValueError(f"it takes another way for batches that are not of {sizes}")
-    program = program.run_decompositions({}) if functional else program
+    program = without_changes(program) if functional else program
     signature, graph = program.graph_signature, fx.Graph()
-    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
-        raise ValueError("it changes in place what it keeps, or what it is given")
     found = Traced(graph, None, {}, {})  # type: ignore[arg-type]
     by_name = signature.inputs_to_parameters | signature.inputs_to_buffers
     by_name |= signature.inputs_to_lifted_tensor_constants

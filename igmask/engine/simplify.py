@@ -36,6 +36,19 @@ class Traced:
     loose: frozenset[str] = frozenset()
 
 
+def without_changes(program: Any) -> Any:
+    """Return an exported program with values made anew in place of changes of tensors.
+
+    raises ValueError if that would lose something: of a part under no_grad() there is no trace then
+    """
+    if any(isinstance(n.target, torch._ops.HigherOrderOperator) for n in program.graph.nodes):
+        raise ValueError("part of it runs under a setting of its own, which this form would lose")
+    found = program.run_decompositions({})
+    if found.graph_signature.buffers_to_mutate or found.graph_signature.user_inputs_to_mutate:
+        raise ValueError("it changes in place what it keeps, or what it is given")
+    return found
+
+
 def label_of(node: fx.Node) -> str:
     """Return what a person calls a node: the layer that it is in, or else its own name."""
     path, kind = list(node.meta.get("nn_module_stack", {"": ("", "")}).values())[-1]

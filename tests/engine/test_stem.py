@@ -553,6 +553,45 @@ def test_a_tensor_filled_in_parts_is_no_obstacle(images, baselines):
     assert_captums(network, images, baselines)
 
 
+class WritesPartlyFixed(PartlyFixed):
+    """What torch.export's functional form would let through: it has lost no_grad()."""
+
+    def forward(self, x):
+        u = self.conv(x)
+        with torch.no_grad():
+            constant = u.tanh() * 1e-6
+        if u.shape[-1] > 1:
+            filled = torch.zeros_like(u)
+            filled[:, :2] = u[:, 2:].relu()
+        return self.head((filled + u * constant).mean((2, 3)))
+
+
+class WritesBuffer(WritesIntoParts):
+    """Counts its calls, which the parts that it writes depend on."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(4))
+
+    def forward(self, x):
+        u = self.conv(x)
+        if u.shape[-1] > 1:
+            self.calls.add_(1)
+        filled = u.clone()
+        filled[:, :1] = u[:, 1:2].relu() * self.calls[0].clamp(max=1)
+        return self.head(filled.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [(WritesPartlyFixed, "which this form would lose"), (WritesBuffer, "what it keeps")],
+)
+def test_what_the_functional_form_would_lose_leaves_the_network_whole(make, why, images, baselines):
+    network = ready(make)
+    assert why in split(network, images).why_not
+    assert_captums(network, images, baselines)
+
+
 class Turning(AddedInPlace):
     """Makes constants without gradients, as rotary embeddings do, and branches on shapes."""
 
