@@ -125,11 +125,7 @@ class Study:
 
         raises InputError for a p that the study does not have
         """
-        path = self._of(model) / "masks" / f"{percent(p)}.npy"
-        if not path.is_file():
-            there = ", ".join(sorted(one.stem for one in path.parent.glob("*.npy")))
-            raise InputError(f"{path}: the study has no such masks; there are those of p = {there}")
-        shards = arrays.Shards([path])
+        shards = arrays.Shards([self._mask(model, p)])
         every = np.arange(len(shards.records))
         return unpack(shards.read(every), tuple(shards.settings["grid"]))
 
@@ -172,14 +168,20 @@ class Study:
         model = model or self.models[0]
         if p is None:
             p = middle(self.accuracy["p"].dropna())
-        mask = self._of(model) / "masks" / f"{percent(p)}.npy"
         shards = (*self._pictures(model).paths, *self._scores(model).paths)
-        files = [*shards, *([mask] if mask.is_file() else []), *self._shown(model, p)]
+        files = [*shards, self._mask(model, p), *self._shown(model, p)]
         few = read_examples(files, lambda index: np.array([self._row(index["name"], name)]))
         columns = [*original_and_attribution(few), *beside_random(few, p)]
         panels = [(one.title, one.pictures[0], one.captions[0]) for one in columns]
         title = f"{Path(name).name}, {model}"
         return plotting.plot_panels(panels, per_row=len(panels) - 2, title=title, axes=axes)
+
+    def _mask(self, model: str, p: float) -> Path:
+        path = self._of(model) / "masks" / f"{percent(p)}.npy"
+        if not path.is_file():
+            there = ", ".join(sorted(one.stem for one in path.parent.glob("*.npy")))
+            raise InputError(f"{path}: the study has no such masks; there are those of p = {there}")
+        return path
 
     def _shown(self, model: str, p: float) -> Iterator[Path]:
         """The records of the conditions that pictures at p show."""

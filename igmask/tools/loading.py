@@ -68,10 +68,12 @@ class Loaded(torch.nn.Sequential):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            parts = self.__dict__.get("_modules") or {}  # which a copy has none of at first
-            if name.startswith("__") or not parts:
-                raise
-            return getattr(list(parts.values())[-1], name)
+            if not name.startswith("__"):
+                # Of which a copy has none at first.
+                for part in reversed(self.__dict__.get("_modules", {}).values()):
+                    if hasattr(part, name):
+                        return getattr(part, name)
+            raise
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Sequential would call it after the network.

@@ -59,7 +59,7 @@ def mask_image(
         raise InputError(f"unknown mode {mode!r}; choose from keep, drop")
     side = integer("side", side)
     whole = pixels(image, like=_parameter(model))
-    images, ps = _batch(whole), _percentages(p)
+    images, ps = _batch(whole), percentages(p)
     colour = _colour(mean, images)
 
     def masked(images: Tensor, values: Tensor) -> Tensor:
@@ -202,8 +202,11 @@ def _batch(images: Tensor) -> Tensor:
     return images if images.ndim == 4 else images.unsqueeze(0)
 
 
-def _percentages(p: Any) -> list[float]:
-    """One p or several as numbers; how large they may be, `kernels.select` says."""
+def percentages(p: Any) -> list[float]:
+    """Return one p or several as numbers; how large they may be, `kernels.select` says.
+
+    raises InputError for what is no number, or none at all
+    """
     plain = p.tolist() if isinstance(p, np.ndarray | Tensor) else p
     ps = list(plain) if isinstance(plain, Iterable) and not isinstance(plain, str) else [plain]
     numbers = [one for one in ps if isinstance(one, Real) and not isinstance(one, bool)]

@@ -24,7 +24,7 @@ from igmask.report.curves import AREA, draw_against_area
 from igmask.report.drawing import STYLE, draw_panel, draw_scale
 from igmask.report.explain import picture, prediction
 from igmask.report.rightness import RIGHTNESS, chance
-from igmask.tools.masking import Picture, pixels
+from igmask.tools.masking import Picture, percentages, pixels
 
 _PANEL = 2.1, 3.2  # inches, with its texts
 
@@ -74,7 +74,7 @@ def plot_image(
     x = pixels(image)
     if x.ndim != 3:
         raise InputError(f"plot draws one image, got {tuple(x.shape)}")
-    ps: list[float] = np.atleast_1d(np.asarray(p, float)).tolist()
+    ps = percentages(p)
     names = list(getattr(model, "classes", []))
     x = x[None]
     found = integrated_gradients(model, x, **attribution)
