@@ -340,9 +340,9 @@ _CARRIES = "carries"  # whether a gradient with respect to the images goes throu
 
 @contextmanager
 def _no_own_gradients() -> Iterator[None]:
-    """Refuse, in this thread, gradients that functions or hooks of the network's own make.
+    """Refuse, in this thread, gradients that the network makes itself, or has none of.
 
-    torch.export sees the forward pass alone.
+    torch.export sees neither: hooks, functions with a backward pass, what runs in inference mode.
     """
     me = threading.get_ident()
 
@@ -354,13 +354,15 @@ def _no_own_gradients() -> Iterator[None]:
 
         return call
 
-    function = torch.autograd.Function
+    function, silent = torch.autograd.Function, torch.inference_mode
     plain = inspect.getattr_static(function, "apply")  # a class method, in Python or not
     apply = classmethod(
         refusing(lambda kind, *given: plain.__get__(None, kind)(*given), "torch.autograd.Function")
     )
     hook = refusing(Tensor.register_hook, "Tensor.register_hook")
+    enter, free = refusing(silent.__enter__, "none, in inference_mode()"), silent.__enter__
     with (
+        mock.patch.object(silent, "__enter__", lambda it: enter(it) if it.mode else free(it)),
         mock.patch.object(function, "apply", apply),
         mock.patch.object(Tensor, "register_hook", hook),
     ):
@@ -442,7 +444,7 @@ def _is_smooth(node: fx.Node) -> bool:
 LIBRARIES: dict[str, Callable[[nn.Module, Tensor], Traced]] = {
     "torch.fx": _by_fx,
     "torch.export": _by_export,
-    # Reads the network's own bytecode, and so knows the number of images as len(x) and int(…), too.
+    # Reads the network's bytecode, and so knows the number of images as len(x) and int(…), too.
     "torch.export, strict": partial(_by_export, strict=True),
     "torch.export, functional": partial(_by_export, functional=True),  # nothing in place
 }

@@ -133,7 +133,7 @@ def _write_decomposed(found: Traced) -> None:
         kind = f"conv{'_transpose' * is_transposed}{found.parts[str(weight.target)].ndim - 2}d"
         rest = (added, groups, dilation) if is_transposed else (dilation, groups)
         function = getattr(aten, kind)
-        function = function.input if is_transposed else function.default
+        function = getattr(function, "input", function.default)  # of transposed ones but in 1d
         with graph.inserting_before(node):
             same = graph.call_function(function, (x, weight, bias, stride, padding, *rest))
         found.labels[same.name] = found.labels.get(node.name, node.name)

@@ -132,7 +132,7 @@ def _class_number(target: str, names: list[str], listed: Mapping[str, int]) -> i
 
 def picture(image: Tensor) -> np.ndarray:
     """Return the first of images (N, C, H, W) as pictures are drawn, (H, W, C)."""
-    return image[0].permute(1, 2, 0).cpu().numpy()
+    return image[0].detach().permute(1, 2, 0).float().cpu().numpy()
 
 
 def _attribution(

@@ -166,8 +166,13 @@ class Study:
         raises InputError for what the study does not have, or another number of axes
         """
         model = model or self.models[0]
+        ps = self.accuracy["p"].dropna()
+        if ps.empty:
+            raise InputError(
+                f"{self.folder}: no masked images were evaluated, so there are no masks"
+            )
         if p is None:
-            p = middle(self.accuracy["p"].dropna())
+            p = middle(ps)
         shards = (*self._pictures(model).paths, *self._scores(model).paths)
         files = [*shards, self._mask(model, p), *self._shown(model, p)]
         few = read_examples(files, lambda index: np.array([self._row(index["name"], name)]))

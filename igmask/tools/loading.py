@@ -57,12 +57,14 @@ def load_model(
     return network
 
 
-class Loaded(torch.nn.Sequential):
-    """Normalisation and network, which has the network's own attributes, too: model.fc, say."""
+_OWN = ("training", "geometry", "transforms", "classes")
 
-    geometry: Geometry
-    transforms: Callable[[Any], Tensor]
-    classes: list[str]
+
+class Loaded(torch.nn.Sequential):
+    """Normalisation and network, which has the network's own attributes, too: model.fc, say.
+
+    geometry, transforms, classes: see `load_model`
+    """
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -76,8 +78,9 @@ class Loaded(torch.nn.Sequential):
             raise
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Sequential would call it after the network.
-        if isinstance(value, torch.nn.Module) and name not in self._modules:
+        parts = self.__dict__.get("_modules", {})
+        own = name in parts or name in vars(self) or name.startswith("_") or name in _OWN
+        if not own and any(hasattr(part, name) for part in parts.values()):
             raise InputError(f"model.{name} is the network's own: set model[1].{name} = …")
         super().__setattr__(name, value)
 

@@ -75,6 +75,8 @@ def plot_image(
     if x.ndim != 3:
         raise InputError(f"plot draws one image, got {tuple(x.shape)}")
     ps = percentages(p)
+    if x.shape[0] not in (1, 3):
+        raise InputError(f"plot draws images of one colour or three, got {x.shape[0]}")
     names = list(getattr(model, "classes", []))
     x = x[None]
     found = integrated_gradients(model, x, **attribution)

@@ -779,6 +779,17 @@ def test_changes_of_what_a_network_reads_beside_itself_are_noticed(images, where
     assert_captums(network, images)
 
 
+def test_transposed_convolutions_of_decomposed_programs(images):
+    layers = nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.ConvTranspose1d(4, 2, 3), nn.Flatten()
+    network = drawn(nn.Sequential(*layers, nn.ReLU(), nn.LazyLinear(5)))
+    network(images)
+    several = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(network, (images,), dynamic_shapes=several)
+    found = split(program.run_decompositions().module(), images)
+    assert found.ends
+    assert_captums(program.module(), images, network)
+
+
 @pytest.mark.parametrize("decomposed", [None, {}, "core"])
 def test_exported_programs_have_their_stem_and_a_users_hook_is_heeded(images, tmp_path, decomposed):
     layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()

@@ -582,6 +582,24 @@ class WritesBuffer(WritesIntoParts):
         return self.head(filled.mean((2, 3)))
 
 
+class InInferenceMode(AddedInPlace):
+    """Its factor is 1 but near a brightness that no image has: a comparison may not see that."""
+
+    def forward(self, x):
+        u = self.conv(x)
+        if u.shape[-1] > 1:
+            u = u.sigmoid()
+        with torch.inference_mode():
+            factor = (0.1 - (x.mean((1, 2, 3), keepdim=True) - 0.2).abs()).relu() * 20
+        return self.head((u * (1 + factor.clone())).mean((2, 3)))
+
+
+def test_what_runs_in_inference_mode_has_no_gradient(images, baselines):
+    network = ready(InInferenceMode)
+    assert "inference_mode" in split(network, images).why_not
+    assert_captums(network, images, baselines)
+
+
 @pytest.mark.parametrize(
     ("make", "why"),
     [(WritesPartlyFixed, "which this form would lose"), (WritesBuffer, "what it keeps")],

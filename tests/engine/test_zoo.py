@@ -7,6 +7,7 @@ run of all of them also writes what it found.
 import datetime
 import gc
 import os
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ SIDES = {"inception_v3": 75, "maxvit_t": 224, "vit_h_14": 56}
 # Two inputs a rounding apart may lie on two sides of a ReLU's kink; the gradient then jumps by a
 # thousandth, in ours or Captum's. So float32 is judged by gradients on which nothing
 # flips: the best of several, at the middle of the path, one for each image.
+FLIP = 1e-4  # what one makes at least of a gradient's error
 MIDDLE = {"rule": "gausslegendre", "n_steps": 1}
 RIGHT = {"rule": "riemann_right", "n_steps": N_STEPS}
 
@@ -48,6 +50,7 @@ class Row:
     double: float
     single: tuple[float, float]  # ours, Captum's
     rounding: tuple[float, float, float]  # of the best image: ours, Captum's, in channels_last
+    medians: tuple[float, float]  # of all images: ours, Captum's
 
 
 @pytest.fixture(scope="session")
@@ -92,19 +95,19 @@ def test_attributions_are_captums(rows, name):
         errors(f(model, images[first], target[first], **RIGHT), expected)[0]
         for f in (igmasks, captums)
     )
-    rounding = (
-        min(errors(igmasks(model, images, target, **MIDDLE), middles)),
-        min(errors(captums(model, images, target, **MIDDLE), middles)),
-        # oneDNN's convolutions in this layout, which is the engine's, round more often.
-        min(errors(captums(model.to(memory_format=last), images, target, **MIDDLE), middles)),
-    )
+    ours, theirs = (errors(f(model, images, target, **MIDDLE), middles) for f in (igmasks, captums))
+    # oneDNN's convolutions in this layout, which is the engine's, round more often.
+    of_layout = errors(captums(model.to(memory_format=last), images, target, **MIDDLE), middles)
+    rounding = min(ours), min(theirs), min(of_layout)
+    medians = tuple(statistics.median(x for x in found if x == x) for found in (ours, theirs))
     flops = stem_flops(split, images[first])
     split = replace(split, stem=None, trunk=None)
-    rows.append(Row(name, side, split, flops, double, single, rounding))
+    rows.append(Row(name, side, split, flops, double, single, rounding, medians))
     assert (expected != 0).float().mean() > 0.5
     assert split.why_not == ""
     assert double <= 1e-10
     assert rounding[0] <= 2 * max(rounding[1:])
+    assert medians[0] <= 2.5 * medians[1] or medians[0] > FLIP
 
 
 def drawn(name: str, side: int) -> nn.Module:
@@ -181,23 +184,24 @@ Where a unit lies within a rounding of a ReLU's or a max pooling's kink, the gra
 a thousandth, and errors near it in float32 are such flips. Ours has more of them: on a CPU it runs
 in channels_last, where oneDNN's convolutions round more. *Without flips* is the least error of
 {N_IMAGES} images with one step at α = ½: ours / Captum's / Captum's on the model in channels_last.
-The test asks that the first be at most twice the larger of the others.
+The test asks that the first be at most twice the larger of the others. *Median*: of the same
+images, ours / Captum's; at most 2.5 times, but where more than half of the images meet a flip.
 
 *Stem* says where it ends, *then* what follows (the first two), *folded* how many batch norms went
 into the layers before them, *FLOPs* the stem's share of a forward pass.
 
-| model | pixels | stem | then | folded | FLOPs | float64 | float32 | without flips |
-|---|---|---|---|---|---|---|---|---|
+| model | pixels | stem | then | folded | FLOPs | float64 | float32 | without flips | median |
+|---|---|---|---|---|---|---|---|---|---|
 """
     ]
     for row in sorted(rows, key=lambda row: NAMES.index(row.name)):
         ends = ", ".join(row.split.ends) or f"none: {row.split.why_not}"
         begins = ", ".join(row.split.begins[:2]) + (", …" if len(row.split.begins) > 2 else "")
-        single, rounding = (
-            " / ".join(f"{e:.1e}" for e in pair) for pair in (row.single, row.rounding)
+        single, rounding, medians = (
+            " / ".join(f"{e:.1e}" for e in pair) for pair in (row.single, row.rounding, row.medians)
         )
         lines.append(
             f"| {row.name} | {row.side}² | {ends} | {begins} | {row.split.n_folded} "
-            f"| {row.stem_flops:.2%} | {row.double:.1e} | {single} | {rounding} |\n"
+            f"| {row.stem_flops:.2%} | {row.double:.1e} | {single} | {rounding} | {medians} |\n"
         )
     return "".join(lines)

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 from importlib import metadata
 
 import captum.attr
@@ -189,6 +190,9 @@ def test_an_image_is_plotted_with_what_the_model_says(model):
     drawn = np.asarray(figure.axes[2].images[0].get_array())
     np.testing.assert_allclose(drawn, kept.permute(1, 2, 0).numpy(), atol=1e-6)
     assert figure.axes[0].get_xlabel().split("\n")[0] in model.classes
+    assert igmask.plot(image.requires_grad_(), model, n_steps=2)
+    with pytest.raises(InputError, match="one colour or three, got 2"):
+        igmask.plot(image[:2], model)
     with pytest.raises(InputError, match="plot draws one image"):
         igmask.plot(image[None], model)
     with pytest.raises(InputError, match="p must be a number"):
@@ -206,6 +210,14 @@ def test_a_model_has_its_networks_layers(model):
         assert other.fc.weight.equal(model.fc.weight)
     within = captum.attr.LayerGradCam(model, model.conv5).attribute(x, target=1)
     assert within.shape == (2, 1, 7, 7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
+        assert torch.jit.script(model)(x).equal(model(x))
+    with_softmax = copy.deepcopy(model).append(torch.nn.Softmax(dim=1))
+    assert with_softmax.fc.weight.equal(model.fc.weight)
+    with pytest.raises(InputError, match=r"model\.fc is the network's own"):
+        model.fc = None
+    model.note = "mine"
     with pytest.raises(AttributeError, match="no attribute 'head'"):
         model.head  # noqa: B018
     with pytest.raises(InputError, match=r"model\.fc is the network's own: set model\[1\]"):
