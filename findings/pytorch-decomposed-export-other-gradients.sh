@@ -9,7 +9,7 @@
 #           and only takes changes in place out, loses no_grad() and has aten.copy as well.
 # So:       igmask, which takes a network's graph so if torch.fx cannot, leaves a network whole where
 #           one of these would be lost, and writes aten.copy as what it does
-#           (tests/engine/test_stem.py, "inference_mode", "functional_form", "filled_in_parts").
+#           (tests/engine/test_stem.py, "would_lose", "filled_in_parts").
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

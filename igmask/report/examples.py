@@ -78,12 +78,12 @@ def examples(
     raises InputError if files are missing or do not belong together
     """
     few = read_examples(files, lambda index: spread(index["label"].to_numpy(), n_images))
-    columns = _condition_columns(few)
+    columns = condition_columns(few)
     original = columns.pop("original")[100.0]
     tables = {mode: [original, *of_p.values()] for mode, of_p in columns.items()}
-    tables["attributions"] = [original, *_attribution_columns(few)]
+    tables["attributions"] = [original, *attribution_columns(few)]
     if common := columns.get("keep", {}).keys() & columns.get("drop", {}).keys():
-        tables["keep_drop"] = [original, *beside_random(few, middle(common))]
+        tables["keep_drop"] = [original, *beside_random(few, columns, middle(common))]
     title = "; ".join(filter(None, [model_name, few.right.ticks]))
     for kind, shown in tables.items():
         paths = [output / f"{kind}-{model_name}.{one}" for one in formats]
@@ -183,23 +183,21 @@ def taken(shards: arrays.Shards, rows: np.ndarray, names: pd.Series) -> np.ndarr
     return shards.read(rows)
 
 
-def beside_random(examples: Examples, p: float) -> list[Column]:
+def beside_random(
+    examples: Examples, selected: dict[str, dict[float, Column]], p: float
+) -> list[Column]:
     """Return what is kept at one p and what is dropped, each beside as many random squares.
 
     What there are no records of is left out.
+
+    selected: of `condition_columns`
     """
-    selected, random = _condition_columns(examples), _condition_columns(examples, ("none", RANDOM))
+    random = condition_columns(examples, ("none", RANDOM))
     pairs = [(mode, of) for mode in ("keep", "drop") for of in (selected, random)]
     return [of[mode][p] for mode, of in pairs if p in of.get(mode, {})]
 
 
-def original_and_attribution(examples: Examples) -> list[Column]:
-    """Return the images as they are, and their attributions."""
-    original = _condition_columns(examples)["original"][100.0]
-    return [original, next(_attribution_columns(examples))]
-
-
-def _condition_columns(
+def condition_columns(
     examples: Examples, of: tuple[str, ...] = STUDIED
 ) -> dict[str, dict[float, Column]]:
     """Return mode → p, the largest first → the images of that condition; original has p = 100."""
@@ -252,8 +250,8 @@ def caption(record: Any, classes: list[str]) -> str:
     return f"{mark} {name}\n{100 * record.probability_predicted:.0f} %"
 
 
-def _attribution_columns(examples: Examples) -> Iterator[Column]:
-    """The attribution by itself, over the image in grey, and the squares it selects at one p."""
+def attribution_columns(examples: Examples) -> Iterator[Column]:
+    """Yield the attribution by itself, over the grey image, and the squares it selects at one p."""
     values = examples.attribution
     yield Column(f"attribution\nfor {examples.target} class", list(values), examples.targets)
     relative = np.stack([scaled(one) for one in values])

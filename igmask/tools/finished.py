@@ -27,8 +27,9 @@ from igmask.plan import Workflow
 from igmask.progress import say
 from igmask.report.examples import (
     RANDOM,
+    attribution_columns,
     beside_random,
-    original_and_attribution,
+    condition_columns,
     read_examples,
 )
 from igmask.tools import plotting
@@ -176,7 +177,9 @@ class Study:
         shards = (*self._pictures(model).paths, *self._scores(model).paths)
         files = [*shards, self._mask(model, p), *self._shown(model, p)]
         few = read_examples(files, lambda index: np.array([self._row(index["name"], name)]))
-        columns = [*original_and_attribution(few), *beside_random(few, p)]
+        selected = condition_columns(few)
+        first = selected["original"][100.0], next(attribution_columns(few))
+        columns = [*first, *beside_random(few, selected, p)]
         panels = [(one.title, one.pictures[0], one.captions[0]) for one in columns]
         title = f"{Path(name).name}, {model}"
         return plotting.plot_panels(panels, per_row=len(panels) - 2, title=title, axes=axes)

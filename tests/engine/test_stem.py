@@ -344,6 +344,95 @@ def hooked_backward():
     return network
 
 
+class PartlyFixed(AddedInPlace):
+    """A small part of the gradient is cut, less than a comparison of gradients would notice."""
+
+    def forward(self, x):
+        u = self.conv(x)
+        with torch.no_grad():
+            constant = u.tanh() * 0.01
+        return self.head((u.relu() + constant).mean((2, 3)))
+
+
+class WritesIntoParts(AddedInPlace):
+    """Fills a tensor part by part, and reads it after."""
+
+    def forward(self, x):
+        u = self.conv(x)
+        if u.shape[-1] > 1:
+            u = u.sigmoid()
+        filled = torch.zeros_like(u)
+        filled[:, :2] = u[:, 2:].square()
+        filled[:, 2:] = u[:, :1]
+        filled[:, :, :1] *= 2
+        return self.head((filled + u).mean((2, 3)))
+
+
+class WritesPartlyFixed(PartlyFixed):
+    """What torch.export's functional form would let through: it has lost no_grad()."""
+
+    def forward(self, x):
+        u = self.conv(x)
+        with torch.no_grad():
+            constant = u.tanh() * 1e-6
+        if u.shape[-1] > 1:
+            filled = torch.zeros_like(u)
+            filled[:, :2] = u[:, 2:].relu()
+        return self.head((filled + u * constant).mean((2, 3)))
+
+
+class WritesBuffer(WritesIntoParts):
+    """Counts its calls, which the parts that it writes depend on."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(4))
+
+    def forward(self, x):
+        u = self.conv(x)
+        if u.shape[-1] > 1:
+            self.calls.add_(1)
+        filled = u.clone()
+        filled[:, :1] = u[:, 1:2].relu() * self.calls[0].clamp(max=1)
+        return self.head(filled.mean((2, 3)))
+
+
+class InInferenceMode(AddedInPlace):
+    """Its factor is 1 but near a brightness that no image has: a comparison may not see that."""
+
+    def forward(self, x):
+        u = self.conv(x)
+        if u.shape[-1] > 1:
+            u = u.sigmoid()
+        with torch.inference_mode():
+            factor = (0.1 - (x.mean((1, 2, 3), keepdim=True) - 0.2).abs()).relu() * 20
+        return self.head((u * (1 + factor.clone())).mean((2, 3)))
+
+
+class Turning(AddedInPlace):
+    """Makes constants without gradients, as rotary embeddings do, and branches on shapes."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("frequencies", torch.rand(4))
+
+    @torch.no_grad()
+    def angles(self, like):
+        return self.frequencies[:, None] * torch.arange(like.shape[-1])
+
+    def forward(self, x):
+        u = self.conv(x)
+        if u.shape[-1] > 1:
+            u = u + self.angles(u)[None, :, None].cos()
+        return self.head(u.relu().mean((2, 3)))
+
+
+class TurningByValues(Turning):
+    def angles(self, like):
+        with torch.no_grad():
+            return self.frequencies[:, None] * like.mean((0, 1, 2))
+
+
 def normed():
     return convolutional(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)))
 
@@ -353,6 +442,11 @@ def normed():
     [
         (Branching, "cannot trace"),
         (WithoutGradient, "no_grad"),
+        (PartlyFixed, "no_grad"),
+        (TurningByValues, "no_grad"),
+        (WritesPartlyFixed, "which this form would lose"),
+        (WritesBuffer, "what it keeps"),
+        (InInferenceMode, "inference_mode"),
         (hooked, "hooks or parametrizations"),
         (hooked_backward, "hooks or parametrizations"),
         (normed, "hooks or parametrizations"),
@@ -515,136 +609,20 @@ def test_an_untraceable_model_is_logged_once(images, caplog):
     assert "Branching has no affine stem" in record.getMessage()
 
 
-class PartlyFixed(AddedInPlace):
-    """A small part of the gradient is cut, less than a comparison of gradients would notice."""
-
-    def forward(self, x):
-        u = self.conv(x)
-        with torch.no_grad():
-            constant = u.tanh() * 0.01
-        return self.head((u.relu() + constant).mean((2, 3)))
-
-
-def test_a_small_part_under_no_grad_is_seen(images, baselines):
-    network = ready(PartlyFixed)
-    assert "no_grad" in split(network, images).why_not
-    assert_captums(network, images, baselines)
-
-
-class WritesIntoParts(AddedInPlace):
-    """Fills a tensor part by part, and reads it after."""
-
-    def forward(self, x):
-        u = self.conv(x)
-        if u.shape[-1] > 1:
-            u = u.sigmoid()
-        filled = torch.zeros_like(u)
-        filled[:, :2] = u[:, 2:].square()
-        filled[:, 2:] = u[:, :1]
-        filled[:, :, :1] *= 2
-        return self.head((filled + u).mean((2, 3)))
-
-
-def test_a_tensor_filled_in_parts_is_no_obstacle(images, baselines):
-    network = ready(WritesIntoParts)
-    found = split(network, images)
-    assert found.ends == ("conv (Conv2d)",)
-    assert found.by == "torch.export, functional"
-    assert_captums(network, images, baselines)
-
-
-class WritesPartlyFixed(PartlyFixed):
-    """What torch.export's functional form would let through: it has lost no_grad()."""
-
-    def forward(self, x):
-        u = self.conv(x)
-        with torch.no_grad():
-            constant = u.tanh() * 1e-6
-        if u.shape[-1] > 1:
-            filled = torch.zeros_like(u)
-            filled[:, :2] = u[:, 2:].relu()
-        return self.head((filled + u * constant).mean((2, 3)))
-
-
-class WritesBuffer(WritesIntoParts):
-    """Counts its calls, which the parts that it writes depend on."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(4))
-
-    def forward(self, x):
-        u = self.conv(x)
-        if u.shape[-1] > 1:
-            self.calls.add_(1)
-        filled = u.clone()
-        filled[:, :1] = u[:, 1:2].relu() * self.calls[0].clamp(max=1)
-        return self.head(filled.mean((2, 3)))
-
-
-class InInferenceMode(AddedInPlace):
-    """Its factor is 1 but near a brightness that no image has: a comparison may not see that."""
-
-    def forward(self, x):
-        u = self.conv(x)
-        if u.shape[-1] > 1:
-            u = u.sigmoid()
-        with torch.inference_mode():
-            factor = (0.1 - (x.mean((1, 2, 3), keepdim=True) - 0.2).abs()).relu() * 20
-        return self.head((u * (1 + factor.clone())).mean((2, 3)))
-
-
-def test_what_runs_in_inference_mode_has_no_gradient(images, baselines):
-    network = ready(InInferenceMode)
-    assert "inference_mode" in split(network, images).why_not
-    assert_captums(network, images, baselines)
-
-
 @pytest.mark.parametrize(
-    ("make", "why"),
-    [(WritesPartlyFixed, "which this form would lose"), (WritesBuffer, "what it keeps")],
+    ("make", "end", "by"),
+    [
+        (WritesIntoParts, "conv (Conv2d)", "torch.export, functional"),
+        (Turning, "add", "torch.export"),
+    ],
 )
-def test_what_the_functional_form_would_lose_leaves_the_network_whole(make, why, images, baselines):
+def test_tensors_filled_in_parts_and_constants_under_no_grad_are_no_obstacle(
+    make, end, by, images, baselines
+):
     network = ready(make)
-    assert why in split(network, images).why_not
-    assert_captums(network, images, baselines)
-
-
-class Turning(AddedInPlace):
-    """Makes constants without gradients, as rotary embeddings do, and branches on shapes."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("frequencies", torch.rand(4))
-
-    @torch.no_grad()
-    def angles(self, like):
-        return self.frequencies[:, None] * torch.arange(like.shape[-1])
-
-    def forward(self, x):
-        u = self.conv(x)
-        if u.shape[-1] > 1:
-            u = u + self.angles(u)[None, :, None].cos()
-        return self.head(u.relu().mean((2, 3)))
-
-
-class TurningByValues(Turning):
-    def angles(self, like):
-        with torch.no_grad():
-            return self.frequencies[:, None] * like.mean((0, 1, 2))
-
-
-def test_constants_made_without_gradients_are_no_obstacle(images, baselines):
-    network = ready(Turning)
     found = split(network, images)
-    assert found.ends == ("add",)
-    assert found.by == "torch.export"
-    assert_captums(network, images, baselines)
-
-
-def test_values_made_without_gradients_leave_the_network_whole(images, baselines):
-    network = ready(TurningByValues)
-    assert "no_grad" in split(network, images).why_not
+    assert found.ends == (end,)
+    assert found.by == by
     assert_captums(network, images, baselines)
 
 

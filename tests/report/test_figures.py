@@ -210,14 +210,14 @@ def test_class_names(tmp_path, classes):
 @pytest.mark.parametrize(("target", "said"), [("predicted", "predicted"), ("label", "true")])
 def test_attributions_say_which_class_they_are_for(tmp_path, target, said):
     files = study(tmp_path, target=target, modes=())
-    attribution, *_ = examples._attribution_columns(examples.read_examples(files, first))
+    attribution, *_ = examples.attribution_columns(examples.read_examples(files, first))
     assert attribution.title == f"attribution\nfor {said} class"
     assert attribution.captions == ["dog"] * 2
 
 
 def test_conditions_stand_in_the_order_of_p(tmp_path):
     files = study(tmp_path, ps=(12.5, 90.0, 50.0))
-    columns = examples._condition_columns(examples.read_examples(files, first))
+    columns = examples.condition_columns(examples.read_examples(files, first))
     assert list(columns["keep"]) == [90.0, 50.0, 12.5]
     assert columns["drop"][12.5].title == "drop 12.5 %\n40 % left"
     assert columns["drop"][12.5].captions == ["✓ dog\n25 %", "✗ dog\n25 %"]
@@ -250,7 +250,7 @@ def test_only_the_selection_is_masked(tmp_path):
     found = examples.read_examples(files, lambda index: np.arange(N))
     positive, negative = arrays.read_array(tmp_path / "s0.npy")[0, :, 0, 0]
     assert found.attribution[0, 0, :SIDE].tolist() == [positive - negative] * SIDE
-    columns = examples._condition_columns(found)
+    columns = examples.condition_columns(found)
     original, keep, drop = (columns[mode] for mode in ("original", "keep", "drop"))
     assert (keep[90.0].pictures + drop[90.0].pictures == original[100.0].pictures).all()
     kept = keep[50.0].pictures.any(axis=-1)
