@@ -65,7 +65,9 @@ def test_no_discordant_pair_is_no_evidence():
 @settings(max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_statsmodels(values):
-    expected = multipletests(values, method="holm")[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gc.collect", lambda: None)  # which every call of theirs would do
+        expected = multipletests(values, method="holm")[1]
     with np.errstate(divide="ignore"):
         found = np.exp(holm(np.log(values)))
     np.testing.assert_allclose(found, expected, atol=1e-12)
