@@ -26,11 +26,15 @@ def with_kind(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def suggestion(name: object, known: Iterable[str]) -> str:
-    """Return which of the known names may be meant, in whatever case, as a question, or nothing."""
+def suggestion(name: object, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> str:
+    """Return which of the known names may be meant, in whatever case, as a question, or nothing.
+
+    n:      at most so many
+    cutoff: how alike they must be, of 1; as of difflib
+    """
     by_case = {one.casefold(): one for one in known}
-    close = get_close_matches(str(name).casefold(), by_case, n=1)
-    return f"; did you mean {by_case[close[0]]!r}?" if close else ""
+    close = get_close_matches(str(name).casefold(), by_case, n=n, cutoff=cutoff)
+    return f"; did you mean {' or '.join(repr(by_case[one]) for one in close)}?" if close else ""
 
 
 def and_more(names: Sequence[str]) -> str:

@@ -1,6 +1,5 @@
 """Small networks and images that many tests use."""
 
-import gc
 import os
 import struct
 import zlib
@@ -25,11 +24,6 @@ LONGEST = "slurm compile faults cifar dag page interpreted python figures docs c
 def pytest_collection_modifyitems(items):
     order = [f"test_{name}" for name in LONGEST.split()]
     items.sort(key=lambda item: [*order, item.path.stem].index(item.path.stem))
-
-
-def pytest_collection_finish():
-    """What is imported by now is there to the end: no collection of garbage looks at it again."""
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -66,7 +66,7 @@ def test_the_commands_are_the_steps_in_their_order():
 def test_a_command_that_there_is_not_has_a_name_near_it():
     said = CliRunner().invoke(cli.app, ["explian", "photo.jpg"])
     assert said.exit_code == 2
-    assert "There is no command 'explian'. Did you mean explain?" in said.output
+    assert "There is no command 'explian'; did you mean 'explain'?" in said.output
 
 
 def test_every_step_by_hand(here):

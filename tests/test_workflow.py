@@ -100,7 +100,7 @@ def test_names_torchvision_does_not_have_are_found_at_once(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     Path("w.pth").touch()
     models = {"a": {"source": "resnt18", "weights": "w.pth", "size": 64}}
-    with pytest.raises(InputError, match="no classifier 'resnt18'; did you mean resnet18"):
+    with pytest.raises(InputError, match="no classifier 'resnt18'; did you mean 'resnet18"):
         Workflow(STUDY | {"models": models})
 
 

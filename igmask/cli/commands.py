@@ -3,7 +3,6 @@
 Each reads its options and calls one function of its name.
 """
 
-import difflib
 import json
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from igmask.cli.options import (
     recipe,
     setting,
 )
+from igmask.errors import suggestion
 from igmask.progress import log_to
 
 
@@ -45,9 +45,8 @@ class InOrder(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Return the command, or fail with those that it may have been meant to be."""
         if args and args[0] not in self.commands and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], self.commands, n=3)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            ctx.fail(f"There is no command {args[0]!r}.{hint}")
+            near = suggestion(args[0], self.commands, n=3) or "."
+            ctx.fail(f"There is no command {args[0]!r}{near}")
         return super().resolve_command(ctx, args)
 
 

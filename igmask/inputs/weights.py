@@ -1,6 +1,5 @@
 """The weights of a network: where they are, fetched first if they are elsewhere, and loaded."""
 
-import difflib
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from igmask import arrays
 from igmask.asked.settings import Model
-from igmask.errors import InputError
+from igmask.errors import InputError, suggestion
 
 
 def weights_place(model: Model) -> tuple[Path, str | None]:
@@ -135,11 +134,10 @@ def check_torchvision_name(name: str) -> None:
     """Raise InputError if torchvision has no classifier of that name."""
     known = torchvision_models().list_models(module=torchvision_models())
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=3)
+        near = suggestion(name, known, n=3) or "."
         raise InputError(
-            f"torchvision has no classifier {name!r}"
-            + (f"; did you mean {' or '.join(close)}? " if close else "; ")
-            + "Networks of timm are timm/NAME, your own module:callable"
+            f"torchvision has no classifier {name!r}{near} Networks of timm are timm/NAME, your "
+            "own module:callable"
         )
 
 

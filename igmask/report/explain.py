@@ -1,6 +1,5 @@
 """One image, one model: what it looks at, and what it says when the rest, or that, is masked."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import isfinite
@@ -16,7 +15,7 @@ from igmask.asked.recipes import Attribute, Mask
 from igmask.asked.settings import percent
 from igmask.devices import pick_device
 from igmask.engine.ig import Attribution
-from igmask.errors import InputError
+from igmask.errors import InputError, suggestion
 from igmask.inputs import baselines, models
 from igmask.inputs.classes import (
     class_name,
@@ -125,9 +124,8 @@ def _class_number(target: str, names: list[str], listed: Mapping[str, int]) -> i
     number = class_of(target, known, identifiers(known))
     if number is not None:
         return number
-    close = difflib.get_close_matches(target, names, n=3)
-    advice = f"did you mean {', '.join(map(repr, close))}?" if close else "give its number"
-    raise InputError(f"target {target!r}: no class has that name; {advice}")
+    advice = suggestion(target, names, n=3) or "; give its number"
+    raise InputError(f"target {target!r}: no class has that name{advice}")
 
 
 def picture(image: Tensor) -> np.ndarray:

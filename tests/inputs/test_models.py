@@ -289,7 +289,7 @@ def test_nan_in_weights_is_named(here):
         ({"source": "no_such_module:f"}, "no_such_module"),
         ({"source": "my_nets:tiny", "arguments": {"colour": 1}}, "colour"),
         ({"source": "my_nets:no_module"}, "returned int"),
-        ({"source": "resnet5O"}, r"no classifier 'resnet5O'; did you mean resnet50"),
+        ({"source": "resnet5O"}, r"no classifier 'resnet5O'; did you mean 'resnet50'"),
         ({"source": "fcn_resnet50"}, "no classifier"),
         (
             {"source": "resnet50", "weights": "IMAGENET1K_V1", "size": 300, "resize": 100},

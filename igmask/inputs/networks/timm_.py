@@ -1,6 +1,5 @@
 """Networks of timm by name, `timm/resnet50.a1_in1k`, with the input that timm describes."""
 
-import difflib
 import math
 from dataclasses import replace
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from igmask.asked.settings import Model
-from igmask.errors import InputError, refusing, with_kind
+from igmask.errors import InputError, refusing, suggestion, with_kind
 
 NEEDED = "pip install 'igmask[timm]'"
 _OTHER_DESCRIPTIONS = ("pretrained_cfg", "pretrained_cfg_overlay")  # arguments of timm's
@@ -84,9 +83,8 @@ def _description(model: Model) -> Any:
     if timm.is_model(plain) and (tag in tags or name == plain):
         return timm.get_pretrained_cfg(name)
     known = [plain, *(f"{plain}.{one}" for one in sorted(tags))] if tags else timm.list_models()
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.3 if tags else 0.6)
-    advice = f"; did you mean {', '.join(f'timm/{one}' for one in close)}?" if close else ""
-    raise InputError(f"timm has no network {name!r}{advice}")
+    near = suggestion(name, known, n=3, cutoff=0.3 if tags else 0.6)
+    raise InputError(f"timm has no network {name!r}{near}")
 
 
 def _timm() -> Any:
