@@ -17,6 +17,7 @@ from snakemake.logging import logger
 
 from igmask.asked.config import refuse_doubled_keys, warnings
 from igmask.errors import InputError
+from igmask.made import made
 from igmask.plan import Workflow, code_version
 from igmask.readings import Readings
 from igmask.asked.recipes import records_of
@@ -113,14 +114,12 @@ localrules:
     all,
 
 
-# Every table by its name: of a rule that has new outputs Snakemake has no notes, and would take those
-# that are there for up to date.
+# Every file by its name, were it one that others are made of: those of a job that failed after its
+# settings had changed are gone, and what was made of the former ones would pass for up to date. So
+# would the tables of a rule that has new outputs, of which Snakemake has no notes.
 rule all:
     input:
-        expand("results/tables/{name}", name=flow.long_forms()),
-        expand("results/tables/table{number}.html", number=flow.table_numbers()),
-        flow.figures(),
-        "results/index.html",
+        [path for one in made(flow) for path in one.outputs],
 
 
 # Where several jobs could begin, those come first that others wait for, and long ones before short
@@ -171,7 +170,7 @@ rule preflight:
         **JOB,
     params:
         options=flow.words("preflight"),
-        contents=flow.model_contents,
+        contents=flow.contents(flow.preflight),
         baseline=flow.baseline_contents,
         version=code_version("preflight"),
     shell:
@@ -219,7 +218,7 @@ rule attribute:
         gpu=GPU,
     params:
         options=flow.words("attribute"),
-        contents=flow.contents("attribute"),
+        contents=flow.contents(flow.attribute),
         baseline=flow.baseline_contents,
         version=code_version("attribute"),
     shell:
@@ -268,7 +267,7 @@ rule attribute_randomised:
         gpu=GPU,
     params:
         options=flow.words("attribute_randomised"),
-        contents=flow.contents("attribute"),
+        contents=flow.contents(flow.attribute),
         baseline=flow.baseline_contents,
         version=code_version("attribute"),
     shell:
@@ -330,7 +329,7 @@ rule evaluate:
     params:
         options=flow.words("evaluate"),
         folder=folder,
-        contents=flow.contents("evaluate"),
+        contents=flow.contents(flow.evaluate),
         version=code_version("evaluate"),
     shell:
         "igmask --log {log:q} evaluate {input.images:q} {params.options} {COMPUTE}"
@@ -361,7 +360,7 @@ rule transfer:
     params:
         options=flow.words("transfer"),
         folder=folder,
-        contents=flow.contents("transfer"),
+        contents=flow.contents(flow.transfer),
         version=code_version("evaluate"),
     shell:
         "igmask --log {log:q} evaluate {input.images:q} {params.options} {COMPUTE}"
@@ -392,9 +391,9 @@ rule converge:
     params:
         options=flow.words("converge"),
         folder=folder,
-        contents=flow.contents("converge"),
+        contents=flow.contents(flow.converge),
         baseline=flow.baseline_contents,
-        version=code_version("converge"),
+        version=code_version("attribute", "mask", "evaluate", "converge"),
     shell:
         "igmask --log {log:q} converge {input.images:q} {params.options} {COMPUTE}"
         " --output {params.folder:q}"
@@ -555,6 +554,7 @@ rule attribute_reading:
         references=flow.references,
         beside=beside(flow.images, flow.references),
         weights=flow.weights,
+        baseline=ways.baseline,
         preflight="results/{data}/models/{model}/preflight.json",
     output:
         "results/{data}/models/{model}/readings/{attributed}/scores/{shard}.npy",
@@ -567,7 +567,8 @@ rule attribute_reading:
         gpu=GPU,
     params:
         options=ways.words("attribute"),
-        contents=flow.contents("attribute"),
+        contents=flow.contents(ways.attribute),
+        baseline=ways.baseline_contents,
         version=code_version("attribute"),
     shell:
         "igmask --log {log:q} attribute {input.images:q} {params.options}"
@@ -602,8 +603,8 @@ rule read:
         evaluate=ways.words("evaluate"),
         masks=folder,
         records=lambda wildcards, output: os.path.dirname(output[-1]),
-        contents=flow.contents("evaluate"),
-        version=code_version("evaluate"),
+        contents=flow.contents(ways.evaluate),
+        version=code_version("mask", "evaluate"),
     shell:
         "igmask --log {log.mask:q} mask {input.scores:q} {params.mask} --output {params.masks:q}"
         " && igmask --log {log.evaluate:q} evaluate {input.images:q} {params.evaluate} {COMPUTE}"
@@ -644,7 +645,7 @@ rule paradox:
         "results/paradox.md",
     log:
         "results/logs/paradox.log",
-    threads: workflow.cores or 1
+    threads: workflow.resource_settings.cores or 1
     params:
         base=workflow.basedir,
         demo="results/paradox-demo",

@@ -13,10 +13,10 @@ import os
 import platform
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, BinaryIO, NamedTuple
@@ -34,6 +34,8 @@ KEPT = ".kept"  # a folder beside the records, in which `evaluate` keeps those i
 
 _METADATA = b"igmask"
 _RECORDS = "records of igmask", pa.ArrowException, KeyError, TypeError
+# Columns of tables that hold names.
+_TEXTS = ("model", "mode", "fill", "mask", "truth", "condition", "first", "second")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MOST_SECONDS = 24 * 3600  # between two writes to a temporary file
 ADVICE = "`igmask verify --remove` clears away what is damaged, and the next run makes it again"
@@ -215,6 +217,23 @@ def read_settings(path: Path) -> dict[str, Any]:
         return _settings(pq.read_schema(path))
 
 
+def read_records_of(path: Path, *steps: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return (records, settings) as `read_records`; raise InputError if no such step wrote them."""
+    records, settings = read_records(path)
+    if settings.get("step") not in steps:
+        raise InputError(f"{path}: no records of `igmask {steps[0]}`")
+    return records, settings
+
+
+def files_in(paths: Iterable[Path], *patterns: str) -> list[Path]:
+    """Return the files among some paths, and those in the folders among them, a folder's sorted."""
+    return [
+        file
+        for path in paths
+        for file in (sorted(chain(*map(path.glob, patterns))) if path.is_dir() else [path])
+    ]
+
+
 class Batch(NamedTuple):
     """Some rows of an array.
 
@@ -345,6 +364,22 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_table(path: Path, *columns: str, texts: Iterable[str] = ()) -> pd.DataFrame:
+    """Return a CSV of `igmask tables`; names of networks, fills and the like are texts, as "NA".
+
+    columns: that it must have
+    texts:   others that are texts, too
+    raises   InputError if it is not there, no such table, or without one of these columns
+    """
+    says = f"{path}: not a table of igmask"
+    with refusing(FileNotFoundError, ValueError, says=lambda error: f"{says}: {error}"):
+        kinds = dict.fromkeys((*_TEXTS, *texts), str)
+        found = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""])
+    if missing := [name for name in columns if name not in found]:
+        raise InputError(f"{says}: it has no column {missing[0]}")
+    return found
 
 
 def shard_bounds(shard: str, n_images: int) -> tuple[int, int]:

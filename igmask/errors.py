@@ -26,6 +26,11 @@ def with_kind(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def in_words(error: Exception) -> str:
+    """Return what an error says; of one that is not meant for users with its kind."""
+    return str(error) if isinstance(error, InputError) else with_kind(error)
+
+
 def suggestion(name: object, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> str:
     """Return which of the known names may be meant, in whatever case, as a question, or nothing.
 

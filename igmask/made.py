@@ -118,7 +118,8 @@ def _made_converged(
     said = settings | stamp("converge", settings) | said_of(recipe)
     yield Made(place / "agreement.parquet", said, {"masks": masks})
     for name in flow.converged_files():
-        yield Made(place / "records" / name, {"name": one.model})
+        evaluated = {"name": one.model} | stamp("evaluate", settings)
+        yield Made(place / "records" / name, evaluated)
 
 
 def _made_transfers(flow: Workflow, one: SimpleNamespace, before: dict[str, Any]) -> Iterator[Made]:

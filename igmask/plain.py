@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from igmask.errors import InputError
+from igmask.streams import Stream, rng
 
 Array = Any  # NumPy's, or a tensor
 
@@ -205,7 +206,6 @@ Fill = str | FillFunction  # a name of FILLS, or a function (images, mean) like 
 
 NOISE = 0.01  # of noisy-linear: the standard deviation, images being in [0, 1]
 JUST_SEEN = 1 / 510  # half of a step of 8 bits: pixels that differ by less are the same
-_STREAM = 3  # of random numbers; random squares and noise baselines have others
 
 
 def _black(images: np.ndarray, mean: Any) -> np.ndarray:
@@ -241,7 +241,7 @@ def _shuffle(images: np.ndarray, mean: Any, *, positions: np.ndarray, seed: int)
     """Each image's own pixels, in an order drawn for its position in the dataset."""
     pixels = _in_one(images).reshape(len(images), -1, images.shape[3])
     drawn = [
-        one[np.random.default_rng([seed, _STREAM, position]).permutation(len(one))]
+        one[rng(seed, Stream.FILL, position).permutation(len(one))]
         for one, position in zip(pixels, positions.tolist(), strict=True)
     ]
     return np.stack(drawn).reshape(images.shape)
@@ -327,7 +327,7 @@ def noise(shape: tuple[int, ...], positions: np.ndarray, seed: int) -> np.ndarra
     The same for every mask of an image, since it depends on seed and position alone.
     """
     drawn = [
-        np.random.default_rng([seed, _STREAM, position]).standard_normal(shape[1:], np.float32)
+        rng(seed, Stream.FILL, position).standard_normal(shape[1:], np.float32)
         for position in np.asarray(positions).tolist()
     ]
     return np.float32(NOISE) * np.stack(drawn).reshape(shape)

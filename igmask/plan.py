@@ -5,23 +5,17 @@ one string: so that Snakemake re-runs a job exactly when one of its own settings
 """
 
 import dataclasses
-import hashlib
-import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 from itertools import product
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from igmask.asked import config, recipes
 from igmask.asked.fields import given
-from igmask.asked.own import code_of
 from igmask.asked.recipes import STAGES
 from igmask.asked.settings import (
     Attribution,
-    Dataset,
     Model,
     is_baseline_file,
     is_own,
@@ -29,7 +23,7 @@ from igmask.asked.settings import (
     percent,
 )
 from igmask.errors import InputError
-from igmask.inputs.files import class_folders, files_below, images_below
+from igmask.inputs import contents
 
 
 class Workflow:
@@ -56,8 +50,7 @@ class Workflow:
 
     def baseline(self, wildcards: Any) -> list[str]:
         """The baseline, if it is an image file."""
-        baseline = self.study.attribution.baseline
-        return [baseline] if is_baseline_file(baseline) else []
+        return list(filter(is_baseline_file, [self.study.attribution.baseline]))
 
     def images(self, wildcards: SimpleNamespace) -> list[str]:
         """The image arrays of a model: of one shard if the job has one, else of all."""
@@ -205,42 +198,27 @@ class Workflow:
         return [f"{self.folder}/models/{name}/gallery.json" for name in self.models]
 
     def dataset_contents(self, wildcards: SimpleNamespace) -> str:
-        """Of `labels`, `classes`, a function's code, and the names of images and class folders, or
-        of the files that hold many images, and their sizes."""
-        dataset = self.study.dataset
-        files = [Path(path) for path in dataset.tables.values()]
-        digests = [_digest(path) for path in files + code_of(dataset.source)]
-        if dataset.root and dataset.source in Dataset.FOLDERS:
-            if ending := Dataset.ARCHIVES.get(dataset.source):
-                held = files_below(dataset.root, (ending,)).items()
-                names = [f"{name} {os.path.getsize(path)}" for name, path in held]
-            else:
-                names = sorted(images_below(dataset.root)) + class_folders(dataset.root)
-            digests.append(hashlib.sha256("\n".join(names).encode("utf-8", "replace")).hexdigest())
-        return " ".join(digests)
+        """What stands for the dataset's files."""
+        return contents.of_dataset(self.study.dataset)
 
     def model_contents(self, wildcards: SimpleNamespace) -> str:
-        """Of a model's weights file, and of its module or package in the working directory."""
-        model = self.models[wildcards.model]
-        files = code_of(model.source)
-        if model.weights_kind == "file" and model.train is None:
-            files.append(Path(str(model.weights)))
-        return " ".join(_digest(path) for path in files)
+        """What stands for a model's weights file and module."""
+        return contents.of_model(self.models[wildcards.model])
 
-    def contents(self, step: str) -> Callable[[Any], str]:
-        """Return what gives `model_contents`, and those of what a step has of the user's own."""
+    def contents(self, recipe_of: Callable[[Any], Any]) -> Callable[[Any], str]:
+        """Return what gives `model_contents`, and those of what a job has of the user's own."""
 
         def of(wildcards: Any) -> str:
-            recipe = getattr(self, step)(wildcards)
-            own = [*map(_digest, own_code(*recipe.own)), *_of_maps(recipe)]
-            return " ".join(filter(None, [self.model_contents(wildcards), *own]))
+            recipe = recipe_of(wildcards)
+            own = contents.of_files(own_code(*recipe.own))
+            maps = contents.of_maps(getattr(recipe, "attribution", Attribution()).maps)
+            return " ".join(filter(None, [self.model_contents(wildcards), own, maps]))
 
         return of
 
     def baseline_contents(self, wildcards: SimpleNamespace) -> str:
-        """Of the baseline, if it is an image file or a function of one's own."""
-        baseline, files = self.study.attribution.baseline, map(Path, self.baseline(wildcards))
-        return " ".join(map(_digest, code_of(baseline) if is_own(baseline) else files))
+        """What stands for the study's baseline."""
+        return contents.of_baseline(self.study.attribution.baseline)
 
     def prepare_threads(self, cores: int | None) -> int:
         """Of `igmask prepare`: an equal share of the cores; one if that is open, or of the demo."""
@@ -283,10 +261,10 @@ class Workflow:
 
     def preflight(self, wildcards: Any) -> recipes.Preflight:
         """Return the recipe of a model's look ahead."""
-        later = (*self.attribute(wildcards).own, *self.evaluate(wildcards).own)
-        own = tuple(filter(is_own, dict.fromkeys(later)))
-        asked, masking = self.study.attribution, self.study.masking
-        fills, controls = (tuple(filter(is_own, of)) for of in (masking.fills, masking.controls))
+        asked, masking, readings = self.study.attribution, self.study.masking, self.study.readings
+        fills = _own(masking.fills, readings.fills)
+        controls = _own(masking.controls, readings.controls)
+        own = _own(self.attribute(wildcards).own, fills, controls, readings.baselines)
         of, maps = self.study.squares, self.attribute(wildcards).attribution.maps
         about = asked.baseline, own, fills, controls, of.side, maps, of.score
         return recipes.Preflight(self.models[wildcards.model], *about)
@@ -430,21 +408,11 @@ class Workflow:
         return config.with_plain_input(model)
 
 
-def _of_maps(recipe: Any) -> Iterator[str]:
-    """What stands for ready attributions: names, sizes and times of change, not all they hold."""
-    folder = getattr(recipe, "attribution", Attribution()).maps
-    if folder:
-        found = [(name, os.stat(path)) for name, path in files_below(folder, (".npy",)).items()]
-        lines = [f"{name} {of.st_size} {of.st_mtime_ns}" for name, of in sorted(found)]
-        yield hashlib.sha256("\n".join(lines).encode("utf-8", "replace")).hexdigest()
+def _own(*several: tuple[str, ...]) -> tuple[str, ...]:
+    """What of several settings is a function of the user's own, once each."""
+    return tuple(dict.fromkeys(name for names in several for name in names if is_own(name)))
 
 
-def code_version(stage: str) -> str:
-    """What stands in a rule's params for the version of its step's algorithm."""
-    return f"{stage} v{STAGES[stage]}"
-
-
-@cache
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:  # not by arrays, which takes longer to import than all of this
-        return f"{path}: {hashlib.file_digest(file, 'sha256').hexdigest()}"
+def code_version(*stages: str) -> str:
+    """What stands in a rule's params for the versions of its steps' algorithms."""
+    return " ".join(f"{stage} v{STAGES[stage]}" for stage in stages)

@@ -13,7 +13,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from igmask.asked import recipes
-from igmask.asked.settings import Attribution
+from igmask.asked.settings import Attribution, is_baseline_file
+from igmask.errors import InputError
+from igmask.inputs import contents
 from igmask.plan import Workflow
 
 
@@ -30,7 +32,12 @@ class Readings:
 
     def __init__(self, flow: Workflow) -> None:
         self.flow, self.asked = flow, flow.study.readings
-        self.attributions = dict(self._attributions())
+        self.attributions: dict[str, Attribution] = {}
+        for word, one in self._attributions():
+            if word in self.attributions:
+                both = f"{self.attributions[word].baseline!r} and {one.baseline!r}"
+                raise InputError(f"readings.baselines: {both} would be the same folder; rename one")
+            self.attributions[word] = one
         self.readings = [
             Reading(*one) for one in product(self.attributions, self.asked.score, self.asked.by)
         ]
@@ -42,6 +49,14 @@ class Readings:
             one = dataclasses.replace(own, of=of, target=target, baseline=baseline)
             word = re.sub(r"[^A-Za-z0-9]+", "-", f"{of}-{target}-{baseline}")
             yield "own" if one == own else word, one
+
+    def baseline(self, wildcards: SimpleNamespace) -> list[str]:
+        """Return a reading's baseline, if it is an image file."""
+        return list(filter(is_baseline_file, [self.attributions[wildcards.attributed].baseline]))
+
+    def baseline_contents(self, wildcards: SimpleNamespace) -> str:
+        """Return what stands for a reading's baseline."""
+        return contents.of_baseline(self.attributions[wildcards.attributed].baseline)
 
     def folder(self, wildcards: Any) -> str:
         """Return where what is made of a reading lies."""

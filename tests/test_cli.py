@@ -121,6 +121,13 @@ def test_explain_refuses_grey_of_more_than_8_bits(here):
     assert "Traceback" not in done.stderr
 
 
+def test_options_have_the_bounds_of_their_settings():
+    for name, most in (("examples", 20), ("gallery", 1000)):
+        option = "--n-images" if name == "examples" else "--n-gallery"
+        done = CliRunner().invoke(cli.app, [name, option, f"{most + 1}"])
+        assert f"{most + 1} is not in the range 1<=x<={most}" in done.output
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -198,6 +205,8 @@ def test_the_schema_is_one_and_takes_the_shipped_studies():
     done = CliRunner().invoke(cli.app, ["schema"])
     rules = json.loads(done.output)
     jsonschema.Draft202012Validator.check_schema(rules)
-    for name in ("config.yaml", "config/cifar10.yaml", "config/imagenet.yaml"):
-        study = yaml.safe_load((ROOT / name).read_text("utf-8"))
+    shipped = [ROOT / "config.yaml", *(ROOT / "config").glob("*.yaml")]
+    assert len(shipped) > 4
+    for path in shipped:
+        study = yaml.safe_load(path.read_text("utf-8"))
         jsonschema.Draft202012Validator(rules).validate(study)

@@ -231,6 +231,24 @@ def test_a_models_setting_runs_that_models_jobs_only(results):
     assert jobs(results, study) == ONE_MODEL
 
 
+def test_what_is_missing_is_made_again_though_what_was_made_of_it_is_there(results, tmp_path):
+    """As of a job that failed once its settings had changed: its outputs are gone."""
+    for place, expected in [
+        ("images", {"prepare": 2, "attribute": 4, "mask": 2, "evaluate": 2, "probe": 2} | PAGE),
+        ("models/one/scores", {"attribute": 2, "mask": 1, "evaluate": 1, "probe": 1}),
+        ("models/one/records", {"evaluate": 1}),
+    ]:
+        [folder] = (results / "results").glob(f"*/{place}")
+        folder.rename(tmp_path / "away")
+        try:
+            found = jobs(results, STUDY)
+        finally:
+            (tmp_path / "away").rename(folder)
+        assert found.items() >= expected.items()
+        assert found["tables"] == found["page"] == 1
+    assert jobs(results, STUDY) == {}
+
+
 def test_a_score_needs_no_new_attribution(results):
     found = jobs(results, changed(squares={"score": "absolute"}))
     assert found == {"mask": 2, "evaluate": 2, "probe": 2} | PAGE

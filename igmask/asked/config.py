@@ -97,6 +97,9 @@ def missing_files(study: Study) -> dict[str, str]:
     files = {f"dataset.{key}": path for key, path in dataset.tables.items()}
     if is_baseline_file(baseline):
         files["attribution.baseline"] = baseline
+    for i, one in enumerate(study.readings.baselines):
+        if is_baseline_file(one):
+            files[f"readings.baselines[{i}]"] = one
     for name, item in study.models.items():
         if item.weights_kind == "file":
             files[f"models.{name}.weights"] = item.weights

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from igmask.asked.fields import setting
 from igmask.asked.own import is_own
 
+MODES = ("keep", "drop")
+SCORES = ("positive", "absolute", "signed", "absolute-sum")
+SELECTIONS = ("mass", "count", "area")
 DRAWN = ("random", "shifted", "other-class", "same-class")  # controls that depend on the seed
 CONTROLS = (*DRAWN, "edges", "position", "randomised")
 DRAWN_FILLS = ("shuffle", "noisy-linear")
@@ -24,7 +27,7 @@ class Squares:
     """
 
     side: int = setting(3, minimum=1)
-    score: str = setting("positive", choices=("positive", "absolute", "signed", "absolute-sum"))
+    score: str = setting("positive", choices=SCORES)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Selection:
     p:  percentages, each in (0, 100]
     """
 
-    by: str = setting("mass", choices=("mass", "count", "area"))
+    by: str = setting("mass", choices=SELECTIONS)
     p: tuple[float, ...] = setting((90, 70, 50, 30), minItems=1, items=_PERCENT)
 
 
@@ -56,9 +59,7 @@ class Masking:
     transfer: show each network the masks of each other one of the same input, too
     """
 
-    modes: tuple[str, ...] = setting(
-        ("keep", "drop"), choices=("keep", "drop"), minItems=1, uniqueItems=True
-    )
+    modes: tuple[str, ...] = setting(MODES, choices=MODES, minItems=1, uniqueItems=True)
     fills: tuple[str, ...] = setting(
         ("black",), choices=FILLS, own=True, minItems=1, uniqueItems=True
     )

@@ -1,7 +1,10 @@
 """What `module:callable` names: a function of the user's own, and the files of its code."""
 
 import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
+
+from igmask.errors import InputError
 
 OWN = "[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*"  # module:callable
 
@@ -9,6 +12,14 @@ OWN = "[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*"  # module:callable
 def is_own(name: str) -> bool:
     """Return whether it is `module:callable`, a function of the user's own."""
     return re.fullmatch(OWN, name) is not None
+
+
+def check_names(
+    kind: str, asked: Iterable[str], known: Collection[str], *, own: bool = True
+) -> None:
+    """Raise InputError for a name not known, nor `module:callable` where it may be `own`."""
+    if unknown := sorted(name for name in {*asked} - {*known} if not (own and is_own(name))):
+        raise InputError(f"unknown {kind} {unknown[0]!r}; choose from {', '.join(known)}")
 
 
 def code_of(source: str) -> list[Path]:

@@ -342,7 +342,9 @@ class Figures:
 
     n_images: int = setting(6, minimum=1, maximum=20)
     n_gallery: int = setting(60, minimum=1, maximum=1000)
-    formats: tuple[str, ...] = setting(("png",), choices=("png", "pdf", "svg"), minItems=1)
+    formats: tuple[str, ...] = setting(
+        ("png",), choices=("png", "pdf", "svg"), minItems=1, uniqueItems=True
+    )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from igmask.asked.fields import setting
-from igmask.asked.masking import CONTROLS, FILLS, middle
+from igmask.asked.masking import CONTROLS, FILLS, SCORES, SELECTIONS, middle
 
 _PAIR = r"^\S+ against \S+$"
 
@@ -58,12 +58,12 @@ class Readings:
     baselines: tuple[str, ...] = setting(("black",), minItems=1, uniqueItems=True)
     score: tuple[str, ...] = setting(
         ("positive", "absolute", "signed"),
-        choices=("positive", "absolute", "signed", "absolute-sum"),
+        choices=SCORES,
         minItems=1,
         uniqueItems=True,
     )
     by: tuple[str, ...] = setting(
-        ("mass", "count"), choices=("mass", "count", "area"), minItems=1, uniqueItems=True
+        ("mass", "count"), choices=SELECTIONS, minItems=1, uniqueItems=True
     )
     fills: tuple[str, ...] = setting(
         ("black",), choices=FILLS, own=True, minItems=1, uniqueItems=True

@@ -28,7 +28,7 @@ from igmask.bench.pages import (
     write_beside,
 )
 from igmask.devices import take_device
-from igmask.errors import matching
+from igmask.errors import matching, with_kind
 from igmask.kernels import has_kernel
 from igmask.progress import Meter
 
@@ -118,7 +118,7 @@ def _attempt(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return work()
     except Exception as error:
-        return {"correct": False, "failed": f"{type(error).__name__}: {error}"}
+        return {"correct": False, "failed": with_kind(error)}
 
 
 def _judge(

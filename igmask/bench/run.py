@@ -27,6 +27,7 @@ from igmask.engine.ig import integrated_gradients
 from igmask.engine.network import PRECISIONS, Network, all_finite, multiply_in
 from igmask.engine.ready import prepare
 from igmask.engine.stem import Split, whole
+from igmask.errors import with_kind
 
 # Captum's internal_batch_size, of which the best counts; igmask's own is tried, too.
 _GRID = {"cpu": (2, 4, 8, 16, 32), "cuda": (16, 64, 200)}
@@ -306,4 +307,4 @@ def _attempt(work: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return work(*arguments)
     except Exception as error:
-        return Failed(f"{type(error).__name__}: {error}")
+        return Failed(with_kind(error))

@@ -6,7 +6,7 @@ import sys
 import traceback
 
 from igmask.cli.by_hand import app  # and with it all commands
-from igmask.errors import InputError
+from igmask.errors import InputError, in_words
 from igmask.progress import say
 
 
@@ -22,8 +22,7 @@ def main() -> None:
     except (InputError, OSError) as error:
         if os.environ.get("IGMASK_DEBUG"):
             raise
-        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        say(f"igmask: error: {kind}{error}")
+        say(f"igmask: error: {in_words(error)}")
         sys.exit(1)
     except Exception:
         say(traceback.format_exc(), terminal=False)  # for the log; the terminal gets it anyway

@@ -104,7 +104,7 @@ def _kind(rules: dict[str, Any]) -> Any:
     if isinstance(kind, list):
         kind = kind[0]  # or null
     return {
-        "integer": click.IntRange(rules.get("minimum")),
+        "integer": click.IntRange(rules.get("minimum"), rules.get("maximum")),
         "number": Number(rules.get("exclusiveMinimum", -math.inf), rules.get("maximum")),
         "string": click.STRING,
     }[kind]

@@ -227,7 +227,7 @@ def _difference(network: nn.Module, found: Split, images: Tensor) -> str:
         try:
             ours = answer(found, laid_out(batch, found.layout))
         except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            return with_kind(error)
         if not (ours and theirs):
             return "no gradient"  # if it is the network's own output, it will be refused
         for kind in ours:

@@ -15,8 +15,7 @@ from igmask.errors import InputError, refusing
 from igmask.inputs.contract import kind
 from igmask.inputs.decode import fit, read_rgb
 from igmask.inputs.own import called, imported
-
-_STREAM = 2  # of random numbers; random squares have another
+from igmask.streams import Stream, rng
 
 
 def make(attribution: Any, images: Tensor, **about: Any) -> Tensor:
@@ -82,7 +81,7 @@ def _uniform(
     """Several images of noise, to be averaged over."""
     shape = (attribution.n_baselines, *images.shape[1:])
     noise = [
-        np.random.default_rng([seed, _STREAM, position]).random(shape, dtype=np.float32)
+        rng(seed, Stream.NOISE_BASELINE, position).random(shape, dtype=np.float32)
         for position in positions.tolist()
     ]
     return torch.from_numpy(np.stack(noise, axis=1)).to(images)

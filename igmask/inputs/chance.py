@@ -7,12 +7,12 @@ import math
 
 import numpy as np
 
+from igmask.statistics import Z
+
 FEWEST = 10  # images; of fewer nothing is said
 
 _LEAST_KAPPA = 0.1
 _GOOD_KAPPA = 0.5
-
-_Z = 1.959963984540054  # 97.5 % of the standard normal distribution lie below
 
 
 def wilson(n_correct: int, n: int) -> tuple[float, float]:
@@ -20,9 +20,9 @@ def wilson(n_correct: int, n: int) -> tuple[float, float]:
 
     (k + z²/2 ± z √(k (n − k)/n + z²/4)) / (n + z²), Wilson 1927, equation for p_0.
     """
-    centre = n_correct + _Z**2 / 2
-    spread = _Z * math.sqrt(n_correct * (n - n_correct) / n + _Z**2 / 4)
-    low, high = (centre - spread) / (n + _Z**2), (centre + spread) / (n + _Z**2)
+    centre = n_correct + Z**2 / 2
+    spread = Z * math.sqrt(n_correct * (n - n_correct) / n + Z**2 / 4)
+    low, high = (centre - spread) / (n + Z**2), (centre + spread) / (n + Z**2)
     return 100 * max(low, 0.0), 100 * min(high, 1.0)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -215,9 +216,8 @@ def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _numbered(names: list[str], path: Path) -> dict[str, int]:
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise InputError(f"{path}: {sorted(twice)[:5]} are there twice")
+    if twice := sorted(name for name, times in Counter(names).items() if times > 1):
+        raise InputError(f"{path}: {twice[:5]} are there twice")
     return {name: i for i, name in enumerate(names)}
 
 

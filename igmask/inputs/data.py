@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -118,7 +119,8 @@ def check_order(classes: list[str], outputs: list[str]) -> None:
         [without_wnid(name).partition(",")[0].strip().casefold() for name in names]
         for names in (classes, outputs)
     )
-    places = {name: i for i, name in enumerate(theirs) if theirs.count(name) == 1}
+    times = Counter(theirs)
+    places = {name: i for i, name in enumerate(theirs) if times[name] == 1}
     known = [i for i, name in enumerate(own) if name in places]
     elsewhere = [i for i in known if places[own[i]] != i]
     if len(known) > len(own) / 2 and len(elsewhere) > len(known) / 2:

@@ -80,7 +80,7 @@ def collect(curve_paths: Iterable[Path], recipe: Tables | None = None) -> Areas:
         if not classes.index.equals(of_model.classes.index):
             raise InputError(f"{path}: of other images than the other curves of {key[0]}")
         of_model.of[*key[1:], made_by["mode"]] = areas
-        if (left := len(shards.records) - n) and made_by["mode"] == "keep":
+        if left := len(shards.records) - n:
             which = "attribution" if made_by["mask"] in STUDIED else made_by["mask"]
             notes.append(f"{key[0]}: {left} images have no ranking by {which}, and are left out")
     models = list(dict.fromkeys(row["model"] for row in points))

@@ -13,19 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from igmask import arrays
 from igmask.asked.recipes import network_of
 from igmask.asked.settings import percent
-from igmask.errors import InputError, refusing
+from igmask.errors import InputError
 from igmask.report.drawing import drawing, fit_text
-from igmask.report.rightness import RIGHTNESS, chance
+from igmask.report.rightness import AREA, COLOURS, RIGHTNESS, chance
 
-# Okabe and Ito (2008): told apart by colour-blind readers, too. Black is left for the original.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^v"
 
 _COLUMNS = ["model", "mode", "p", "fill", "mask", "top1", "ci_low", "ci_high", "area_kept"]
+_SWEPT = ["model", "fill", "mask", "mode", "area_kept", "top1"]
 _TRUTH = "truth"  # a column that tables of old do not have, as n_classes
-AREA = "area left as it was, % of the pixels"
 _SELECTION = "selection"  # the mask of the curves; others are controls, and dashed
 _CHANCE = "0.8"
 _FEW = 2  # controls that do not hide the selection
@@ -53,18 +52,10 @@ def curves(
     areas:    its curves.csv, if there is one: what becomes of each image at every share of the area
     raises    InputError if it is not, or if no masked images were evaluated
     """
-    says, text = f"{accuracy}: not an accuracy.csv of `igmask tables`", {"model": str, "fill": str}
-    with refusing(ValueError, KeyError, says=lambda error: f"{says}: {error}"):
-        table = pd.read_csv(
-            accuracy,
-            usecols=lambda name: name in (*_COLUMNS, _TRUTH, "n_classes"),
-            dtype=text,
-            keep_default_na=False,
-            na_values=[""],
-        )
-        by_chance = chance(table)
-        table = table[_COLUMNS].assign(truth=table.get(_TRUTH, "label"))
-        original = table[table["mode"] == "original"].set_index("model")["top1"]
+    table = arrays.read_table(accuracy, *_COLUMNS)
+    by_chance = chance(table)
+    table = table[_COLUMNS].assign(truth=table.get(_TRUTH, "label"))
+    original = table[table["mode"] == "original"].set_index("model")["top1"]
     masked = table[(table["mode"] != "original") & table["mask"].map(network_of).isna()]
     if masked.empty:
         raise InputError(f"{accuracy}: no masked images were evaluated, so there are no curves")
@@ -73,7 +64,7 @@ def curves(
         return [output / f"accuracy-{against}.{one}" for one in formats]
 
     _write_against_p(masked, original, by_chance, paths("p"))
-    swept = None if areas is None else pd.read_csv(areas, dtype=text, keep_default_na=False)
+    swept = None if areas is None else arrays.read_table(areas, *_SWEPT)
     _write_against_area(masked, original, swept, by_chance, paths("area"))
 
 
@@ -82,7 +73,7 @@ def _write_against_p(
 ) -> None:
     """A panel for each fill and mode, a curve for each model."""
     models, fills, modes = (list(masked[key].unique()) for key in ("model", "fill", "mode"))
-    looks = {model: (_COLOURS[i % 6], _MARKERS[i % 5]) for i, model in enumerate(models)}
+    looks = {model: (COLOURS[i % 6], _MARKERS[i % 5]) for i, model in enumerate(models)}
     with _curves(paths, masked, n_rows=len(fills), n_columns=len(modes)) as (figure, panels):
         for axes, (fill, mode) in zip(panels.flat, product(fills, modes), strict=True):
             axes.set_title(f"{mode} the top p %" + (f", {fill}" if len(fills) > 1 else ""))
@@ -132,7 +123,7 @@ def draw_against_area(
     """
     cases = list(masked.groupby(["model", "fill"], sort=False))
     present = masked["mode"].unique()
-    looks = {"keep": (_COLOURS[0], _MARKERS[0]), "drop": (_COLOURS[1], _MARKERS[1])}
+    looks = {"keep": (COLOURS[0], _MARKERS[0]), "drop": (COLOURS[1], _MARKERS[1])}
     looks = {mode: look for mode, look in looks.items() if mode in present}
     for axes, ((model, fill), here) in zip(panels, cases, strict=True):
         axes.set_title(fit_text(model, 20) + (f", {fill}" if masked["fill"].nunique() > 1 else ""))

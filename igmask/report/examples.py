@@ -16,6 +16,7 @@ from igmask.asked.settings import percent
 from igmask.errors import InputError
 from igmask.inputs.classes import NO_LABEL, class_name
 from igmask.plain import as_large, pixels_of_squares, to_pixels, unpack
+from igmask.report.claims.outcomes import first_draws
 from igmask.report.drawing import HEAT, Column, scaled, write_table
 from igmask.report.rightness import RIGHTNESS, Rightness, truth
 from igmask.steps.masked.controls import Batch, Dataset, control_of
@@ -218,10 +219,7 @@ def condition_columns(
 def _condition_column(examples: Examples, file: File) -> Column:
     """The images as the model saw them, and what it said."""
     settings, title, images = file.settings, file.settings["mode"], examples.images
-    records = file.records
-    if "draw" in records:
-        records = records[records["draw"] == 0]
-    records = records.set_index("name")
+    records = first_draws(file.records)
     if not examples.names.isin(records.index).all():
         raise InputError(f"{file.path}: records of other images")
     records = records.loc[examples.names]

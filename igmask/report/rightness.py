@@ -47,6 +47,11 @@ RIGHTNESS = {  # by what accuracy.csv has in its column `truth`
 }
 
 
+# Okabe and Ito (2008): told apart by colour-blind readers, too, in light and in dark. Black is left
+# for the original.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+AREA = "area left as it was, % of the pixels"  # of an axis
+
 TOP = {"mass": "the attribution", "count": "the squares", "area": "the area"}  # p % of it
 
 

@@ -8,7 +8,6 @@ import html
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,7 @@ def collect(record_paths: Iterable[Path]) -> Results:
     read: dict[tuple[str, str], dict[str, float]] = {}
     agreement: dict[tuple[str, str], float] = {}
     for path in record_paths:
-        records, made_by = arrays.read_records(path)
+        records, made_by = arrays.read_records_of(path, "evaluate", "converge", "probe")
         name = made_by["name"]
         if made_by["step"] == "converge":
             means = records.groupby("p")["iou"].mean()
@@ -164,9 +163,7 @@ def tables(paths: Iterable[Path], *, output: Path, recipe: Tables | None = None)
 
 def texts(paths: Iterable[Path], recipe: Tables | None = None) -> dict[str, str]:
     """Return {name: text} of the files that `tables` writes."""
-    kinds, recipe = ("*.parquet", "*.npy"), recipe or Tables()
-    inside = [sorted(chain(*map(path.glob, kinds))) if path.is_dir() else [path] for path in paths]
-    found = list(chain.from_iterable(inside))
+    found, recipe = arrays.files_in(paths, "*.parquet", "*.npy"), recipe or Tables()
     curves = [path for path in found if path.suffix == ".npy"]
     beside = {arrays.records_of(path) for path in curves}
     results = collect(path for path in found if path not in {*curves, *beside})

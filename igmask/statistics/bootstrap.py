@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 
+from igmask.streams import Stream, rng
+
 _AT_ONCE = 64  # replicates whose weights are in memory
-_STREAM = 3  # of random numbers
 _FEW = 10  # images of a class: n drawn of n vary by (n - 1) / n of what they should
 
 
@@ -33,13 +34,13 @@ def replicates(
     there = ~np.isnan(rows)
     whole = there.all()
     rows = np.where(there, rows, 0)
-    rng = np.random.default_rng([seed, _STREAM])
+    drawn = rng(seed, Stream.BOOTSTRAP)
     found = np.empty((n, rows.shape[1]))
     for first in range(0, n, _AT_ONCE):
         weights = np.stack(
             [
                 np.bincount(
-                    starts + (rng.random(len(rows)) * sizes).astype(np.int64), None, len(rows)
+                    starts + (drawn.random(len(rows)) * sizes).astype(np.int64), None, len(rows)
                 )
                 for _ in range(min(_AT_ONCE, n - first))
             ]

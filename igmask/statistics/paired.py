@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import binom
 
-_Z = 1.959963984540054  # 97.5 % of the standard normal distribution lie below
+from igmask.statistics import Z
 
 _LEAST = -300  # decimal exponent of the least p-value that is printed
 
@@ -47,7 +47,7 @@ def interval(counts: Pairs) -> tuple[float, float]:
     """
     first, second = ((one + 1) / (counts.n + 2) for one in (counts.first, counts.second))
     centre = first - second
-    spread = _Z * math.sqrt((first + second - centre**2) / (counts.n + 2))
+    spread = Z * math.sqrt((first + second - centre**2) / (counts.n + 2))
     return max(centre - spread, -1.0), min(centre + spread, 1.0)
 
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
+from igmask.streams import Stream, rng
+
 FOLDS = 5
 
 _AT_ONCE = 4096  # images whose masks are unpacked
-_STREAM = 4  # of random numbers
 _BINS = 16  # of the number of squares
 _RIDGE = 1.0  # times the number of features
 
@@ -68,7 +69,7 @@ def of_numbers(numbers: np.ndarray) -> np.ndarray:
 def folds(labels: np.ndarray, names: np.ndarray, *, seed: int) -> np.ndarray:
     """Return to which of FOLDS parts each image is dealt, (n,): of each class as many to each."""
     order = np.lexsort((names.astype(str), labels))
-    drawn = np.random.default_rng([seed, _STREAM]).random(len(labels))
+    drawn = rng(seed, Stream.PROBE).random(len(labels))
     order = order[np.lexsort((drawn, labels[order]))]
     dealt = np.empty(len(labels), dtype=np.int64)
     dealt[order] = np.arange(len(labels)) % FOLDS

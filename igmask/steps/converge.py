@@ -16,8 +16,8 @@ from igmask.progress import say
 from igmask.steps.attribute import attribute
 from igmask.steps.evaluate import evaluate
 from igmask.steps.mask import mask
+from igmask.streams import Stream, rng
 
-_STREAM = 6  # of random numbers
 N_STEPS = 400  # placed where f changes: masks as those of some thousands of equal steps
 
 
@@ -83,8 +83,8 @@ def _write_sample(image_paths: list[Path], output: Path, recipe: Converge) -> np
     n = len(images.records)
     if not n:
         raise InputError("no image of the dataset is usable, so there is nothing to attribute")
-    rng = np.random.default_rng([recipe.seed, _STREAM])
-    rows = np.sort(rng.permutation(n)[: recipe.n_images])
+    drawn = rng(recipe.seed, Stream.CONVERGE).permutation(n)
+    rows = np.sort(drawn[: recipe.n_images])
     with arrays.writing(output, np.uint8, images.row_shape) as writer:
         for first in range(0, len(rows), 256):
             writer.append(images.read(rows[first : first + 256]))

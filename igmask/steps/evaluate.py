@@ -20,8 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from igmask import arrays
+from igmask.asked.masking import MODES
+from igmask.asked.own import check_names
 from igmask.asked.recipes import QUANTITIES, Condition, Evaluate, stamp
-from igmask.asked.settings import Model, is_own, percent
+from igmask.asked.settings import Model, percent
 from igmask.devices import keep_freed_memory, take_device
 from igmask.errors import InputError, refuse
 from igmask.inputs import models
@@ -36,8 +38,6 @@ from igmask.steps.masked.controls import CONTROLS, Batch, Dataset, control_of, h
 from igmask.steps.masked.metrics import METRICS, OF_MASKS
 from igmask.steps.masked.shown import Network, Shown
 from igmask.steps.masked.sweep import sweep
-
-MODES = ("keep", "drop")
 
 _N_SAMPLED = 8
 
@@ -120,13 +120,9 @@ def _network(model: Model, device: torch.device) -> Network:
 
 def _check_names(recipe: Evaluate) -> None:
     """Raise InputError for an unknown mode, fill or control."""
-    for kind, asked, known in (
-        ("mode", recipe.modes, MODES),
-        ("fill", recipe.fills, FILLS),
-        ("control", recipe.controls, CONTROLS),
-    ):
-        if unknown := sorted(name for name in {*asked} - {*known} if not is_own(name)):
-            raise InputError(f"unknown {kind} {unknown[0]!r}; choose from {', '.join(known)}")
+    check_names("mode", recipe.modes, MODES, own=False)
+    check_names("fill", recipe.fills, FILLS)
+    check_names("control", recipe.controls, CONTROLS)
 
 
 def _read_by(mask: str, dataset: Dataset) -> dict[str, str]:

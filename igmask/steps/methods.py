@@ -21,8 +21,7 @@ from igmask.inputs.models import pixels
 from igmask.inputs.own import called
 from igmask.kernels import square_parts
 from igmask.steps.maps import read_map
-
-_STREAM = 5  # of random numbers
+from igmask.streams import Stream, rng
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class About:
     def rngs(self) -> list[np.random.Generator]:
         """Return random numbers of each image."""
         places = map(int, self.positions)
-        return [np.random.default_rng([self.seed, _STREAM, place]) for place in places]
+        return [rng(self.seed, Stream.METHOD, place) for place in places]
 
     @cached_property
     def dataset(self) -> arrays.Shards:

@@ -43,8 +43,10 @@ def preflight(index_path: Path, output: Path, recipe: Preflight) -> None:
     raises InputError if weights do not load or fit, hold NaN, if the output of a trial pass has
            no probabilities or is not (N, classes), if a label is not one of the classes, if which
            classes the dataset has is not said or there are more or fewer in a list, if the
-           baseline is a file, or one's own, that cannot be used, or if a fill or control of one's
-           own fails on the first images, or gives others when it is called again
+           baseline is a file, or one's own, that cannot be used, if the classes of dataset and
+           network are in another order, if an image has no map or one that does not fit, if a
+           function of one's own cannot be imported, or if a fill or control of one's own fails on
+           the first images, or gives others when it is called again
     """
     here = with_located(recipe, index_path)
     model, baseline = here.model, here.baseline

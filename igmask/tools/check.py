@@ -23,7 +23,7 @@ from igmask.asked import config
 from igmask.asked.fields import plain
 from igmask.asked.settings import BASELINES, Dataset, Geometry, Model, Study
 from igmask.devices import pick_device
-from igmask.errors import InputError
+from igmask.errors import InputError, in_words
 from igmask.inputs import baselines, models, sample
 from igmask.inputs.chance import by_luck
 from igmask.inputs.data import (
@@ -263,8 +263,7 @@ def network(name: str, flow: Workflow, images: Images, paces: dict[str, Pace]) -
             labels = torch.zeros(len(pixels), dtype=torch.int64, device=device)
             paces[name] = found = pace(loaded, pixels, labels, recipe, compute)
     except Exception as error:  # a network of one's own may raise anything; others want a look, too
-        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        yield Finding(name, f"{kind}{error}", "error")
+        yield Finding(name, in_words(error), "error")
         return
     yield Finding(
         name,

@@ -12,8 +12,8 @@ import pandas as pd
 from PIL import Image
 
 from igmask import arrays
-from igmask.asked.masking import is_drawn
-from igmask.asked.settings import is_own
+from igmask.asked.masking import MODES, is_drawn
+from igmask.asked.own import check_names
 from igmask.devices import n_cores
 from igmask.errors import InputError, refusing
 from igmask.inputs.data import is_labelled
@@ -21,8 +21,8 @@ from igmask.inputs.decode import read_rgb
 from igmask.inputs.files import EXTENSIONS
 from igmask.plain import FILLS, to_pixels, unpack
 from igmask.progress import progress, say
-from igmask.steps.evaluate import MODES, read_masks
-from igmask.steps.masked.fills import filled
+from igmask.steps.evaluate import read_masks
+from igmask.steps.masked.fills import filled, in_bytes
 
 UNLABELLED = "photos"  # the folder of images without labels
 SETTINGS, LABELS = "export.json", "labels.csv"
@@ -65,8 +65,8 @@ def export(
                  with other settings, other images or anything else, for labels that cannot be
                  folders, for damaged images, or for an unknown mode or fill
     """
-    if mode not in MODES or (fill not in FILLS and not is_own(fill)):
-        raise InputError(f"unknown mode {mode!r} or fill {fill!r}")
+    check_names("mode", [mode], MODES, own=False)
+    check_names("fill", [fill], FILLS)
     images = arrays.Shards(image_paths)
     records = images.records
     if records.empty:
@@ -125,7 +125,7 @@ def _write_all(
                 about = {"mean": made_by["model"]["mean"], "positions": places_in, "kept": seen}
                 values = 255 * filled(shown, made_by, **about)
                 is_rounded |= bool((abs(values - values.round()) > _ROUNDING).any())
-                values = values.round().clip(0, 255).astype(np.uint8)
+                values = in_bytes(values)
                 shown = np.where(seen[..., np.newaxis], shown, values)
             list(pool.map(_write, places[rows[0] : rows[-1] + 1], shown))
     return is_rounded

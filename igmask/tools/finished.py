@@ -60,7 +60,7 @@ class Study:
     @cached_property
     def accuracy(self) -> pd.DataFrame:
         """accuracy.csv: a row a model, mode, p, fill and mask; all shares in percent."""
-        return _table(self.folder / "tables" / "accuracy.csv")
+        return arrays.read_table(self.folder / "tables" / "accuracy.csv")
 
     @cached_property
     def comparisons(self) -> pd.DataFrame | None:
@@ -79,7 +79,7 @@ class Study:
 
     def _table_if_there(self, name: str) -> pd.DataFrame | None:
         path = self.folder / "tables" / f"{name}.csv"
-        return _table(path) if path.exists() else None
+        return arrays.read_table(path) if path.exists() else None
 
     def records(
         self,
@@ -317,12 +317,6 @@ def _snakefile() -> Path:
             f"{place}: is not there; install igmask from its checkout: pip install -e ."
         )
     return place
-
-
-def _table(path: Path) -> pd.DataFrame:
-    """A long form; names of models, fills and the like are texts, whatever they look like."""
-    texts = dict.fromkeys(("model", "mode", "fill", "mask", "truth", "condition"), str)
-    return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
 
 
 def _in_order(paths: Iterable[Path]) -> list[Path]:

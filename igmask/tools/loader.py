@@ -139,14 +139,20 @@ def _is_done(path: Path, made_by: dict[str, Any]) -> bool:
     records = arrays.records_of(path)
     if not records.is_file() or not path.is_file():
         return False
-    written, found = arrays.read_records(records)
+    says = f"{records}: damaged, or none of igmask's; remove it, and the batch is computed again"
+    with refusing(InputError, says=lambda _: says):
+        written, found = arrays.read_records(records)
     if others := arrays.changed(found, made_by):
         advice = " (is the loader shuffled?)" if others == ["images"] else ""
         raise InputError(
             f"{path} is of other {' and '.join(others)}{advice}; choose another folder, or remove "
             "this one"
         )
-    return list(written.get(arrays.CHECKSUM, ())) == arrays.checksums(arrays.read_array(path))
+    try:
+        there = arrays.checksums(arrays.read_array(path))
+    except InputError:  # cut short
+        return False
+    return list(written.get(arrays.CHECKSUM, ())) == there
 
 
 def _said(model: nn.Module) -> str:

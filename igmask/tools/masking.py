@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from igmask import kernels
 from igmask.asked.config import hardly_meant
+from igmask.asked.masking import MODES
+from igmask.asked.own import check_names
 from igmask.engine.ig import integrated_gradients
 from igmask.errors import InputError, integer, refusing
 from igmask.inputs.decode import naming, read_rgb, to_rgb
@@ -55,8 +57,7 @@ def mask_image(
            in front, (len(p), …)
     raises InputError if the image or an option is not of these, or out of range
     """
-    if mode not in ("keep", "drop"):
-        raise InputError(f"unknown mode {mode!r}; choose from keep, drop")
+    check_names("mode", [mode], MODES, own=False)
     side = integer("side", side)
     whole = pixels(image, like=_parameter(model))
     images, ps = _batch(whole), percentages(p)

@@ -20,10 +20,10 @@ from igmask.errors import InputError, integer
 from igmask.inputs.classes import class_name
 from igmask.kernels import occlude, select, square_scores
 from igmask.plain import area, as_large, pixels_of_squares
-from igmask.report.curves import AREA, draw_against_area
+from igmask.report.curves import draw_against_area
 from igmask.report.drawing import STYLE, draw_panel, draw_scale
 from igmask.report.explain import picture, prediction
-from igmask.report.rightness import RIGHTNESS, chance
+from igmask.report.rightness import AREA, RIGHTNESS, chance
 from igmask.tools.masking import Picture, percentages, pixels
 
 _PANEL = 2.1, 3.2  # inches, with its texts

@@ -93,6 +93,7 @@ def test_settings_make_the_same_model_and_dataset_again():
         ("selection/p", [50, 0], "selection.p.1: 0 is too small; it must be a number above 0 and"),
         ("selection/p", [101], "selection.p.0: 101 is too large; .* above 0 and at most 100"),
         ("selection/p", [50, 50.0], "selection.p: 50 is there twice"),
+        ("figures/formats", ["png", "png"], "figures.formats: .*png.* is there twice"),
         ("selection/p", [12.345], "selection.p: 12.345 has more than two decimals"),
         ("selection/p", [], "selection.p: it is empty; it must be a list of at least 1"),
         (

@@ -26,7 +26,7 @@ from igmask.engine.stem import Split
 
 NAMES = torchvision.models.list_models(module=torchvision.models)
 N_STEPS = 4  # a power of two: Captum rounds its weights to float32
-N_IMAGES = 8
+N_IMAGES, N_MORE = 8, 17
 
 # The side of the images where 64 pixels are too few or no multiple of the patch.
 SIDES = {"inception_v3": 75, "maxvit_t": 224, "vit_h_14": 56}
@@ -34,7 +34,6 @@ SIDES = {"inception_v3": 75, "maxvit_t": 224, "vit_h_14": 56}
 # Two inputs a rounding apart may lie on two sides of a ReLU's kink; the gradient then jumps by a
 # thousandth, in ours or Captum's. So float32 is judged by gradients on which nothing
 # flips: the best of several, at the middle of the path, one for each image.
-FLIP = 1e-4  # what one makes at least of a gradient's error
 MIDDLE = {"rule": "gausslegendre", "n_steps": 1}
 RIGHT = {"rule": "riemann_right", "n_steps": N_STEPS}
 
@@ -50,7 +49,8 @@ class Row:
     double: float
     single: tuple[float, float]  # ours, Captum's
     rounding: tuple[float, float, float]  # of the best image: ours, Captum's, in channels_last
-    medians: tuple[float, float]  # of all images: ours, Captum's
+    medians: tuple[float, float, float]  # of all images: ours, Captum's, in channels_last
+    n_images: int
 
 
 @pytest.fixture(scope="session")
@@ -82,11 +82,11 @@ def test_attributions_are_captums(rows, name):
         torch.manual_seed(0)
         model = drawn(name, side)
         images, target = torch.rand(N_IMAGES, 3, side, side), torch.randint(1000, (N_IMAGES,))
-    first, last = slice(0, 1), torch.channels_last
+        others = torch.rand(N_MORE, 3, side, side), torch.randint(1000, (N_MORE,))
+    first = slice(0, 1)
 
     model.double()
     expected = captums(model, images[first].double(), target[first], **RIGHT)
-    middles = captums(model, images.double(), target, **MIDDLE)
     double = errors(igmasks(model, images[first].double(), target[first], **RIGHT), expected)[0]
 
     model.float()
@@ -95,19 +95,37 @@ def test_attributions_are_captums(rows, name):
         errors(f(model, images[first], target[first], **RIGHT), expected)[0]
         for f in (igmasks, captums)
     )
-    ours, theirs = (errors(f(model, images, target, **MIDDLE), middles) for f in (igmasks, captums))
-    # oneDNN's convolutions in this layout, which is the engine's, round more often.
-    of_layout = errors(captums(model.to(memory_format=last), images, target, **MIDDLE), middles)
-    rounding = min(ours), min(theirs), min(of_layout)
-    medians = tuple(statistics.median(x for x in found if x == x) for found in (ours, theirs))
+    found = in_single(model, images, target)
+    if median(found[0]) > 2.5 * median(found[1]):  # by luck with so few images?
+        more = in_single(model, *others)
+        found = [one + another for one, another in zip(found, more, strict=True)]
+    rounding, medians = tuple(map(min, found)), tuple(map(median, found))
     flops = stem_flops(split, images[first])
     split = replace(split, stem=None, trunk=None)
-    rows.append(Row(name, side, split, flops, double, single, rounding, medians))
+    rows.append(Row(name, side, split, flops, double, single, rounding, medians, len(found[0])))
     assert (expected != 0).float().mean() > 0.5
     assert split.why_not == ""
     assert double <= 1e-10
     assert rounding[0] <= 2 * max(rounding[1:])
-    assert medians[0] <= 2.5 * medians[1] or medians[0] > FLIP
+    assert medians[0] <= 2.5 * max(medians[1:])
+
+
+def in_single(model: nn.Module, images: Tensor, target: Tensor) -> list[list[float]]:
+    """Return the images' errors in float32: ours, Captum's, and Captum's in channels_last.
+
+    That is the engine's layout on a CPU, in which oneDNN's convolutions round more.
+    """
+    expected = captums(model.double(), images.double(), target, **MIDDLE)
+    model.float().to(memory_format=torch.contiguous_format)
+    found = [igmasks(model, images, target, **MIDDLE), captums(model, images, target, **MIDDLE)]
+    model.to(memory_format=torch.channels_last)
+    found.append(captums(model, images, target, **MIDDLE))
+    return [errors(one, expected) for one in found]
+
+
+def median(errors: list[float]) -> float:
+    """Return the median, without images whose attribution is 0."""
+    return statistics.median(error for error in errors if error == error)
 
 
 def drawn(name: str, side: int) -> nn.Module:
@@ -184,8 +202,9 @@ Where a unit lies within a rounding of a ReLU's or a max pooling's kink, the gra
 a thousandth, and errors near it in float32 are such flips. Ours has more of them: on a CPU it runs
 in channels_last, where oneDNN's convolutions round more. *Without flips* is the least error of
 {N_IMAGES} images with one step at α = ½: ours / Captum's / Captum's on the model in channels_last.
-The test asks that the first be at most twice the larger of the others. *Median*: of the same
-images, ours / Captum's; at most 2.5 times, but where more than half of the images meet a flip.
+The test asks that the first be at most twice the larger of the others. *Median*: the same of all
+these images, and of {N_IMAGES + N_MORE} where ours would be more than 2.5 times Captum's; at most
+2.5 times the larger of the others. One of 1e-4 and more says that half of the images meet a flip.
 
 *Stem* says where it ends, *then* what follows (the first two), *folded* how many batch norms went
 into the layers before them, *FLOPs* the stem's share of a forward pass.
@@ -200,8 +219,9 @@ into the layers before them, *FLOPs* the stem's share of a forward pass.
         single, rounding, medians = (
             " / ".join(f"{e:.1e}" for e in pair) for pair in (row.single, row.rounding, row.medians)
         )
+        of = f" of {row.n_images}" if row.n_images > N_IMAGES else ""
         lines.append(
             f"| {row.name} | {row.side}² | {ends} | {begins} | {row.split.n_folded} "
-            f"| {row.stem_flops:.2%} | {row.double:.1e} | {single} | {rounding} | {medians} |\n"
+            f"| {row.stem_flops:.2%} | {row.double:.1e} | {single} | {rounding} | {medians}{of} |\n"
         )
     return "".join(lines)

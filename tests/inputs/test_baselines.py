@@ -9,10 +9,9 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from igmask import plan
 from igmask.asked.settings import Geometry
 from igmask.errors import InputError
-from igmask.inputs import baselines
+from igmask.inputs import baselines, contents
 from igmask.plan import Workflow
 
 MODULE = """
@@ -137,8 +136,8 @@ def test_jobs_of_a_baseline_of_ones_own_are_told_all_that_it_may_need(here):
     given = dict(zip(words[::2], words[1::2], strict=True))
     assert given["--baseline"] == "own_baselines:noise"
     assert (given["--seed"], given["--n-baselines"], given["--blur-sigma"]) == ("5", "10", "10")
-    contents = flow.baseline_contents(of)
-    assert contents.startswith("own_baselines.py: ")
+    before = flow.baseline_contents(of)
+    assert before.startswith("own_baselines.py: ")
     (here / "own_baselines.py").write_text(f"{MODULE}\n# another\n")
-    plan._digest.cache_clear()
-    assert flow.baseline_contents(of) != contents
+    contents._digest.cache_clear()
+    assert flow.baseline_contents(of) != before

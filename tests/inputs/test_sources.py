@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from igmask import arrays, plan
+from igmask import arrays
 from igmask.asked import config
 from igmask.asked.fields import given
 from igmask.asked.recipes import Index, Preflight, Prepare
 from igmask.errors import InputError
+from igmask.inputs import contents
 from igmask.inputs.data import index, opener
 from igmask.inputs.decode import by_place
 from igmask.plan import Workflow
@@ -256,12 +257,12 @@ def test_a_study_of_a_function_is_prepared_verified_and_made_again(table):
         "images/8/1-of-1.npy": "stale: the image 3.png has changed since"
     }
     before.to_parquet("photos.parquet")
-    contents = flow.dataset_contents(None)
+    before = flow.dataset_contents(None)
     with Path("own_images.py").open("a") as file:
         file.write("# another\n")
     assert stale(flow)["index.parquet"] == "stale: made of other code"
-    plan._digest.cache_clear()
-    assert flow.dataset_contents(None) != contents
+    contents._digest.cache_clear()
+    assert flow.dataset_contents(None) != before
     records = arrays.read_records(folder / "index.parquet")[0]
     assert not {"size", "mtime_ns"} & {*records}
 

@@ -74,7 +74,7 @@ def study(
         made_by = common | {"step": "mask", "p": p, "grid": list(mask.shape[1:])}
         files.append(write(folder / f"m{p}.npy", pack(mask).numpy(), INDEX, **made_by))
     said = INDEX[["name", "label"]].assign(
-        predicted=1, correct=INDEX["label"] == 1, probability_predicted=0.25, area_kept=0.4
+        draw=0, predicted=1, correct=INDEX["label"] == 1, probability_predicted=0.25, area_kept=0.4
     )
     conditions = [("original", None, None)]
     conditions += [(mode, p, fill) for fill in fills for mode in modes for p in ps]
@@ -494,8 +494,8 @@ def test_one_mode_one_p_no_control_no_original(tmp_path):
     [
         (ACCURACY.splitlines()[0], "no masked images"),
         ("\n".join(ACCURACY.splitlines()[:2]), "no masked images"),
-        ("", "not an accuracy.csv"),
-        ("x,y\n1,2\n", "not an accuracy.csv"),
+        ("", "not a table of igmask: No columns"),
+        ("x,y\n1,2\n", "not a table of igmask: it has no column model"),
         (ACCURACY.replace("area_kept", "other"), "area_kept"),
     ],
 )

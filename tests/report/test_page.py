@@ -22,6 +22,7 @@ from igmask.plain import to_pixels, unpack
 from igmask.report.page import page as page_module
 from igmask.report.page.gallery import is_exact
 from igmask.report.page.page import page
+from igmask.report.page.plots import plots
 from igmask.tools.export import export
 
 HOSTILE = "<script>alert(1)</script>"
@@ -165,6 +166,19 @@ def test_one_network_fares_as_far_as_its_images_tell():
         1: "The network fared better",
     }
     assert page_module._fared([-1, -1]) == "2 of 2 networks fared worse"
+
+
+def test_many_controls_have_a_line_each_and_chance_has_one():
+    names = ["selection", *(f"control-{i}" for i in range(9))]
+    common = {"model": "a", "fill": "black", "truth": "label", "n_classes": 10, "area_kept": 50.0}
+    common |= {"p": "50", "top1": 20.0, "ci_low": 10.0, "ci_high": 30.0}
+    rows = [common | {"mode": "keep", "mask": name} for name in names]
+    rows.append(common | {"mode": "original", "mask": "none"})
+    drawn = json.dumps(plots(pd.DataFrame(rows), None, "the attribution")["over-p"])
+    scale = r'"strokeDash".*?"domain": (\[.*?\]), "range": (\[\[.*?\]\])'
+    [(shown, dashes)] = set(re.findall(scale, drawn))
+    assert json.loads(shown) == [*names, "original", "chance"]
+    assert len(json.loads(dashes)) == len(names) + 2
 
 
 def test_many_large_pictures_are_compressed():

@@ -11,7 +11,9 @@ from scipy.stats import binomtest, entropy
 
 from igmask import arrays
 from igmask.asked import config, fields
+from igmask.errors import InputError
 from igmask.plain import FILLS
+from igmask.report.claims.readings import collect as read_readings
 from igmask.report.published import N_IMAGES, published_top1
 from igmask.report.tables import collect, render, widen, wilson
 from igmask.report.tables import tables as write_tables
@@ -218,6 +220,25 @@ def test_no_better_than_chance_is_a_footnote(tmp_path):
         text = (tmp_path / f"table1.{kind}").read_text()
         assert "poor is right about 12.5 % of 40 original images, no better than chance" in text
         assert "good is right" not in text
+
+
+def test_files_of_other_steps_are_named(tmp_path):
+    other = tmp_path / "index.parquet"
+    arrays.write_records(other, pd.DataFrame({"name": ["a"]}), {"step": "index"})
+    for read in (collect, read_readings):
+        with pytest.raises(InputError, match=r"index\.parquet: no records of `igmask evaluate`"):
+            read([other])
+
+
+def test_networks_may_be_called_like_what_pandas_takes_for_nothing(tmp_path):
+    path = tmp_path / "comparisons.csv"
+    path.write_text("model,first,second,difference\nNA,None,nan,1.5\n01,1e3,,\n")
+    found = arrays.read_table(path, "model", "difference")
+    assert found["model"].tolist() == ["NA", "01"]
+    assert found["first"].tolist() == ["None", "1e3"]
+    assert found["difference"].isna().tolist() == [False, True]
+    with pytest.raises(InputError, match=r"comparisons.csv: not a table of igmask: it has no .* p"):
+        arrays.read_table(path, "model", "p")
 
 
 def test_several_fills_have_blocks_of_their_own(tmp_path):

@@ -284,6 +284,20 @@ def test_tables_of_curves_are_means_of_what_they_say(study):
     assert "SRG" in texts["table5.md"]
 
 
+def test_images_without_a_ranking_are_said_of_one_mode_alone(study):
+    images, scores, masks = run(study / "out")
+    how = {"masks": (masks,), "scores": scores, "points": 3, "controls": (), "modes": ("drop",)}
+    run_evaluate(images, study / "out" / "records", model=network(), name="net", **how)
+    [path] = (study / "out" / "curves").glob("*.npy")
+    curve = np.array(arrays.read_array(path))
+    curve[0, :, 0] = np.nan  # as of an image whose squares are all alike
+    records, made_by = arrays.read_records(arrays.records_of(path))
+    records[arrays.CHECKSUM] = arrays.checksums(curve)
+    np.save(path, curve)
+    arrays.write_records(arrays.records_of(path), records, made_by)
+    assert any("images have no ranking" in note for note in areas.collect([path]).notes)
+
+
 def test_a_curve_is_kept_until_what_it_is_of_changes(study, capsys):
     images, scores, masks = run(study / "out")
 

@@ -252,6 +252,8 @@ def test_masks_of_other_images_are_refused(study, tmp_path):
         export([other], output, masks=study / "50.npy")
     with pytest.raises(InputError, match="unknown mode 'kep'"):
         export(shards(study), output, mode="kep")
+    with pytest.raises(InputError, match="unknown fill 'blak'; choose from black, white"):
+        export(shards(study), output, mode="keep", fill="blak")
     assert not output.exists()
 
 

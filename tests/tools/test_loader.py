@@ -260,3 +260,10 @@ def test_a_batch_whose_bytes_have_changed_is_computed_again(network, data, tmp_p
     igmask.attribute_loader(network, loader, tmp_path, n_steps=2)
     assert (first.read_bytes(), second.read_bytes()) == before
     assert second.stat().st_mtime_ns == time
+    first.write_bytes(before[0][:-9])  # cut short
+    igmask.attribute_loader(network, loader, tmp_path, n_steps=2)
+    assert (first.read_bytes(), second.read_bytes()) == before
+    records = first.with_suffix(".parquet")
+    records.write_bytes(records.read_bytes()[:-9])  # it may be anyone's, so it is left
+    with pytest.raises(InputError, match=r"00000\.parquet: damaged, or none of igmask's"):
+        igmask.attribute_loader(network, loader, tmp_path, n_steps=2)

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from igmask import streams
 from igmask.asked.settings import Dataset
 
 SIDE = 64
-SPLITS = ("train", "test")
+SPLITS = {"train": streams.Stream.DEMO_TRAIN, "test": streams.Stream.DEMO_TEST}
 
 _FINE = 2  # stencils are drawn this much larger and averaged down, which smooths every edge
 _ROWS, _COLUMNS = np.mgrid[:SIDE, :SIDE].astype(np.float32) - (SIDE - 1) / 2
@@ -81,7 +82,7 @@ def draw(position: int, *, split: str, seed: int) -> np.ndarray:
     """Return one image of a split: (64, 64, 3) uint8."""
     if split not in SPLITS:
         raise ValueError(f"demo: split must be one of {', '.join(SPLITS)}, not {split!r}")
-    rng = np.random.default_rng([seed, SPLITS.index(split), position])
+    rng = streams.rng(seed, SPLITS[split], position)
     kind = _KINDS[CLASSES[label_of(position)]]
 
     image = _field(rng, rng.uniform(80, 190, 3), cells=7, spread=14)

@@ -115,9 +115,9 @@ def of_files(first: Path, second: Path, *, replicates: int, seed: int) -> list[s
     """
     both, images, rights, labels = Outcomes("records"), [], [], []
     for place, path in enumerate((first, second)):
-        records, made_by = arrays.read_records(path)
-        if made_by.get("step") != "evaluate" or records.empty:
-            raise InputError(f"{path}: no records of `igmask evaluate`")
+        records, made_by = arrays.read_records_of(path, "evaluate")
+        if records.empty:
+            raise InputError(f"{path}: there are records of no image")
         both.add(records, made_by | {"mode": f"{place}", "p": None})
         images.append({*records["name"]})
         labels.append(records.set_index("name")["label"])

@@ -13,6 +13,11 @@ from igmask.report.areas import condition_in_order
 from igmask.report.rightness import truth
 
 
+def first_draws(records: pd.DataFrame) -> pd.DataFrame:
+    """Return the answers to each image's first draw, by its name."""
+    return records[records["draw"] == 0].set_index("name")
+
+
 @dataclass
 class Outcomes:
     """Of one model; grows by the records of one condition at a time.
@@ -39,7 +44,7 @@ class Outcomes:
         """
         p, fill = made_by.get("p"), made_by.get("fill")
         condition = Condition(made_by["mode"], p, fill, made_by["mask"])
-        first = records[records["draw"] == 0].set_index("name")
+        first = first_draws(records)
         if not first.index.is_unique:
             twice = first.index[first.index.duplicated()][0]
             raise InputError(f"{self.model}, {condition.name}: {twice} is there twice")

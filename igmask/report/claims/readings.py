@@ -111,7 +111,7 @@ def collect(paths: Iterable[Path]) -> Readings:
     fixed: dict[str, dict[str, Any]] = {}
     said = "label"
     for path in paths:
-        records, made_by = arrays.read_records(path)
+        records, made_by = arrays.read_records_of(path, "evaluate")
         said, name = truth(made_by), made_by["name"]
         right = 100 * records.groupby("name")["correct"].mean()
         _check_alike(path, made_by, fixed.setdefault(name, {}))
@@ -209,10 +209,7 @@ def readings(paths: Iterable[Path], *, output: Path) -> None:
 
     paths: records of `evaluate`, or folders that hold them
     """
-    files = [
-        x for path in paths for x in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])
-    ]
-    found = collect(files)
+    found = collect(arrays.files_in(paths, "*.parquet"))
     arrays.write_text(output / "readings.csv", found.rows.round(4).to_csv(index=False))
     arrays.write_text(output / "sentences.csv", found.holds.round(4).to_csv(index=False))
     right = RIGHTNESS[found.truth]

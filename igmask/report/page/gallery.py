@@ -9,7 +9,6 @@ import json
 import zlib
 from base64 import b64encode
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -24,10 +23,11 @@ from igmask.errors import InputError
 from igmask.inputs.classes import NO_LABEL, class_name
 from igmask.plain import OF_MASK, as_large, pixels_of_squares, unpack
 from igmask.report.areas import condition_in_order
+from igmask.report.claims.outcomes import first_draws
 from igmask.report.drawing import scaled
 from igmask.report.examples import by_step, spread, taken
 from igmask.steps.masked.controls import Batch, Dataset, control_of, has_ranking
-from igmask.steps.masked.fills import filled
+from igmask.steps.masked.fills import filled, in_bytes
 
 # Of all pictures of a model: so many are stored to the bit, more as they look. A megabyte or three.
 _MOST_EXACT = 1_200_000
@@ -68,8 +68,7 @@ def gallery(
 def _described(
     files: list[Path], model_name: str, n_gallery: int, randomised: list[Path]
 ) -> dict[str, Any]:
-    inside = [sorted(path.glob("*.parquet")) if path.is_dir() else [path] for path in files]
-    found = by_step(list(chain.from_iterable(inside)))
+    found = by_step(arrays.files_in(files, "*.parquet"))
     of_images, of_scores = arrays.Shards(found["prepare"]), arrays.Shards(found["attribute"])
     index = of_images.records
     rows = spread(index["label"].to_numpy(), n_gallery)
@@ -175,8 +174,7 @@ def _fills(
             yield fill, None
             continue
         mean = made_by["model"]["mean"]
-        values = 255 * filled(images, made_by, mean=mean, positions=positions)
-        values = np.asarray(values).round().clip(0, 255).astype(np.uint8)  # as `export` does
+        values = in_bytes(255 * filled(images, made_by, mean=mean, positions=positions))
         values = np.broadcast_to(values, (len(images), *values.shape[1:]))
         if values.shape[1:3] == (1, 1):
             yield fill, values[:, 0, 0].tolist()
@@ -187,9 +185,7 @@ def _fills(
 def _evaluated(path: Path, names: pd.Series) -> Evaluated:
     """The rows of the images chosen, NaN for one without a ranking; of several draws the first."""
     records, made_by = arrays.read_records(path)
-    if "draw" in records:
-        records = records[records["draw"] == 0]
-    answers = records.set_index("name").reindex(names)
+    answers = first_draws(records).reindex(names)
     if made_by["mask"] in STUDIED and answers["predicted"].isna().any():
         raise InputError(f"{path}: records of other images")
     return Evaluated(answers, made_by)

@@ -22,7 +22,6 @@ from igmask.report.rightness import RIGHTNESS, TOP, Rightness
 
 _PACKAGES = ("igmask", "torch", "torchvision", "numpy", "pillow", "snakemake")
 _TABLES = (1, 2, 3, 4)
-_TEXTS = ["model", "mode", "p", "fill", "mask", "truth"]
 
 # Beside what the page says itself, nothing: no request, no code of anyone else's.
 _ALLOWED = (
@@ -102,13 +101,7 @@ def _vega() -> str:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    says = f"{path}: not a table of igmask"
-    with refusing(FileNotFoundError, ValueError, says=lambda error: f"{says}: {error}"):
-        texts = dict.fromkeys(_TEXTS, str)
-        found = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
-        if missing := {"model", "mode", "mask", "top1", "truth"} - {*found}:
-            raise InputError(f"{says}: it has no column {sorted(missing)[0]}")
-        return found
+    return arrays.read_table(path, "model", "mode", "mask", "top1", "truth", texts=["p"])
 
 
 class _Difference(NamedTuple):
@@ -122,7 +115,7 @@ def _compared(path: Path) -> dict[tuple[str, ...], _Difference]:
     """Differences by model and the names of two conditions."""
     if not path.exists():
         return {}
-    found = pd.read_csv(path, dtype=dict.fromkeys(("model", "first", "second"), str))
+    found = arrays.read_table(path, "model", "first", "second")
     return {
         (row.model, row.first, row.second): _Difference(
             f"{signed(row.difference)} points (95 % interval {between(row.ci_low, row.ci_high)})",

@@ -5,16 +5,15 @@ colours, and in the width, that it has.
 """
 
 import json
+from itertools import cycle, islice
 from typing import Any
 
 import pandas as pd
 
-from igmask.report.rightness import RIGHTNESS, Rightness, chance
+from igmask.report.rightness import AREA, COLOURS, RIGHTNESS, Rightness, chance
 
 _ORIGINAL, _CHANCE, _SELECTION = "original", "chance", "selection"
 
-# Okabe and Ito (2008), told apart by colour-blind readers, in light and in dark.
-_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 _DASHES = [
     [1, 0],
     [4, 3],
@@ -110,7 +109,7 @@ def _over_area(
         ]
     modes = [*masked["mode"].unique(), _ORIGINAL, *[_CHANCE] * (by_chance is not None)]
     colour = _scale("mode", modes, grey=_CHANCE, black=_ORIGINAL)
-    axis = {"field": "area_kept", "title": "area left as it was, % of the pixels"}
+    axis = {"field": "area_kept", "title": AREA}
     return _facets(
         rows,
         x=axis | {"scale": {"domain": [0, 100]}},
@@ -174,7 +173,7 @@ def _layers(
         "field": "mask",
         "type": "nominal",
         "title": "squares",
-        "scale": {"domain": masks, "range": _DASHES[: len(masks)]},
+        "scale": {"domain": masks, "range": list(islice(cycle(_DASHES), len(masks)))},
         "legend": {"symbolType": "stroke", "symbolStrokeWidth": 1.5, "symbolSize": 300},
     }
     told = [
@@ -222,7 +221,7 @@ def _choice(name: str, says: str, options: list[str], value: str) -> dict[str, A
 
 def _scale(field: str, names: list[str], *, grey: str, black: str = "") -> dict[str, Any]:
     """A colour each; `black` stands for the colour of the text, which the page knows."""
-    free = iter(_COLOURS * (len(names) // len(_COLOURS) + 1))
+    free = iter(COLOURS * (len(names) // len(COLOURS) + 1))
     fixed = {grey: "#888888", black: "TEXT"}
     colours = [fixed.get(name) or next(free) for name in names]
     return {"field": field, "type": "nominal", "scale": {"domain": names, "range": colours}}
@@ -230,7 +229,7 @@ def _scale(field: str, names: list[str], *, grey: str, black: str = "") -> dict[
 
 def _masks(masked: pd.DataFrame, by_chance: float | None) -> list[str]:
     controls = [name for name in masked["mask"].unique() if name != _SELECTION]
-    return [_SELECTION, *controls, _ORIGINAL, *[_CHANCE] * (by_chance is not None)][: len(_DASHES)]
+    return [_SELECTION, *controls, _ORIGINAL, *[_CHANCE] * (by_chance is not None)]
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -17,8 +17,8 @@ from igmask.errors import InputError
 from igmask.inputs.classes import label_or_predicted
 from igmask.inputs.own import called
 from igmask.plain import pixels_of_squares, places, ranking, score_parts
+from igmask.streams import Stream, rng
 
-_STREAM = 1  # of random numbers; noise baselines have another
 _CHUNK = 256  # images whose rankings are summed at a time
 
 
@@ -81,7 +81,7 @@ class Dataset:
     def rng(self, row: int, draw: int) -> np.random.Generator:
         """Return the random numbers of a draw of an image, by its place in the dataset alone."""
         position = int(self.parts.records["position"].iloc[row])
-        return np.random.default_rng([self.seed, _STREAM, position, draw])
+        return rng(self.seed, Stream.CONTROL, position, draw)
 
 
 class Batch(NamedTuple):

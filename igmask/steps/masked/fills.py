@@ -9,6 +9,11 @@ from igmask.inputs.own import named
 from igmask.plain import OF_MASK, fill_values
 
 
+def in_bytes(values: Any) -> np.ndarray:
+    """Return values of 0 … 255 in the nearest 8 bits, as files of pictures have them."""
+    return np.asarray(values).round().clip(0, 255).astype(np.uint8)
+
+
 def filled(
     images: np.ndarray,
     made_by: Mapping[str, Any],
