@@ -220,3 +220,13 @@ def _leave_bias_out(node: fx.Node, parts: Parts) -> None:
         without._parameters["bias"] = None
         node.target = free_name(f"unbiased_{node.name}", parts)
         parts[node.target] = without
+
+
+def laid_out(x: Tensor, layout: torch.memory_format | None) -> Tensor:
+    """Return images as they should lie in memory on a GPU, where convolutions return the same.
+
+    layout: None for channels first, which every kernel is right in
+    """
+    if not x.is_cuda or x.ndim != 4:
+        return x
+    return x.contiguous(memory_format=layout or torch.contiguous_format)

@@ -19,6 +19,7 @@ from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from igmask.engine import stem
+from igmask.engine.fusion import laid_out
 from igmask.errors import InputError
 from igmask.inputs import contract
 from igmask.kernels import has_kernel
@@ -35,6 +36,7 @@ PRECISIONS: dict[str, torch.dtype | None] = {
 
 _CPU_BYTES = 2**30  # for a batch: larger ones gain nothing
 _MOST = {"cpu": 64, "cuda": 256}  # points in a batch; more gain nothing
+_BYTES_BEHIND = 64  # a byte of points may need so many, where that cannot be measured
 _SCALES = (2.0**12, 2.0**8, 2.0**4, 1.0)  # of fp16's gradients, which would else vanish
 
 
@@ -74,7 +76,7 @@ class Network:
 
     def stem(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return where images (N, C, H, W) are behind the stem, detached: (N, ...) each."""
-        x = stem.laid_out(x, self.split.layout)
+        x = laid_out(x, self.split.layout)
         with torch.no_grad(), self._running(), _no_autocast(x):
             return tuple(u.detach() for u in self.split.stem(x))
 
@@ -82,7 +84,7 @@ class Network:
         """Return Aᵀ applied to gradients behind the stem: shaped as the images x."""
         if self.split.why_not:
             return slopes[0].clone()
-        x = stem.laid_out(x, self.split.layout)
+        x = laid_out(x, self.split.layout)
         with torch.enable_grad(), self._running(), _no_autocast(x):
             x = x.detach().requires_grad_()
             ends = [(u, s.to(u.dtype)) for u, s in zip(self.split.stem(x), slopes, strict=True)]
@@ -143,7 +145,8 @@ class Network:
             kept = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in points}
             known = isinstance(self._trunk, nn.Module)
             weights = (*self._trunk.parameters(), *self._trunk.buffers()) if known else ()
-            own = {weight.untyped_storage().data_ptr() for weight in weights}
+            strided = [weight for weight in weights if weight.layout is torch.strided]
+            own = {weight.untyped_storage().data_ptr() for weight in strided}
 
             def keep(saved: Tensor) -> Tensor:
                 storage = saved.untyped_storage()
@@ -151,10 +154,14 @@ class Network:
                     kept[storage.data_ptr()] = storage.nbytes()
                 return saved.detach()  # itself would be a cycle with its node, never freed
 
-            with torch.enable_grad(), self._running(), saved_tensors_hooks(keep, lambda t: t):
-                alive = self._trunk(*map(node_of, points))  # so that no storage is given out twice
-            self._bytes = sum(kept.values()) * 3 // 2  # and what backward holds for a while
-            del alive
+            hooks, factor = saved_tensors_hooks(keep, lambda t: t), 1.5  # as backward holds more
+            try:
+                with torch.enable_grad(), self._running(), hooks:
+                    alive = self._trunk(*map(node_of, points))  # so no storage is given out twice
+                del alive
+            except Exception:  # torch.func allows no hooks
+                factor = _BYTES_BEHIND
+            self._bytes = int(factor * sum(kept.values()))
         return self._bytes
 
     def batch_size(self, images: Tensor) -> int:

@@ -4,9 +4,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import lru_cache, partial
-from types import FunctionType
+from numbers import Number
+from types import CellType, FunctionType, MethodType
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, fx, nn
 
 from igmask.devices import keep_freed_memory
 from igmask.engine import stem
-from igmask.engine.graph import is_hooked
+from igmask.engine.graph import hooked_everywhere, is_hooked
 from igmask.engine.network import ENGINES, PRECISIONS, Network, multiplying_in
+from igmask.engine.traces.compared import agrees
 from igmask.errors import InputError
 from igmask.inputs import contract
 
@@ -64,12 +66,18 @@ def _prepare(
     check_model(model, example)
     if not len(example):  # nothing to compare a split on
         return made(split=stem.whole(model, "there is no image"))
-    key = (_fingerprint(model), example.shape[1:], example.dtype, example.device, precision, engine)
+    signs, signed = _fingerprint(model)
+    key = (signs, example.shape[1:], example.dtype, example.device, precision, engine)
     with _lock:
         ready = _ready.setdefault(model, {})
-        known = ready.get(key)
+        known, held = ready.get(key, (None, []))
+    if any(one() is None for one in held):  # another object may be where it was
+        known = None
     if isinstance(known, Network):
-        return known
+        # What a network reads is not all seen from without: functions, classes, other objects.
+        if agrees(model, known.split, example):
+            return known
+        known = None
     if known is None:
         contract.check_averages(model, example)
     why_not, answer = known or ("", contract.ask(model, example))
@@ -80,35 +88,47 @@ def _prepare(
         if len(ready) > 3:
             ready.clear()  # a model that changes all the time
         why_not = network.split.why_not
-        ready[key] = (why_not, answer) if why_not else network
+        ready[key] = (why_not, answer) if why_not else network, [*map(_reference, signed)]
     return network
 
 
 _lock = threading.Lock()
 # Of a model without a stem only why, and its answer: its Network would keep it alive.
 _Made = Network | tuple[str, contract.Answer]
-_ready: WeakKeyDictionary[nn.Module, dict[Any, _Made]] = WeakKeyDictionary()
+_ready: WeakKeyDictionary[nn.Module, dict[Any, tuple[_Made, list[Callable[[], Any]]]]]
+_ready = WeakKeyDictionary()
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """What the model is: a changed one is made ready anew."""
+def _reference(value: Any) -> Callable[[], Any]:
+    """What gives an object as long as it lives: forever, of one that knows no other way."""
+    try:
+        return ref(value)
+    except TypeError:
+        return lambda: value
+
+
+def _fingerprint(model: nn.Module) -> tuple[str, list[Any]]:
+    """What the model is, a changed one being made ready anew; and what it knows by its id."""
+    signed: list[Any] = []
+    sign = partial(_sign, signed)
     values: list[Any] = [torch.is_autocast_enabled(), torch.get_default_dtype()]
+    values.append(hooked_everywhere())
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
-        values += [type(module), is_hooked(module), *_read_by(type(module))]
+        values += [sign(type(module)), is_hooked(module), *map(sign, _read_by(type(module)))]
         for name, value in vars(module).items():
             if not (isinstance(value, dict) and name.startswith("_")):  # torch's own: see below
-                values.append((name, _sign(value)))
+                values.append((name, sign(value)))
             if not name.startswith("_"):
                 tensors += _tensors(value)
-    values += [(_sign(tensor), tensor.dtype, tensor.device) for tensor in tensors]
+    values += [(sign(tensor), tensor.dtype, tensor.device) for tensor in tensors]
     with ExitStack() as stack:
         for kind in {tensor.device.type for tensor in tensors} - {"meta"}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         sums = [_sum(t.detach()) for t in tensors if t.device.type != "meta" and t.numel()]
     if sums:  # `.data` changes without a new version
         values += torch.stack([s.to(sums[0].device) for s in sums]).tolist()
-    return repr(values)
+    return repr(values), signed
 
 
 def _tensors(value: Any, depth: int = 3) -> list[Tensor]:
@@ -127,14 +147,18 @@ def _sum(tensor: Tensor) -> Tensor:
     """A sum in which every place has a weight of its own, without a copy of the tensor."""
     if tensor.layout is not torch.strided:
         return torch.zeros((), dtype=torch.float64, device=tensor.device)
+    tensor = tensor.dequantize() if tensor.is_quantized else tensor
     tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     table = tensor.reshape(len(tensor) if tensor.ndim else 1, -1)
-    table = table if table.is_floating_point() else table.float()
+    table = table if table.dtype in _SUMMED else table.float()
     rows, columns = (
         _weights_of_places(n, step, table.dtype, table.device)
         for n, step in zip(table.shape, (1.0, 2**0.5), strict=True)
     )
     return torch.dot(table @ columns, rows).double()
+
+
+_SUMMED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @lru_cache(maxsize=512)  # a network's layers have a few sizes, and are summed at every call
@@ -150,29 +174,49 @@ def _read_by(kind: type[nn.Module]) -> Iterator[Any]:
         return
     known = forward.__globals__
     read = [known[name] for name in forward.__code__.co_names if name in known]
-    for cell in forward.__closure__ or ():
-        with suppress(ValueError):  # one that holds nothing yet
-            read.append(cell.cell_contents)
+    read += map(_content, forward.__closure__ or ())
     for value in read:
         if isinstance(value, int | float | str | list | tuple | dict | np.ndarray | Tensor):
-            yield _sign(value)
+            yield value
 
 
-def _sign(value: Any, depth: int = 4) -> Any:
-    """A plain value itself, a container's contents; of anything else, which one it is."""
-    if isinstance(value, int | float | bool | str | None):
-        return value
+def _sign(signed: list[Any], value: Any, depth: int = 4) -> Any:
+    """A plain value itself, what a container or an object holds; of the rest, which one it is.
+
+    signed: takes what is known by its id alone
+    """
+    if isinstance(value, str | bytes | Number | np.generic | None):
+        return type(value).__name__, repr(value)
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.shape, hash(value.tobytes())
+    deeper = partial(_sign, signed, depth=depth - 1)
+    if isinstance(value, list | tuple | set | frozenset) and depth:
+        return type(value).__name__, *map(deeper, value)
+    if isinstance(value, dict) and depth:
+        return tuple((str(key), deeper(item)) for key, item in value.items())
+    if isinstance(value, MethodType) and depth:  # made anew each time that it is asked for
+        return deeper(value.__func__), deeper(value.__self__)
+    signed.append(value)
     if isinstance(value, Tensor):
         return id(value), None if value.is_inference() else value._version
-    if isinstance(value, np.ndarray):
-        return id(value), value.dtype, value.shape, hash(value.tobytes())
-    if isinstance(value, list | tuple | set | frozenset) and depth:
-        return type(value), *(_sign(item, depth - 1) for item in value)
-    if isinstance(value, dict) and depth:
-        return tuple((str(key), _sign(item, depth - 1)) for key, item in value.items())
-    if hasattr(value, "__dict__") and depth and not isinstance(value, nn.Module | type):
-        return id(value), _sign(vars(value), depth - 1)
-    return id(value)
+    if not depth or isinstance(value, nn.Module | type):
+        return id(value)
+    if isinstance(value, FunctionType):
+        cells = [_content(cell) for cell in value.__closure__ or ()]
+        return id(value), deeper(value.__code__), deeper(value.__defaults__), deeper(cells)
+    held = [deeper(getattr(value, "__dict__", None))]
+    if isinstance(value, partial):
+        held += map(deeper, (value.func, value.args, value.keywords))
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        named = (slots,) if isinstance(slots, str) else slots
+        held += [deeper(getattr(value, name, None)) for name in named if name[:2] != "__"]
+    return id(value), *held
+
+
+def _content(cell: CellType) -> Any:
+    with suppress(ValueError):  # one that holds nothing yet
+        return cell.cell_contents
 
 
 # What a network's own forward may ask `training` for is not known; these layers surely do.

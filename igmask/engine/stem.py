@@ -27,8 +27,17 @@ from igmask.engine.fusion import (
     lay_out,
     write_out_norms,
 )
-from igmask.engine.graph import LIBRARIES, Opaque, Untraceable, is_hooked, traced, unwrapped
+from igmask.engine.graph import (
+    LIBRARIES,
+    Opaque,
+    Untraceable,
+    hooked_everywhere,
+    is_hooked,
+    traced,
+    unwrapped,
+)
 from igmask.engine.simplify import Traced
+from igmask.engine.traces.compared import difference
 from igmask.errors import with_kind
 from igmask.kernels import Pool, activate
 from igmask.tracing import running, tracing
@@ -103,7 +112,7 @@ def split(
 
     Both share the network's weights, or copies of them in another memory format; its flags, hooks
     and gradients are not touched. They are used only if they say what the network says of the
-    example: see `_difference`. A network with hooks, and what is no module, stays whole.
+    example: see `compared.difference`. A network with hooks, and what is no module, stays whole.
 
     network: (N, ...) → outputs;  example: (n, ...) images, one is enough
     with_head: whether an activation, and ReLU and max pooling, behind the stem get a part of their
@@ -116,9 +125,7 @@ def split(
     network = unwrapped(network)
     if len(example) == 1:  # in two colours: of a batch of one PyTorch may have the gradients wrong
         example = torch.cat([example, example / 2 + 0.25])
-    everywhere = torch.nn.modules.module
-    hooks = everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks
-    if any(map(is_hooked, network.modules())) or hooks:
+    if any(map(is_hooked, network.modules())) or hooked_everywhere():
         return _logged(whole(network, "it has hooks or parametrizations"))
     begin = time.perf_counter()
     how, by, reasons = _How(with_head, layout, fused), "", []
@@ -174,16 +181,6 @@ def whole(network: Callable[..., Tensor], why: str) -> Split:
     return Split(lambda x: (x,), network, begins=("the network",), why_not=why)
 
 
-def laid_out(x: Tensor, layout: torch.memory_format | None) -> Tensor:
-    """Return images as they should lie in memory on a GPU, where convolutions return the same.
-
-    layout: None for channels first, which every kernel is right in
-    """
-    if not x.is_cuda or x.ndim != 4:
-        return x
-    return x.contiguous(memory_format=layout or torch.contiguous_format)
-
-
 def _split(network: nn.Module, graph: Traced, example: Tensor, how: _How) -> Split:
     try:
         found = _cut(network, graph, example, how)
@@ -191,89 +188,11 @@ def _split(network: nn.Module, graph: Traced, example: Tensor, how: _How) -> Spl
         return whole(network, f"{_UNCUT} ({with_kind(error)})")
     if found.why_not:
         return found
-    difference = _difference(network, found, example)
-    return whole(network, f"{_DIFFERS}: {difference}") if difference else found
+    differing = difference(network, found, example)
+    return whole(network, f"{_DIFFERS}: {differing}") if differing else found
 
 
 _DIFFERS, _UNCUT = "its trace computes something else", "its trace cannot be cut"
-
-
-_LIMITS = {
-    "outputs": {torch.float64: 1e-6, torch.float32: 1e-2},
-    "gradients": {torch.float64: 1e-2, torch.float32: 0.2},
-}
-
-
-def _difference(network: nn.Module, found: Split, images: Tensor) -> str:
-    """What the two say differently, by more than rounding, or nothing.
-
-    Of two images it is outputs and input gradients. Since a trace takes one of the branches that
-    hang on the images, or on how many they are, it is also outputs of one alone, of three as no
-    camera takes them, and of some of the others.
-
-    images: (n, ...), two or more
-    """
-    first, others = images[:1], images[2:]
-    strange = torch.cat([torch.zeros_like(first), -first, 32 * first])
-    batches = images[:2], first, strange, others[:: max(1, -(-len(others) // 4))]
-    for i, batch in enumerate(batch for batch in batches if len(batch)):
-        answer = _slopes if i == 0 else _outputs
-        try:
-            theirs = answer(network, batch)
-        except Exception:
-            if i == 0:
-                raise  # for its user
-            continue  # it need not take them
-        try:
-            ours = answer(found, laid_out(batch, found.layout))
-        except Exception as error:
-            return with_kind(error)
-        if not (ours and theirs):
-            return "no gradient"  # if it is the network's own output, it will be refused
-        for kind in ours:
-            if difference := _beyond_rounding(kind, ours[kind], theirs[kind]):
-                return difference
-    return ""
-
-
-def _outputs(f: Callable[[Tensor], Tensor], images: Tensor) -> dict[str, Tensor]:
-    with torch.no_grad(), running():
-        return {"outputs": f(images.clone())}
-
-
-def _slopes(f: Callable[[Tensor], Tensor], images: Tensor) -> dict[str, Tensor]:
-    """Outputs and the gradients of a sum of them, or nothing if there are none."""
-    x = images.detach().clone().requires_grad_()
-    with torch.enable_grad(), running():
-        outputs = f(x * 1)
-        real = isinstance(outputs, Tensor) and not outputs.is_complex()
-        if not real or not outputs.requires_grad:
-            return {}
-        weights = torch.linspace(1, 2, outputs.numel(), device=x.device).view(outputs.shape)
-        (slope,) = torch.autograd.grad(
-            (outputs * weights).sum(), x, allow_unused=True, materialize_grads=True
-        )
-    return {"outputs": outputs.detach(), "gradients": slope}
-
-
-def _beyond_rounding(kind: str, ours: Tensor, theirs: Tensor) -> str:
-    """What to say of outputs or gradients that differ by more than rounding, or nothing."""
-    if ours.shape != theirs.shape:
-        return f"{kind} are {tuple(ours.shape)}, not {tuple(theirs.shape)}"
-    n, dtype = len(theirs) if theirs.ndim else 1, theirs.dtype
-    ours, theirs = (v.double().reshape(n, -1) for v in (ours, theirs))
-    sizes = theirs.norm(dim=1)
-    # An image's outputs may cancel to nothing, black's of a network without biases, say.
-    sizes = sizes.clamp(min=max(1e-3 * float(sizes.nan_to_num(0, 0, 0).max()), 1e-300))
-    # What is not finite will be refused with the place.
-    errors = ((ours - theirs).norm(dim=1) / sizes)[theirs.isfinite().all(dim=1)]
-    if not len(errors):
-        return ""
-    # Outputs are continuous. A gradient jumps where rounding takes a ReLU over its kink: by
-    # hundredths in float32, in deep networks for every image.
-    steady = kind == "outputs" or dtype == torch.float64
-    worst = float(errors.max() if steady else errors.min())
-    return "" if worst <= _LIMITS[kind].get(dtype, 0.5) else f"{kind} differ by {worst:.1g}"
 
 
 def _cut(

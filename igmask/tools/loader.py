@@ -3,8 +3,11 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
+from functools import partial
+from numbers import Number
 from operator import length_hint
 from pathlib import Path
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -47,7 +50,8 @@ def attribute_loader(
     target:  `predicted`, or `label`: the class whose output is attributed
     options: others of `integrated_gradients`
     raises   InputError if a batch is not of that kind, or if the folder holds results of another
-             model, other options or other images
+             model, other options or other images; of a model weights, plain attributes, hooks and
+             the code of its classes are compared, and not what it keeps in other tensors
     """
     folder = Path(folder)
     if not isinstance(target, str) or target not in ("predicted", "label"):
@@ -156,15 +160,59 @@ def _is_done(path: Path, made_by: dict[str, Any]) -> bool:
 
 
 def _said(model: nn.Module) -> str:
-    """What a model is besides its weights: its layers, and the plain values that they hold."""
-    plain = [
-        f"{name}.{key} = {value!r}"
+    """What a model is besides its weights: its layers, what they hold, and its user's own code."""
+    held = [
+        f"{name}.{key} = {_content([*value.values()] if key in _HOOKS else value)}"
         for name, module in model.named_modules()
         for key, value in sorted(vars(module).items())
-        if key != "training" and isinstance(value, int | float | str)
+        if key != "training" and not isinstance(module, torch.jit.ScriptModule)  # its graph says it
+    ]
+    kinds = {type(module): None for module in model.modules()}
+    code = [
+        f"{key} = {_content(of)}"
+        for kind in kinds
+        if _is_own(kind)
+        for key, of in vars(kind).items()
+        if isinstance(of, FunctionType) or key[:2] != "__"  # Python's notes
     ]
     scripted = [str(model.inlined_graph)] if isinstance(model, torch.jit.ScriptModule) else []
-    return "\n".join([repr(model), *plain, *scripted])
+    return "\n".join([repr(model), *held, *code, *scripted])
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _is_own(kind: type) -> bool:
+    """Whether a class is none of PyTorch's, whose code the recorded versions stand for."""
+    return kind.__module__.partition(".")[0] not in ("torch", "torchvision")
+
+
+def _content(value: Any, depth: int = 4) -> str:
+    """What a value holds, the same in every process; of tensors and the like only what they are.
+
+    In these, and in what holds them, a network keeps what it has seen last.
+    """
+    deeper = partial(_content, depth=depth - 1)
+    if isinstance(value, str | bytes | Number | np.generic | None):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return repr(None)  # as it was before
+    if isinstance(value, list | tuple) and depth:
+        known = not any(isinstance(one, Tensor | np.ndarray | Mapping) for one in value)
+        return f"{type(value).__name__}({', '.join(map(deeper, value)) if known else ''})"
+    if isinstance(value, FunctionType) and depth:
+        code, cells = value.__code__, value.__closure__ or ()
+        within = [cell.cell_contents for cell in cells if cell != CellType()]
+        named = f"{value.__module__}.{value.__qualname__}"
+        return f"{named} {code.co_code.hex()} {deeper([*code.co_consts, *within])}"
+    if isinstance(value, property | staticmethod | classmethod) and depth:
+        return deeper(value.fget if isinstance(value, property) else value.__func__)
+    if isinstance(value, MethodType) and depth:
+        return f"{deeper(value.__func__)} of {deeper(value.__self__)}"
+    if isinstance(value, partial) and depth:
+        keywords = [item for pair in sorted(value.keywords.items()) for item in pair]
+        return f"partial({deeper([value.func, *value.args, *keywords])})"
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
 def _values(model: nn.Module) -> list[Tensor]:

@@ -3,10 +3,12 @@
 import copy
 import warnings
 from collections import UserDict
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import igmask
@@ -222,12 +224,45 @@ class Picking(torch.nn.Module):
         return self.network(x) * self.factor
 
 
+class Shifting(Picking):
+    """It keeps what it saw last, which makes no other model of it."""
+
+    def __init__(self, network, shift, function=torch.tanh):
+        super().__init__(network, 1.0)
+        self.shift, self.function, self.last, self.seen = shift, function, None, []
+        self.eval()
+
+    def forward(self, x):
+        self.last = self.function(super().forward(x))
+        self.seen.append(self.last)
+        return self.last + sum(self.shift)
+
+
+def hooked(model):
+    model.network.register_forward_hook(lambda module, given, found: 2 * found)
+    return model
+
+
+def of_one_name():
+    for forward in (lambda self, x: self.network(x), lambda self, x: self.network(x) ** 2):
+        yield lambda net, forward=forward: type("One", (Picking,), {"forward": forward})(
+            net, 1
+        ).eval()
+
+
 @pytest.mark.parametrize(
     "ways",
     [
         lambda net: [models.frozen(net, model_of(mean), device="cpu") for mean in (0.0, 0.5)],
         lambda net: [Picking(net, factor).eval() for factor in (1, 2)],
         lambda net: [frozen(Picking(net, factor).eval()) for factor in (1.0, 2.0)],
+        lambda net: [Picking(net, np.float32(factor)).eval() for factor in (1, 2)],
+        lambda net: [Shifting(net, shift).eval() for shift in ((0.0, 1.0), (0.0, 2.0))],
+        lambda net: [Shifting(net, (0.0,), act).eval() for act in (torch.tanh, torch.sigmoid)],
+        lambda net: [Shifting(net, (), partial(F.leaky_relu, negative_slope=s)) for s in (0, 1)],
+        lambda net: [Shifting(net, (), lambda u: 1 * u), Shifting(net, (), lambda u: 2 * u)],
+        lambda net: [Picking(net, 1).eval(), hooked(Picking(copy.deepcopy(net), 1).eval())],
+        lambda net: [kind(net) for kind in of_one_name()],
         lambda net: [frozen(net), frozen(copy.deepcopy(net).apply(halved))],
     ],
 )

@@ -1,0 +1,1 @@
+"""Two libraries that take the graph of a network."""
