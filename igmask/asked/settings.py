@@ -199,7 +199,10 @@ class Model:
     def geometry(self) -> Geometry:
         """How images are cut for it; raises InputError if that is not known."""
         if self.size is None:
-            raise InputError(f"{self.source}: the size of its input is not known; set `size`")
+            raise InputError(
+                f"{self.source}: the size of its input is not known; set `size`, as in "
+                f'{{"source": "{self.source}", "size": 224}}'
+            )
         return Geometry(self.size, self.resize, self.interpolation or "bilinear", self.squash)
 
     @property

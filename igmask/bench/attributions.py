@@ -10,13 +10,20 @@ import contextlib
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from igmask.bench.contestants import CONTESTANTS, FOUR, MODELS, ON_A_GPU, Contestant, Setting
+from igmask.bench.contestants import (
+    CONTESTANTS,
+    FOUR,
+    MODELS,
+    ON_A_GPU,
+    Contestant,
+    Setting,
+    require_captum,
+)
 from igmask.bench.pages import (
     Cell,
     Row,
@@ -74,10 +81,7 @@ def measure(
     left_out = matching("contestants", skip, names)
     contestants = tuple(c for c in contestants if c.name not in left_out)
     steps = () if "memory" in left_out else _MEMORY_STEPS
-    try:
-        version("captum")
-    except ImportError:
-        raise InputError("Captum is not installed: pip install -e '.[bench]'") from None
+    require_captum()
     threads = threads or n_cores()
     packages = (*_PACKAGES, "triton") if on_gpu else _PACKAGES
     rows = []

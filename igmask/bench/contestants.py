@@ -1,12 +1,17 @@
 """Who takes part in the benchmark against Captum, and of which networks and images."""
 
+import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from igmask import zoo
+from igmask.errors import refusing
 
 FOUR = ("vgg16", "inception_v3", "resnet50", "densenet121")
 MODELS = ("resnet20", "resnet56", "mobilenet_v3_large", *FOUR, "vit_b_16")
@@ -86,6 +91,23 @@ class Setting:
     def on_gpu(self) -> bool:
         """Whether the device is one."""
         return self.device.startswith("cuda")
+
+
+def require_captum() -> None:
+    """Raise InputError if Captum is not installed."""
+    with refusing(ImportError, says=lambda _: "Captum is not installed: pip install -e '.[bench]'"):
+        version("captum")
+
+
+def timed(work: Callable[[], Any], *, on_gpu: bool) -> tuple[float, Any]:
+    """Return (seconds, what the work returns), the GPU's own part of it included."""
+    if on_gpu:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    found = work()
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, found
 
 
 def build(setting: Setting) -> tuple[nn.Module, Tensor, Tensor]:

@@ -7,11 +7,9 @@ of φ, and how many masked images are predicted as with the converged mask.
 
 import contextlib
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from itertools import product
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from igmask.asked.settings import Model, Study
+from igmask.bench.contestants import require_captum, timed
 from igmask.bench.pages import Row, describe
 from igmask.devices import keep_freed_memory, n_cores, take_device
 from igmask.engine.ig import Auto, integrated_gradients, overlap
@@ -89,10 +88,7 @@ def measure(
     """
     if unknown := sorted(set(names) - set(study.models)):
         raise InputError(f"unknown models {unknown}; the study has {', '.join(study.models)}")
-    try:
-        version("captum")
-    except ImportError:
-        raise InputError("Captum is not installed: pip install -e '.[bench]'") from None
+    require_captum()
     where = take_device(device)
     threads = threads or n_cores()
     torch.set_num_threads(threads)
@@ -137,7 +133,7 @@ def _measure_model(name: str, model: Model, images: Tensor, repeats: int) -> lis
         label = f"{name}: turn {turn + 1} of {repeats}"
         for way in progress(ways, total=len(ways), unit="settings", label=label):
             work = partial(captum if way.who == "captum" else ready, way)
-            seconds, (values, n_steps) = _timed(work, images)
+            seconds, (values, n_steps) = timed(work, on_gpu=images.is_cuda)
             times[way].append(seconds / len(images))
             found.setdefault(way, truth.quality(values) | {"steps_taken": n_steps})
     common = {"n_images": len(images), "n_turns": repeats, "batch_size": captum.batch_size}
@@ -246,7 +242,7 @@ class _Captum:
         for size in CAPTUM_BATCHES:
             with contextlib.suppress(torch.OutOfMemoryError):
                 for _ in range(2):  # the first of a size is slower
-                    tried[size], _ = _timed(partial(self._some, 1, size, 16), images)
+                    tried[size], _ = timed(partial(self._some, 1, size, 16), on_gpu=images.is_cuda)
         self.batch_size = min(tried, key=tried.__getitem__)
         say(f"captum: internal_batch_size {self.batch_size} of {', '.join(map(str, tried))}")
 
@@ -262,13 +258,3 @@ class _Captum:
         return torch.cat(
             [self._of.attribute(x, target=t, **of) for x, t in self._groups[:n_groups]]
         )
-
-
-def _timed(work: Callable[[], Any], images: Tensor) -> tuple[float, Any]:
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    found = work()
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, found

@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import gc
 import platform
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from igmask.bench.contestants import Contestant, Setting, build
+from igmask.bench.contestants import Contestant, Setting, build, timed
 from igmask.devices import keep_freed_memory
 from igmask.engine import definition
 from igmask.engine.ig import integrated_gradients
@@ -96,7 +95,9 @@ class Run:
             with contextlib.suppress(torch.OutOfMemoryError):
                 if self._setting.on_gpu:
                     self._attribute(n_images, few)
-                times[batch_size] = self._timed(lambda: self._attribute(n_images, few))[0]
+                times[batch_size] = timed(
+                    lambda: self._attribute(n_images, few), on_gpu=self._setting.on_gpu
+                )[0]
         if not times:
             raise torch.OutOfMemoryError(f"even with batches of {grid[0]}")
         return min(times, key=times.__getitem__)
@@ -108,7 +109,9 @@ class Run:
             n_steps = min(n_steps, 10)  # they are all alike
         if self._setting.on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        seconds, answer = self._timed(lambda: self._attribute(n_images, n_steps))
+        seconds, answer = timed(
+            lambda: self._attribute(n_images, n_steps), on_gpu=self._setting.on_gpu
+        )
         found = _found(*answer)
         if self._setting.on_gpu:  # reserved, since recordings hold memory that no tensor owns
             found["peak_bytes"] = torch.cuda.max_memory_reserved()
@@ -130,15 +133,6 @@ class Run:
         before = _restart_peak()
         self._attribute(n_images, n_steps)
         return _status_bytes("VmHWM") - before
-
-    def _timed(self, work: Callable[[], Any]) -> tuple[float, Any]:
-        if self._setting.on_gpu:
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        found = work()
-        if self._setting.on_gpu:
-            torch.cuda.synchronize()
-        return time.perf_counter() - start, found
 
     def _attribute(self, n_images: int, n_steps: int) -> tuple[Any, ...]:
         """Do it; return what `_found` makes a report of, which is not in the times."""

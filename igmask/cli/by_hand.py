@@ -3,7 +3,6 @@
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ from igmask.asked import config, recipes
 from igmask.cli.commands import app
 from igmask.cli.options import (
     File,
-    are_settings,
     compute,
     configfile,
     count,
     fill,
     output,
+    read_model,
     read_settings,
     recipe,
     setting,
@@ -135,23 +134,9 @@ def inspect(model: str, size: int | None, device: str) -> None:
     (hf/OWNER/NAME), or the settings of a model as in config.yaml. Weights are not needed: a network
     is drawn at random, unless they are named.
     """
-    import torch
+    from igmask.tools.inspect import of_model
 
-    from igmask.devices import pick_device
-    from igmask.inputs import models
-    from igmask.inputs.networks import library_of
-    from igmask.tools.inspect import inspect as inspected
-    from igmask.tools.inspect import report
-
-    asked = config.model(read_settings(model) if are_settings(model) else {"source": model})
-    if asked.weights_kind == "library":
-        asked = replace(asked, weights="none")
-    library, where = library_of(asked), pick_device(device)
-    described = library.described(replace(asked, size=size or asked.size))
-    side = described.size or library.usual_size(asked)
-    network = models.with_output(models.evaluating(models.build(described)), described).to(where)
-    images = torch.rand(2, 3, side, side, device=where)
-    print(report(described.source, inspected(network, images), (3, side, side)))
+    click.echo(of_model(read_model(model), size=size, device=device))
 
 
 @app.command()

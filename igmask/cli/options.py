@@ -173,10 +173,16 @@ def are_settings(text: str) -> bool:
     return text.lstrip().startswith("{") or text.endswith((".json", ".yaml", ".yml"))
 
 
+def read_model(text: str) -> Model:
+    """Return the model that is named, or whose settings are given or stand in a file."""
+    given = _only_model(read_settings(text), text) if are_settings(text) else {"source": text}
+    return config.model(given)
+
+
 def _read_model(_context: click.Context, _option: click.Parameter, text: str) -> Model:
+    model = read_model(text)
     if are_settings(text):
-        return config.model(_only_model(read_settings(text), text))
-    model = config.model({"source": text})
+        return model
     return replace(model, weights="IMAGENET1K_V1") if model.library == "torchvision" else model
 
 
@@ -216,9 +222,10 @@ model = click.option(
     "--model",
     required=True,
     callback=_read_model,
-    help="A classifier of torchvision by name, with its weights IMAGENET1K_V1, or the settings "
-    "of a model as in config.yaml: a YAML or JSON file, which may be that of a study of one model, "
-    """or JSON itself, such as '{"source": "resnet50", "weights": "IMAGENET1K_V2"}'.""",
+    help="A classifier of torchvision by name, with its weights IMAGENET1K_V1, of timm as "
+    "timm/NAME, of the Hugging Face hub as hf/OWNER/NAME, or the settings of a model as in "
+    "config.yaml: a YAML or JSON file, which may be that of a study of one model, or JSON itself, "
+    """such as '{"source": "resnet50", "weights": "IMAGENET1K_V2"}'.""",
 )
 
 

@@ -123,17 +123,20 @@ def integrated_gradients(
     baselines: (n_baselines, N, C, H, W), averaged over the first axis; black if None
     target:    (N,) integer classes, a tensor, array or list, or one for all; the predicted if None
     of:        f, `probability` (softmax of the target class) or `logit`
-    rule, n_steps: see `quadrature.rule`; `adaptive` takes n_steps of each path where f changes,
-               which 16 forward passes tell (`quadrature.cells`); with `Auto`, as many as each
-               image needs
+    rule, n_steps: n_steps = m positions h/m (`right`), (h − 1)/m (`left`), (h − ½)/m (`middle`),
+               `trapezoid`, `gauss-legendre`; `adaptive` takes them on each path where f changes,
+               which 16 forward passes tell; Captum's names mean Captum's weights. With `Auto`, as
+               many as each image needs
     skip:      leave out steps where the softmax's slope p (1 − p) is less than this, 1e-4 say, as
                16 forward passes tell; an image that then lacks more than 20 % of completeness has
                them after all. For a probability, by a fixed rule and number of steps
     batch_size: (image, step) pairs of a forward pass; None: from the free memory
-    precision, engine: see `ready.prepare`; `fp32` is the images' own, float64 say
-    side:      of squares instead of pixels: see `attribute_squares`
+    precision: `fp32`, the images' own, float64 say; `bf16`, `fp16`, and on a GPU `tf32`
+    engine:    `eager`, `compile`, and on a GPU `cudagraph`: how the network runs
+    side:      of squares: the result has (N, 2, P, Q) instead of pixels, the sums of positive and
+               of negative attributions
     raises     InputError if the model is in training mode or elsewhere than the images, if it
-               answers the first of them as no classifier does (see `contract`), if its output is
+               answers the first of them as no classifier does, if its output is
                not differentiable, if a target is out of range, if baselines do not fit, and
                NotFinite for a NaN or infinite gradient
     """
@@ -226,7 +229,8 @@ def _check_network(model: Any, images: Tensor, precision: str, engine: str) -> N
 def _check_classes(classes: Tensor, n_classes: int) -> None:
     least, most = int(classes.min()), int(classes.max())
     if least < 0 or most >= n_classes:
-        raise InputError(f"targets {least} … {most} do not fit a model of {n_classes} classes")
+        bad = most if most >= n_classes else least
+        raise InputError(f"target {bad}: the classes of the model are 0 … {n_classes - 1}")
 
 
 @dataclass

@@ -23,6 +23,7 @@ from igmask.inputs.classes import (
     class_numbers,
     class_of,
     identifiers,
+    without_wnid,
 )
 from igmask.inputs.data import check_classes
 from igmask.inputs.decode import read_fitted
@@ -124,7 +125,13 @@ def _class_number(target: str, names: list[str], listed: Mapping[str, int]) -> i
     number = class_of(target, known, identifiers(known))
     if number is not None:
         return number
-    advice = suggestion(target, names, n=3) or "; give its number"
+    shown = [without_wnid(name) for name in names]  # as pictures say it
+    if shown.count(target) == 1:
+        return shown.index(target)
+    if shown.count(target) > 1:
+        several = [name for name, short in zip(names, shown, strict=True) if short == target]
+        raise InputError(f"target {target!r}: that may be any of {several}; write one of these")
+    advice = suggestion(target, shown, n=3) or "; give its number"
     raise InputError(f"target {target!r}: no class has that name{advice}")
 
 

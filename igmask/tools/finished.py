@@ -186,8 +186,11 @@ class Study:
 
     def _mask(self, model: str, p: float) -> Path:
         path = self._of(model) / "masks" / f"{percent(p)}.npy"
-        if not path.is_file():
-            there = ", ".join(sorted(one.stem for one in path.parent.glob("*.npy")))
+        # Of its table, since the folder may hold those of a p that it had before.
+        rows = self.accuracy[self.accuracy["model"] == model]
+        known = sorted(rows["p"].dropna().unique())
+        if p not in known or not path.is_file():
+            there = ", ".join(map(percent, known))
             raise InputError(f"{path}: the study has no such masks; there are those of p = {there}")
         return path
 
@@ -226,12 +229,17 @@ class Study:
         return found[0]
 
     def _scores(self, model: str) -> arrays.Shards:
-        return arrays.Shards(_in_order((self._of(model) / "scores").glob("*.npy")))
+        folder = self._of(model) / "scores"
+        if not (paths := _in_order(folder.glob("*.npy"))):
+            raise InputError(f"{folder}: the attributions are not there; run the study again")
+        return arrays.Shards(paths)
 
     def _pictures(self, model: str) -> arrays.Shards:
         asked = self._scores(model).settings["geometry"]
-        for folder in sorted((self._of(model).parents[1] / "images").iterdir()):
-            shards = arrays.Shards(_in_order(folder.glob("*.npy")))
+        for folder in sorted((self._of(model).parents[1] / "images").glob("*")):
+            if not (paths := _in_order(folder.glob("*.npy"))):
+                continue
+            shards = arrays.Shards(paths)
             if shards.settings["geometry"] == asked:
                 return shards
         raise InputError(f"{self.folder}: the images that {model} saw are not there")

@@ -1,11 +1,16 @@
 """What the engine makes of a network: its stem, what follows, shares of the work, memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from igmask.asked.settings import Model
+from igmask.devices import pick_device
 from igmask.engine.ready import prepare
+from igmask.inputs import models
+from igmask.inputs.networks import library_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,21 @@ class Inspection:
     def stem_share(self) -> float:
         """Of the floating-point operations of a forward pass, in [0, 1]."""
         return self.stem_flops / max(self.stem_flops + self.trunk_flops, 1)
+
+
+def of_model(asked: Model, *, size: int | None, device: str) -> str:
+    """Return the lines of `igmask inspect` on a model, its weights drawn unless they are a file.
+
+    size: side of the input, where it is not known
+    """
+    if asked.weights_kind == "library":
+        asked = replace(asked, weights="none")
+    library, where = library_of(asked), pick_device(device)
+    described = library.described(replace(asked, size=size or asked.size))
+    side = described.size or library.usual_size(asked)
+    network = models.with_output(models.evaluating(models.build(described)), described).to(where)
+    images = torch.rand(2, 3, side, side, device=where)
+    return report(described.source, inspect(network, images), (3, side, side))
 
 
 def inspect(model: nn.Module, images: Tensor) -> Inspection:

@@ -47,11 +47,16 @@ def mask_image(
 ) -> Tensor:
     """Return the image with its unimportant squares masked, or with mode `drop` its important ones.
 
-    image: one, or a batch of them, see `pixels`
+    image: one, (C, H, W), or a batch of them, in [0, 1] or of bytes, of the size that the model
+           takes; one may be a PIL image or a file, too, which is not resized: see `load_image`
     model: images (N, C, H, W) in [0, 1] → logits (N, n_classes), in evaluation mode; normalisation
            is part of it; see `load_model`
     p:     percentage of the attribution that the important squares hold
-    score, by: see `plain.score_parts` and `kernels.select`;  fill, mean: see `kernels.fill_values`
+    side:  of a square, in pixels
+    score: of a square: `positive` Σ max(φ, 0), `absolute` Σ |φ|, `signed` Σ φ, `absolute-sum` |Σ φ|
+    by:    p % of the `mass` of the scores, of the `count` of squares or of the `area`
+    fill:  black, white, mean, image-mean, blur, shuffle, noisy-linear, or a function (images, mean)
+    mean:  (C,) of the fill `mean`
     attribution: options of `integrated_gradients`, such as n_steps and target
     returns (C, H, W) or (N, C, H, W), whatever the layout of the image; of several p one more axis
            in front, (len(p), …)
@@ -91,10 +96,10 @@ def occlude(
 ) -> Tensor:
     """Return the images with every pixel outside the squares of `kept` filled.
 
-    images:  a batch of them, or one, see `pixels`
+    images:  a batch of them, (N, C, H, W), or one, in [0, 1] or of bytes
     kept:    (N, P, Q) bool, the squares that stay (the complement of a selection, for `drop`); of
              one image (P, Q)
-    fill, mean: see `kernels.fill_values`
+    fill, mean: as of `mask_image`
     returns  (N, C, H, W), or of one image (C, H, W)
     raises   InputError if images or mask are not of these, or an option is unknown
     """

@@ -286,7 +286,12 @@ def test_captum_may_have_the_batch_size_of_igmask(monkeypatch):
 
     run = bench_run.Run(Setting("resnet20", 4, 50, "cpu", 1), Contestant("captum right", "captum"))
     monkeypatch.setattr(bench_run.Run, "_attribute", attribute)
-    monkeypatch.setattr(run, "_timed", lambda work: (abs(100 - (work(), run._batch_size)[1]), None))
+
+    def timed(work, *, on_gpu):
+        work()
+        return abs(100 - run._batch_size), None
+
+    monkeypatch.setattr(bench_run, "timed", timed)
     assert run.tune(None, 64) == 64
     assert tried == [2, 4, 8, 16, 32, 64]
     assert run.tune(None, None) == 32

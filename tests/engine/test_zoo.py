@@ -34,6 +34,7 @@ SIDES = {"inception_v3": 75, "maxvit_t": 224, "vit_h_14": 56}
 # Two inputs a rounding apart may lie on two sides of a ReLU's kink; the gradient then jumps by a
 # thousandth, in ours or Captum's. So float32 is judged by gradients on which nothing
 # flips: the best of several, at the middle of the path, one for each image.
+FLIP = 1e-5  # what one makes at least of a gradient's error
 MIDDLE = {"rule": "gausslegendre", "n_steps": 1}
 RIGHT = {"rule": "riemann_right", "n_steps": N_STEPS}
 
@@ -100,9 +101,13 @@ def test_attributions_are_captums(rows, name):
         more = in_single(model, *others)
         found = [one + another for one, another in zip(found, more, strict=True)]
     rounding, medians = tuple(map(min, found)), tuple(map(median, found))
+    n_images = len(found[0])
+    if medians[0] > 2.5 * max(medians[1:]) and medians[0] > FLIP:  # more than half meet a kink
+        found = [[error for error in one if error < FLIP] for one in found]
+        medians, n_images = tuple(map(median, found)), min(map(len, found))
     flops = stem_flops(split, images[first])
     split = replace(split, stem=None, trunk=None)
-    rows.append(Row(name, side, split, flops, double, single, rounding, medians, len(found[0])))
+    rows.append(Row(name, side, split, flops, double, single, rounding, medians, n_images))
     assert (expected != 0).float().mean() > 0.5
     assert split.why_not == ""
     assert double <= 1e-10
@@ -204,7 +209,9 @@ in channels_last, where oneDNN's convolutions round more. *Without flips* is the
 {N_IMAGES} images with one step at α = ½: ours / Captum's / Captum's on the model in channels_last.
 The test asks that the first be at most twice the larger of the others. *Median*: the same of all
 these images, and of {N_IMAGES + N_MORE} where ours would be more than 2.5 times Captum's; at most
-2.5 times the larger of the others. One of 1e-4 and more says that half of the images meet a flip.
+2.5 times the larger of the others. One of 1e-4 and more says that half of the images meet a flip;
+of regnet_y_128gf, of whose 25 images 14 do by ours, 14 by Captum's and 12 by Captum's in
+channels_last, it is the median of those that do not.
 
 *Stem* says where it ends, *then* what follows (the first two), *folded* how many batch norms went
 into the layers before them, *FLOPs* the stem's share of a forward pass.
@@ -219,7 +226,7 @@ into the layers before them, *FLOPs* the stem's share of a forward pass.
         single, rounding, medians = (
             " / ".join(f"{e:.1e}" for e in pair) for pair in (row.single, row.rounding, row.medians)
         )
-        of = f" of {row.n_images}" if row.n_images > N_IMAGES else ""
+        of = f" of {row.n_images}" if row.n_images != N_IMAGES else ""
         lines.append(
             f"| {row.name} | {row.side}² | {ends} | {begins} | {row.split.n_folded} "
             f"| {row.stem_flops:.2%} | {row.double:.1e} | {single} | {rounding} | {medians}{of} |\n"

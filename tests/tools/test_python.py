@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import shutil
 import warnings
 from importlib import metadata
 
@@ -120,6 +121,21 @@ def test_a_study_that_is_done_is_not_done_again(finished, tmp_path):
 def test_what_a_study_does_not_have_is_named(finished, ask, message):
     with pytest.raises(InputError, match=message):
         ask(finished[1])
+
+
+def test_masks_of_a_p_that_a_study_had_before_are_none_of_its_own(finished, tmp_path):
+    folder = shutil.copytree(finished[0] / "results", tmp_path / "results")
+    masks = folder / "folder/models/net/masks"
+    for kind in ("npy", "parquet"):
+        shutil.copy(masks / f"80.{kind}", masks / f"30.{kind}")
+    study = igmask.study(folder)
+    for ask in (lambda: study.masks("net", 30), lambda: study.plot_image("3.png", p=30)):
+        with pytest.raises(InputError, match="no such masks; there are those of p = 50, 80"):
+            ask()
+    shutil.rmtree(folder / "folder/models/net/scores")
+    for ask in (lambda: study.attribution("3.png"), lambda: study.image("3.png")):
+        with pytest.raises(InputError, match="scores: the attributions are not there; run the"):
+            ask()
 
 
 def test_no_study_and_one_that_fails_are_named(tmp_path):
