@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -86,6 +87,20 @@ def beside(*arrays):
 def folder(wildcards, output):
     """Where a job's files go: under a name of Snakemake's own where nodes share no files."""
     return os.path.dirname(output[0])
+
+
+def shown(paths, kind):
+    """Outputs that `snakemake --report` shows in a category, each by its name and its model."""
+    made = partial(report, category=kind.title(), caption=f"docs/captions/{kind}.rst")
+    of_model = {"model": "{model}"}
+    return [
+        made(
+            path,
+            labels={kind.removesuffix("s"): Path(path).stem.partition("-{")[0]}
+            | (of_model if "{model}" in path else {}),
+        )
+        for path in paths
+    ]
 
 
 def growing(figure):
@@ -428,10 +443,9 @@ rule tables:
         beside(flow.curve_files),
     output:
         expand("results/tables/{name}", name=flow.long_forms()),
-        report(
+        *shown(
             expand("results/tables/table{number}.html", number=flow.table_numbers()),
-            category="Tables",
-            caption="docs/captions/tables.rst",
+            "tables",
         ),
         expand(
             "results/tables/table{number}.{kind}",
@@ -460,11 +474,7 @@ rule examples:
         beside=beside(flow.images, flow.scores, flow.masks),
         records=flow.example_records,
     output:
-        report(
-            flow.in_formats(flow.example_figures, first=True),
-            category="Examples",
-            caption="docs/captions/examples.rst",
-        ),
+        *shown(flow.in_formats(flow.example_figures, first=True), "examples"),
         flow.in_formats(flow.example_figures, first=False),
     log:
         "results/logs/examples-{model}.log",
@@ -482,11 +492,7 @@ rule curves:
     input:
         expand("results/tables/{name}", name=flow.long_forms()),
     output:
-        report(
-            flow.in_formats(flow.curve_figures, first=True),
-            category="Curves",
-            caption="docs/captions/curves.rst",
-        ),
+        *shown(flow.in_formats(flow.curve_figures, first=True), "curves"),
         flow.in_formats(flow.curve_figures, first=False),
     log:
         "results/logs/curves.log",
@@ -529,12 +535,7 @@ rule page:
         tables=rules.tables.output,
         galleries=flow.galleries,
     output:
-        report(
-            "results/index.html",
-            category="Page",
-            labels={"page": "the study"},
-            caption="docs/captions/page.rst",
-        ),
+        *shown(["results/index.html"], "page"),
     log:
         "results/logs/page.log",
     resources:

@@ -289,6 +289,14 @@ def test_the_report_has_tables_and_figures(results):
     report = (results / "report.html").read_text()
     assert "table3.html" in report
     assert "accuracy-area.png" in report
+    labels = [json.loads(found) for found in re.findall(r'"labels": ?(\{[^}]*\})', report)]
+    for shown in (
+        {"table": "table3"},
+        {"curve": "accuracy-area"},
+        {"example": "keep_drop", "model": "two"},
+        {"page": "index"},
+    ):
+        assert shown in labels
 
 
 def test_the_published_experiment_is_planned_over_its_50000_images(tmp_path):
