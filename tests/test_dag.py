@@ -293,7 +293,7 @@ def test_the_report_has_tables_and_figures(results):
     for shown in (
         {"table": "table3"},
         {"curve": "accuracy-area"},
-        {"example": "keep_drop", "model": "two"},
+        {"example": "keep", "model": "two"},
         {"page": "index"},
     ):
         assert shown in labels
