@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import lru_cache, partial
 from numbers import Number
-from types import CellType, FunctionType, MethodType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -88,28 +88,23 @@ def _prepare(
         if len(ready) > 3:
             ready.clear()  # a model that changes all the time
         why_not = network.split.why_not
-        ready[key] = (why_not, answer) if why_not else network, [*map(_reference, signed)]
+        ready[key] = (why_not, answer) if why_not else network, signed
     return network
 
 
 _lock = threading.Lock()
 # Of a model without a stem only why, and its answer: its Network would keep it alive.
 _Made = Network | tuple[str, contract.Answer]
-_ready: WeakKeyDictionary[nn.Module, dict[Any, tuple[_Made, list[Callable[[], Any]]]]]
+_ready: WeakKeyDictionary[nn.Module, dict[Any, tuple[_Made, list[ref[Any]]]]]
 _ready = WeakKeyDictionary()
 
 
-def _reference(value: Any) -> Callable[[], Any]:
-    """What gives an object as long as it lives: forever, of one that knows no other way."""
-    try:
-        return ref(value)
-    except TypeError:
-        return lambda: value
+def _fingerprint(model: nn.Module) -> tuple[str, list[ref[Any]]]:
+    """What the model is, a changed one being made ready anew; and what it knows by its id alone.
 
-
-def _fingerprint(model: nn.Module) -> tuple[str, list[Any]]:
-    """What the model is, a changed one being made ready anew; and what it knows by its id."""
-    signed: list[Any] = []
+    Weakly, since the model itself may be held by what it holds.
+    """
+    signed: list[ref[Any]] = []
     sign = partial(_sign, signed)
     values: list[Any] = [torch.is_autocast_enabled(), torch.get_default_dtype()]
     values.append(hooked_everywhere())
@@ -180,30 +175,33 @@ def _read_by(kind: type[nn.Module]) -> Iterator[Any]:
             yield value
 
 
-def _sign(signed: list[Any], value: Any, depth: int = 4) -> Any:
+def _sign(signed: list[ref[Any]], value: Any, depth: int = 4) -> Any:
     """A plain value itself, what a container or an object holds; of the rest, which one it is.
 
-    signed: takes what is known by its id alone
+    signed: takes what is known by its id, as far as it can be held weakly
     """
     if isinstance(value, str | bytes | Number | np.generic | None):
         return type(value).__name__, repr(value)
     if isinstance(value, np.ndarray):
         return value.dtype, value.shape, hash(value.tobytes())
     deeper = partial(_sign, signed, depth=depth - 1)
-    if isinstance(value, list | tuple | set | frozenset) and depth:
+    if isinstance(value, list | tuple | set | frozenset | dict) and not depth:
+        return type(value).__name__, len(value)
+    if isinstance(value, list | tuple | set | frozenset):
         return type(value).__name__, *map(deeper, value)
-    if isinstance(value, dict) and depth:
+    if isinstance(value, dict):
         return tuple((str(key), deeper(item)) for key, item in value.items())
     if isinstance(value, MethodType) and depth:  # made anew each time that it is asked for
         return deeper(value.__func__), deeper(value.__self__)
-    signed.append(value)
+    with suppress(TypeError):
+        signed.append(ref(value))
     if isinstance(value, Tensor):
         return id(value), None if value.is_inference() else value._version
-    if not depth or isinstance(value, nn.Module | type):
+    if not depth or isinstance(value, nn.Module | type | ModuleType):
         return id(value)
     if isinstance(value, FunctionType):
-        cells = [_content(cell) for cell in value.__closure__ or ()]
-        return id(value), deeper(value.__code__), deeper(value.__defaults__), deeper(cells)
+        cells = map(_content, value.__closure__ or ())
+        return id(value), id(value.__code__), deeper(value.__defaults__), *map(deeper, cells)
     held = [deeper(getattr(value, "__dict__", None))]
     if isinstance(value, partial):
         held += map(deeper, (value.func, value.args, value.keywords))

@@ -1,7 +1,9 @@
 """Integrated Gradients of a whole DataLoader, batch by batch to disk, and on from where it was."""
 
 import dataclasses
+import dis
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from numbers import Number
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from igmask import arrays
 from igmask.asked.recipes import stamp
+from igmask.engine.graph import unwrapped
 from igmask.engine.ig import Attribution, Auto, NotFinite, classes_of, integrated_gradients
 from igmask.errors import InputError, refusing
 from igmask.inputs.models import device_of
@@ -87,13 +90,14 @@ def _made_by(
     if isinstance(n_steps, Auto):
         first = n_steps.first_of(options.get("rule", "right"))
         steps = dataclasses.asdict(n_steps) | {"first": first}
+    plain = unwrapped(model)
     # What changes no result may differ from run to run.
     kept = {
         key: _digest(value) if isinstance(value, Tensor) else value
         for key, value in options.items()
         if key not in ("batch_size", "engine") and (key, value) != ("skip", None)
     }
-    own = {"target": target, "n_steps": steps, "model": _digest(_said(model), *_values(model))}
+    own = {"target": target, "n_steps": steps, "model": _digest(_said(plain), *_values(plain))}
     return stamp("attribute") | own | kept
 
 
@@ -165,7 +169,8 @@ def _said(model: nn.Module) -> str:
         f"{name}.{key} = {_content([*value.values()] if key in _HOOKS else value)}"
         for name, module in model.named_modules()
         for key, value in sorted(vars(module).items())
-        if key != "training" and not isinstance(module, torch.jit.ScriptModule)  # its graph says it
+        if key not in ("training", *_set_by_forward(type(module)))
+        and not isinstance(module, torch.jit.ScriptModule)  # its graph says it
     ]
     kinds = {type(module): None for module in model.modules()}
     code = [
@@ -176,10 +181,23 @@ def _said(model: nn.Module) -> str:
         if isinstance(of, FunctionType) or key[:2] != "__"  # Python's notes
     ]
     scripted = [str(model.inlined_graph)] if isinstance(model, torch.jit.ScriptModule) else []
-    return "\n".join([repr(model), *held, *code, *scripted])
+    # Functions and objects may be shown with where they lie.
+    return re.sub(r" at 0x[0-9a-f]+", "", "\n".join([repr(model), *held, *code, *scripted]))
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _set_by_forward(kind: type) -> set[str]:
+    """The attributes that a class's forward, and what it is made of, set at each call."""
+    passes = [
+        of
+        for one in kind.__mro__
+        for name, of in vars(one).items()
+        if "forward" in name and isinstance(of, FunctionType)
+    ]
+    steps = (step for of in passes for step in dis.get_instructions(of))
+    return {str(step.argval) for step in steps if step.opname == "STORE_ATTR"}
 
 
 def _is_own(kind: type) -> bool:
@@ -200,6 +218,8 @@ def _content(value: Any, depth: int = 4) -> str:
     if isinstance(value, list | tuple) and depth:
         known = not any(isinstance(one, Tensor | np.ndarray | Mapping) for one in value)
         return f"{type(value).__name__}({', '.join(map(deeper, value)) if known else ''})"
+    if isinstance(value, set | frozenset) and depth:
+        return f"{{{', '.join(sorted(map(deeper, value)))}}}"
     if isinstance(value, FunctionType) and depth:
         code, cells = value.__code__, value.__closure__ or ()
         within = [cell.cell_contents for cell in cells if cell != CellType()]
@@ -233,7 +253,10 @@ def _digest(*values: Tensor | str) -> str:
         if isinstance(value, str):
             found.update(value.encode())
             continue
-        whole = value.detach().cpu().contiguous().reshape(-1)
+        value = value.detach().cpu()
+        value = value.dequantize() if value.is_quantized else value
+        value = value if value.layout is torch.strided else value.to_dense()
+        whole = value.contiguous().reshape(-1)
         found.update(f"{tuple(value.shape)} {value.dtype}".encode())
         found.update(whole.view(torch.uint8).numpy().tobytes() if whole.numel() else b"")
     return found.hexdigest()

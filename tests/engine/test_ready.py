@@ -1,5 +1,8 @@
 """Networks that change between two calls, and such as no trace sees through, against Captum."""
 
+import functools
+import gc
+import weakref
 from fractions import Fraction
 from functools import partial
 from types import SimpleNamespace
@@ -107,6 +110,14 @@ def in_a_closure(gain):
     return lambda u: (u * gain).tanh()
 
 
+def decorated(function):
+    @functools.wraps(function)
+    def call(*given):
+        return function(*given)
+
+    return call
+
+
 def nested(gain):
     return SimpleNamespace(a=SimpleNamespace(a=SimpleNamespace(a=SimpleNamespace(a=Plain(gain)))))
 
@@ -168,8 +179,22 @@ def test_whatever_changes_is_noticed(what, images, monkeypatch):
 
 
 def test_a_network_that_did_not_change_is_made_ready_once(images):
-    network = drawn(Calling(function=PLAIN.scaled, held=NESTED, one=Slotted(1.0)))
+    held = {"held": NESTED, "one": Slotted(1.0), "functions": F, "many": [[[[[[1]]]]]]}
+    network = drawn(Calling(function=PLAIN.scaled, few=[torch.tanh, in_a_closure(2.0)], **held))
+    network.wrapped = decorated(network.after)
     assert prepare(network, images) is prepare(network, images[:1])
+
+
+@pytest.mark.parametrize("how", ["slots", "iterator", "nested"])
+def test_a_network_that_leads_back_to_itself_is_freed(how, images):
+    network = drawn(Net())
+    back = {"slots": Slotted, "iterator": lambda x: iter([x]), "nested": lambda x: [[[[[x]]]]]}
+    network.back = back[how](network)
+    prepare(network, images)
+    alive = weakref.ref(network)
+    del network
+    gc.collect()
+    assert alive() is None
 
 
 @pytest.mark.parametrize("backward", [False, True])

@@ -238,6 +238,29 @@ class Shifting(Picking):
         return self.last + sum(self.shift)
 
 
+class Noting(Shifting):
+    """It notes the size of what it saw, is shown with an address, and has a sparse buffer."""
+
+    def __init__(self, network):
+        super().__init__(network, ())
+        self.size, self.options = None, {"alpha", "beta", "gamma"}
+        self.register_buffer("sparse", torch.eye(3).to_sparse())
+
+    def forward(self, x):
+        self.size = tuple(x.shape)
+        return super().forward(x)
+
+    def extra_repr(self):
+        return f"function={self.forward.__func__}"
+
+
+def test_what_a_forward_notes_makes_no_other_model(network, data, tmp_path):
+    model = Noting(network).double().eval()
+    loader = DataLoader(data, batch_size=4)
+    for wrapped in (model, model, torch.compile(model, backend="eager")):
+        igmask.attribute_loader(wrapped, loader, tmp_path, n_steps=2)
+
+
 def hooked(model):
     model.network.register_forward_hook(lambda module, given, found: 2 * found)
     return model
