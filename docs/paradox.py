@@ -25,7 +25,7 @@ class Study:
         self.tables = results / "tables"
         self.accuracy = pd.read_csv(self.tables / "accuracy.csv", keep_default_na=False)
         self.accuracy["p"] = self.accuracy["p"].astype(str)
-        self.compared = pd.read_csv(self.tables / "comparisons.csv")
+        self.compared = arrays.read_table(self.tables / "comparisons.csv")
         self.models = list(dict.fromkeys(self.accuracy["model"]))
 
     def of(self, model: str, condition: str) -> pd.Series:
@@ -80,7 +80,7 @@ def published(study: Study) -> str:
 
 def equal_area(study: Study) -> str:
     """Half of the pixels each, and random squares of as many."""
-    points = pd.read_csv(study.tables / "curves.csv")
+    points = arrays.read_table(study.tables / "curves.csv")
     half = points[points["share"] == 50]
     rows = []
     for (model, fill), here in half.groupby(["model", "fill"], sort=False):
@@ -113,7 +113,7 @@ def controls(study: Study) -> str:
 
 def fills(study: Study) -> str:
     """Table 3 and the areas under the curves with each fill."""
-    areas = pd.read_csv(study.tables / "areas.csv")
+    areas = arrays.read_table(study.tables / "areas.csv")
     rows = []
     chosen = areas[areas["mask"] == "selection"]
     for row in chosen.itertuples():

@@ -17,7 +17,7 @@ from igmask.asked.recipes import STAGES
 from igmask.asked.settings import (
     Attribution,
     Model,
-    is_baseline_file,
+    baseline_files,
     is_own,
     own_code,
     percent,
@@ -50,7 +50,7 @@ class Workflow:
 
     def baseline(self, wildcards: Any) -> list[str]:
         """The baseline, if it is an image file."""
-        return list(filter(is_baseline_file, [self.study.attribution.baseline]))
+        return baseline_files(self.study.attribution.baseline)
 
     def images(self, wildcards: SimpleNamespace) -> list[str]:
         """The image arrays of a model: of one shard if the job has one, else of all."""

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from igmask.asked import recipes
-from igmask.asked.settings import Attribution, is_baseline_file
+from igmask.asked.settings import Attribution, baseline_files
 from igmask.errors import InputError
 from igmask.inputs import contents
 from igmask.plan import Workflow
@@ -52,7 +52,7 @@ class Readings:
 
     def baseline(self, wildcards: SimpleNamespace) -> list[str]:
         """Return a reading's baseline, if it is an image file."""
-        return list(filter(is_baseline_file, [self.attributions[wildcards.attributed].baseline]))
+        return baseline_files(self.attributions[wildcards.attributed].baseline)
 
     def baseline_contents(self, wildcards: SimpleNamespace) -> str:
         """Return what stands for a reading's baseline."""

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from igmask.asked.fields import setting
 from igmask.asked.own import is_own
+from igmask.plain import SCORES, SELECTIONS
 
 MODES = ("keep", "drop")
-SCORES = ("positive", "absolute", "signed", "absolute-sum")
-SELECTIONS = ("mass", "count", "area")
 DRAWN = ("random", "shifted", "other-class", "same-class")  # controls that depend on the seed
 CONTROLS = (*DRAWN, "edges", "position", "randomised")
 DRAWN_FILLS = ("shuffle", "noisy-linear")
@@ -27,7 +26,7 @@ class Squares:
     """
 
     side: int = setting(3, minimum=1)
-    score: str = setting("positive", choices=SCORES)
+    score: str = setting("positive", choices=tuple(SCORES))
 
 
 @dataclass(frozen=True)

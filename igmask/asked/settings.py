@@ -417,6 +417,11 @@ def is_baseline_file(baseline: str) -> bool:
     return baseline not in BASELINES and not is_own(baseline)
 
 
+def baseline_files(baseline: str) -> list[str]:
+    """Return the image file that a baseline is, or none."""
+    return [baseline] if is_baseline_file(baseline) else []
+
+
 @cache
 def schema() -> dict[str, Any]:
     """Return the JSON schema of config.yaml."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from igmask.asked.fields import setting
-from igmask.asked.masking import CONTROLS, FILLS, SCORES, SELECTIONS, middle
+from igmask.asked.masking import CONTROLS, FILLS, middle
+from igmask.plain import SCORES, SELECTIONS
 
 _PAIR = r"^\S+ against \S+$"
 
@@ -58,7 +59,7 @@ class Readings:
     baselines: tuple[str, ...] = setting(("black",), minItems=1, uniqueItems=True)
     score: tuple[str, ...] = setting(
         ("positive", "absolute", "signed"),
-        choices=SCORES,
+        choices=tuple(SCORES),
         minItems=1,
         uniqueItems=True,
     )

@@ -73,11 +73,11 @@ def _prepare(
         known, held = ready.get(key, (None, []))
     if any(one() is None for one in held):  # another object may be where it was
         known = None
-    if isinstance(known, Network):
-        # What a network reads is not all seen from without: functions, classes, other objects.
-        if agrees(model, known.split, example):
-            return known
+    # What a network reads is not all seen from without: functions, classes, other objects.
+    if isinstance(known, Network) and not agrees(model, known.split, example):
         known = None
+    if isinstance(known, Network):
+        return known
     if known is None:
         contract.check_averages(model, example)
     why_not, answer = known or ("", contract.ask(model, example))

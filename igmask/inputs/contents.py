@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from igmask.asked.own import code_of, is_own
-from igmask.asked.settings import Dataset, Model, is_baseline_file
+from igmask.asked.own import code_of, own_code
+from igmask.asked.settings import Dataset, Model, baseline_files
 from igmask.inputs.files import class_folders, files_below, images_below
 
 
@@ -43,16 +43,16 @@ def of_model(model: Model) -> str:
 
 def of_baseline(baseline: str) -> str:
     """Return that of a baseline, if it is an image file or a function of one's own."""
-    file = [Path(baseline)] if is_baseline_file(baseline) else []
-    return of_files(code_of(baseline) if is_own(baseline) else file)
+    return of_files([*own_code(baseline), *map(Path, baseline_files(baseline))])
 
 
 def of_maps(folder: str | None) -> str:
     """Return that of ready attributions, if there are any."""
-    held = sorted(files_below(folder, (".npy",)).items()) if folder else []
+    if not folder:
+        return ""
+    held = sorted(files_below(folder, (".npy",)).items())
     found = [(name, os.stat(path)) for name, path in held]
-    lines = [f"{name} {of.st_size} {of.st_mtime_ns}" for name, of in found]
-    return _of_lines(lines) if folder else ""
+    return _of_lines([f"{name} {of.st_size} {of.st_mtime_ns}" for name, of in found])
 
 
 def _of_lines(lines: list[str]) -> str:

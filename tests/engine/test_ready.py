@@ -46,13 +46,16 @@ def drawn(network):
     return network.double().eval()
 
 
-def assert_captums(network, images):
-    """Two steps, whose weights Captum rounds to float32 exactly."""
+def attributions(network, images):
+    """Ours and Captum's, of two steps, whose weights Captum rounds to float32 exactly."""
     how = {"target": 1, "n_steps": 2}
     ours = igmask.integrated_gradients(network, images, rule="right", of="logit", **how).values
-    theirs = captum.attr.IntegratedGradients(network).attribute(
-        images, method="riemann_right", **how
-    )
+    plain = captum.attr.IntegratedGradients(network)
+    return ours, plain.attribute(images, method="riemann_right", **how)
+
+
+def assert_captums(network, images):
+    ours, theirs = attributions(network, images)
     assert (theirs != 0).any()
     assert (ours - theirs).norm() <= 1e-10 * theirs.norm()
 
@@ -338,11 +341,7 @@ class Rounded(Net):
 
 def test_an_autocast_of_its_own_is_kept(images):
     network, images = drawn(Rounded()).float(), images.float()
-    how = {"target": 1, "n_steps": 2}
-    ours = igmask.integrated_gradients(network, images, rule="right", of="logit", **how).values
-    theirs = captum.attr.IntegratedGradients(network).attribute(
-        images, method="riemann_right", **how
-    )
+    ours, theirs = attributions(network, images)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
     assert split(network, images).why_not
 
@@ -369,11 +368,7 @@ class Narrow(Net):
 def test_weights_in_8_bits_are_no_obstacle(kind):
     torch.manual_seed(0)
     network, images = Narrow(kind).eval(), torch.rand(2, 3, 9, 9)
-    how = {"target": 1, "n_steps": 2}
-    ours = igmask.integrated_gradients(network, images, rule="right", of="logit", **how).values
-    theirs = captum.attr.IntegratedGradients(network).attribute(
-        images, method="riemann_right", **how
-    )
+    ours, theirs = attributions(network, images)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 

@@ -1,13 +1,16 @@
 """What every library's way to a graph has in common."""
 
-from collections.abc import Iterator
+import inspect
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch._C import _functorch as functorch
-from torch.autograd import forward_ad
+from torch.autograd import Function, forward_ad
 
 from igmask.engine.fusion import Parts
 
@@ -41,6 +44,24 @@ def flat(path: str, parts: Parts, value: Any) -> str:
     while parts.setdefault(name, value) is not value:
         name += "_"
     return name
+
+
+@contextmanager
+def applied_by(call: Callable[..., Any]) -> Iterator[None]:
+    """In this thread, let functions with a backward pass of their own be applied by another.
+
+    call: given the class, what would apply it, and what that would be given
+    """
+    me, plain = threading.get_ident(), inspect.getattr_static(Function, "apply")
+
+    def apply(kind: type, *given: Any, **options: Any) -> Any:
+        function = plain.__get__(None, kind)  # a class method, in Python or not
+        if threading.get_ident() != me:
+            return function(*given, **options)
+        return call(kind, function, *given, **options)
+
+    with mock.patch.object(Function, "apply", classmethod(apply)):
+        yield
 
 
 @contextmanager

@@ -88,8 +88,9 @@ def _in_double(network: nn.Module, found: Any, images: Tensor, *single: dict[str
 
 def agrees(network: nn.Module, found: Any, images: Tensor) -> bool:
     """Return whether a network says of an image what its parts say, to rounding."""
-    network, pair = unwrapped(network), torch.cat([images[:1]] * 2)
-    for batch in (images[:1], pair):  # there are networks that take no single one
+    network = unwrapped(network)
+    for n in (1, 2):  # there are networks that take no single one
+        batch = torch.cat([images[:1]] * n)
         with suppress(Exception):
             theirs = _outputs(network, batch)["outputs"]
             ours = _outputs(found, laid_out(batch, found.layout))["outputs"]

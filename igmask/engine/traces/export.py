@@ -1,6 +1,5 @@
 """By torch.export, in seconds: what a network's own code decides by sizes is decided there."""
 
-import inspect
 import io
 import logging
 import operator
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from igmask.engine.simplify import Traced, label_of, without_changes
-from igmask.engine.traces.common import Alone, Opaque, flat
+from igmask.engine.traces.common import Alone, Opaque, applied_by, flat
 
 
 def by_export(
@@ -81,16 +80,12 @@ def _no_own_gradients() -> Iterator[None]:
 
         return call
 
-    function, silent = torch.autograd.Function, torch.inference_mode
-    plain = inspect.getattr_static(function, "apply")  # a class method, in Python or not
-    apply = classmethod(
-        refusing(lambda kind, *given: plain.__get__(None, kind)(*given), "torch.autograd.Function")
-    )
+    silent, apply = torch.inference_mode, refusing(lambda: None, "torch.autograd.Function")
     hook = refusing(Tensor.register_hook, "Tensor.register_hook")
     enter, free = refusing(silent.__enter__, "none, in inference_mode()"), silent.__enter__
     with (
         mock.patch.object(silent, "__enter__", lambda it: enter(it) if it.mode else free(it)),
-        mock.patch.object(function, "apply", apply),
+        applied_by(apply),
         mock.patch.object(Tensor, "register_hook", hook),
     ):
         yield

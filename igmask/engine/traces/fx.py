@@ -1,12 +1,10 @@
 """By torch.fx, which runs a network's own code with symbols for tensors."""
 
-import inspect
 import operator
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,14 +12,14 @@ from torch.utils._pytree import tree_leaves
 
 from igmask.engine.fusion import Parts
 from igmask.engine.simplify import Traced
-from igmask.engine.traces.common import Alone, flat
+from igmask.engine.traces.common import Alone, applied_by, flat
 
 
 def by_fx(network: nn.Module, _: Tensor) -> Traced:
     """Return the graph of a network; raise what its code raises at symbols."""
     root = Alone(network)
     tracer = _Tracer()
-    with torch.enable_grad(), tracer.taking_functions():
+    with torch.enable_grad(), applied_by(tracer.apply):
         graph = tracer.trace(root)
     if tracer.refusal is not None:  # which the network has caught, and gone another way
         raise tracer.refusal
@@ -96,25 +94,16 @@ class _Tracer(fx.Tracer):
                 raise ValueError("part of it runs under an autocast of its own")
             return super().create_proxy(*arguments, **options)
 
-    @contextmanager
-    def taking_functions(self) -> Iterator[None]:
-        """Take a function with a backward pass of its own as one operation, in this thread."""
-        plain = inspect.getattr_static(torch.autograd.Function, "apply")
+    def apply(self, kind: type, function: Any, *given: Any, **options: Any) -> Any:
+        """Take a function with a backward pass of its own as one operation."""
+        if not any(isinstance(x, fx.Proxy) for x in tree_leaves([given, options])):
+            return function(*given, **options)
 
-        def apply(kind: type, *given: Any, **options: Any) -> Any:
-            function = plain.__get__(None, kind)
-            is_symbol = any(isinstance(x, fx.Proxy) for x in tree_leaves([given, options]))
-            if not is_symbol or threading.get_ident() != self._thread:
-                return function(*given, **options)
+        def called(*values: Any, **named: Any) -> Any:
+            return function(*values, **named)
 
-            def called(*values: Any, **named: Any) -> Any:
-                return function(*values, **named)
-
-            called.__name__ = kind.__name__
-            return self.create_proxy("call_function", called, given, options)
-
-        with mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)):
-            yield
+        called.__name__ = kind.__name__
+        return self.create_proxy("call_function", called, given, options)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         with self.refusing():
