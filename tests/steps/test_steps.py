@@ -451,7 +451,7 @@ def test_records_are_kept_where_files_have_one_name_only(study, monkeypatch):
     [
         {},
         pytest.param({"baseline": "uniform", "n_baselines": 2}, marks=pytest.mark.slow),
-        {"rule": "adaptive"},
+        pytest.param({"rule": "adaptive"}, marks=pytest.mark.slow),
         {"rule": "adaptive", "n_steps": "auto"},
         pytest.param({"skip": 1e-3}, marks=pytest.mark.slow),
     ],
