@@ -25,7 +25,7 @@ def solved(image, kept):
     for dy, dx in itertools.product((-1, 0, 1), repeat=2):
         if dy == dx == 0:
             continue
-        beside = at + (dy, dx)
+        beside = at + np.array([dy, dx])
         inside = ((beside >= 0) & (beside < (height, width))).all(axis=1)
         k, (y, x) = np.flatnonzero(inside), beside[inside].T  # at the border the diagonal has less
         weight = np.full(len(k), DIAGONAL if dy and dx else BESIDE)
