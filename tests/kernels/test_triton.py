@@ -578,6 +578,21 @@ def test_the_guard_sees_a_kernel_that_leaves_its_tensors():
         )
 
 
+@pytest.mark.skipif(os.environ.get("IGMASK_OVERFLOW") != "1", reason="nobody asked for it")
+def test_the_guard_sees_an_integer_that_overflows():
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def double(x):
+        tl.store(x, tl.load(x) + tl.load(x))
+
+    double[(1,)](x := torch.tensor([2**30 - 1], dtype=torch.int32))
+    assert x.item() == 2**31 - 2
+    with pytest.raises(triton.runtime.errors.InterpreterError, match="overflow"):
+        double[(1,)](x)
+
+
 STUDY_NETWORK = """
 import torch
 from torch import nn
