@@ -274,7 +274,8 @@ _ASKS = {  # of those that are given more by `fill_values`, what
     "shuffle": ("positions", "seed"),
     "noisy-linear": ("positions", "seed", "kept", "solve"),
 }
-OF_MASK = ("noisy-linear",)  # which depend on what is kept
+DRAWN_FILLS = tuple(name for name, asks in _ASKS.items() if "seed" in asks)
+OF_MASK = tuple(name for name, asks in _ASKS.items() if "kept" in asks)
 
 
 def fill_values(

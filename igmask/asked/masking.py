@@ -5,13 +5,11 @@ from dataclasses import dataclass
 
 from igmask.asked.fields import setting
 from igmask.asked.own import is_own
-from igmask.plain import SCORES, SELECTIONS
+from igmask.plain import DRAWN_FILLS, FILLS, SCORES, SELECTIONS
 
 MODES = ("keep", "drop")
 DRAWN = ("random", "shifted", "other-class", "same-class")  # controls that depend on the seed
 CONTROLS = (*DRAWN, "edges", "position", "randomised")
-DRAWN_FILLS = ("shuffle", "noisy-linear")
-FILLS = ("black", "white", "mean", "image-mean", "blur", *DRAWN_FILLS)
 
 _PERCENT = {"type": "number", "exclusiveMinimum": 0, "maximum": 100}
 
@@ -60,7 +58,7 @@ class Masking:
 
     modes: tuple[str, ...] = setting(MODES, choices=MODES, minItems=1, uniqueItems=True)
     fills: tuple[str, ...] = setting(
-        ("black",), choices=FILLS, own=True, minItems=1, uniqueItems=True
+        ("black",), choices=tuple(FILLS), own=True, minItems=1, uniqueItems=True
     )
     controls: tuple[str, ...] = setting(("random",), choices=CONTROLS, own=True, uniqueItems=True)
     draws: int = setting(5, minimum=1)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from igmask.asked.fields import setting
-from igmask.asked.masking import CONTROLS, FILLS, middle
-from igmask.plain import SCORES, SELECTIONS
+from igmask.asked.masking import CONTROLS, middle
+from igmask.plain import FILLS, SCORES, SELECTIONS
 
 _PAIR = r"^\S+ against \S+$"
 
@@ -67,7 +67,7 @@ class Readings:
         ("mass", "count"), choices=SELECTIONS, minItems=1, uniqueItems=True
     )
     fills: tuple[str, ...] = setting(
-        ("black",), choices=FILLS, own=True, minItems=1, uniqueItems=True
+        ("black",), choices=tuple(FILLS), own=True, minItems=1, uniqueItems=True
     )
     controls: tuple[str, ...] = setting(
         ("none",), choices=("none", *CONTROLS), own=True, minItems=1, uniqueItems=True

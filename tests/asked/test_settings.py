@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from igmask import plain, quadrature
+from igmask import quadrature
 from igmask.asked.settings import BASELINES, Dataset, schema
 from igmask.engine import ig, network
 from igmask.inputs import baselines, decode, sources
-from igmask.steps import evaluate, methods
+from igmask.steps import methods
 from igmask.steps.masked import controls
 
 
@@ -31,10 +31,6 @@ def choices(*path):
         (("attribution", "precision"), network.PRECISIONS),
         (("attribution", "method"), methods.METHODS),
         (("compute", "engine"), network.ENGINES),
-        (("squares", "score"), plain.SCORES),
-        (("selection", "by"), plain.SELECTIONS),
-        (("masking", "modes"), evaluate.MODES),
-        (("masking", "fills"), plain.FILLS),
         (("masking", "controls"), controls.CONTROLS),
     ],
     ids=lambda value: ".".join(value) if "." not in str(value) else None,
