@@ -66,7 +66,10 @@ def python(code, *words, folder, imports, env=None):
         return subprocess.CompletedProcess(words, ended, out.read(), err.read())
 
 
-FOR_IGMASK = "matplotlib.figure, pandas, pyarrow.parquet, torch, torchvision"
+FOR_IGMASK = "jsonschema, matplotlib.figure, matplotlib.backends.backend_pdf, pandas"
+FOR_IGMASK += ", pyarrow.parquet, scipy.ndimage, scipy.stats, torch, torchvision"
+FOR_SNAKEMAKE = "jsonschema, pandas, smart_open, snakemake.cli, snakemake.report"  # some of them late
+FOR_SNAKEMAKE += ", snakemake_executor_plugin_slurm"
 
 
 def igmask(*words, folder):
@@ -76,9 +79,8 @@ def igmask(*words, folder):
 
 def run_snakemake(folder, *words, forked=True):
     """Run Snakemake in a folder with these words alone."""
-    imports = "jsonschema, smart_open, snakemake.cli, snakemake.report"  # some of them late
     env = environment(forked=forked)
-    return python(SNAKEMAKE, *words, folder=folder, imports=imports, env=env)
+    return python(SNAKEMAKE, *words, folder=folder, imports=FOR_SNAKEMAKE, env=env)
 
 
 def environment(*, forked=True):

@@ -107,7 +107,7 @@ def test_kernels_know_tensors_only(path):
             "igmask igmask.cli igmask.plan igmask.devices"
             " igmask.steps.prepare igmask.steps.index igmask.steps.mask"
             " igmask.report.tables igmask.report.examples igmask.report.curves igmask.tools.verify",
-            "torch",
+            "torch scipy",
         ),
         ("igmask.cli", "pandas jsonschema yaml"),
         ("igmask.plan", "pandas PIL"),

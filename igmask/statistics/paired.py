@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import logsumexp
-from scipy.stats import binom
 
 from igmask.statistics import Z
 
@@ -60,9 +58,13 @@ def log_mid_p(first: int, second: int) -> float:
 
     first, second: b and c, the images that are right under one of the two conditions alone
     """
-    n, least = first + second, min(first, second)
     if first == second:
         return 0.0
+    # Here, since importing it takes longer than all else that a table without a comparison needs.
+    from scipy.special import logsumexp
+    from scipy.stats import binom
+
+    n, least = first + second, min(first, second)
     f = binom.logpmf(np.arange(least + 1), n, 0.5)
     return min(0.0, float(f[-1] + np.log(2 * np.exp(logsumexp(f - f[-1])) - 1)))
 
