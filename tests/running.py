@@ -66,9 +66,10 @@ def python(code, *words, folder, imports, env=None):
         return subprocess.CompletedProcess(words, ended, out.read(), err.read())
 
 
+# What they import late is imported, too.
 FOR_IGMASK = "jsonschema, matplotlib.figure, matplotlib.backends.backend_pdf, pandas"
 FOR_IGMASK += ", pyarrow.parquet, scipy.ndimage, scipy.stats, torch, torchvision"
-FOR_SNAKEMAKE = "jsonschema, pandas, smart_open, snakemake.cli, snakemake.report"  # some of them late
+FOR_SNAKEMAKE = "jsonschema, pandas, smart_open, snakemake.cli, snakemake.report"
 FOR_SNAKEMAKE += ", snakemake_executor_plugin_slurm"
 
 
