@@ -41,7 +41,10 @@ class _Guard:
 
 
 def strict(monkeypatch):
-    """Let the interpreter refuse what is out of bounds, and round to bfloat16 as hardware does."""
+    """Let the interpreter refuse what is out of bounds, and round to bfloat16 as hardware does.
+
+    With IGMASK_OVERFLOW=1 it refuses integers that overflow, too.
+    """
     _hasten(monkeypatch)
     told = os.environ.get("IGMASK_OVERFLOW") == "1"
     builder = interpreter.interpreter_builder

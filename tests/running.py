@@ -66,11 +66,15 @@ def python(code, *words, folder, imports, env=None):
         return subprocess.CompletedProcess(words, ended, out.read(), err.read())
 
 
-# What they import late is imported, too.
-FOR_IGMASK = "jsonschema, matplotlib.figure, matplotlib.backends.backend_pdf, pandas"
-FOR_IGMASK += ", pyarrow.parquet, scipy.ndimage, scipy.stats, torch, torchvision"
-FOR_SNAKEMAKE = "jsonschema, pandas, smart_open, snakemake.cli, snakemake.report"
-FOR_SNAKEMAKE += ", snakemake_executor_plugin_slurm"
+# What a run of either imports, some of it late.
+FOR_IGMASK = (
+    "jsonschema, matplotlib.figure, matplotlib.backends.backend_pdf, pandas, pyarrow.parquet, "
+    "scipy.ndimage, scipy.stats, torch, torchvision"
+)
+FOR_SNAKEMAKE = (
+    "jsonschema, pandas, smart_open, snakemake.cli, snakemake.report, "
+    "snakemake_executor_plugin_slurm"
+)
 
 
 def igmask(*words, folder):

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, field, fields
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
@@ -15,7 +15,7 @@ from igmask.asked.own import OWN, is_own
 def setting(
     default: Any = MISSING,
     *,
-    choices: tuple[str, ...] = (),
+    choices: Iterable[str] = (),
     own: bool = False,
     counts: Callable[[Any], bool] | None = None,
     sources: tuple[str, ...] = (),
@@ -30,7 +30,7 @@ def setting(
     sources: those of the group's sources by name that alone have it; all do if there are none
     rules:   further ones of JSON schema; `allowed` says in words what a pattern takes
     """
-    metadata: dict[str, Any] = {"choices": choices, "own": own, "rules": rules}
+    metadata: dict[str, Any] = {"choices": tuple(choices), "own": own, "rules": rules}
     metadata |= {"counts": counts, "sources": sources}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)

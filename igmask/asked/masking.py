@@ -24,7 +24,7 @@ class Squares:
     """
 
     side: int = setting(3, minimum=1)
-    score: str = setting("positive", choices=tuple(SCORES))
+    score: str = setting("positive", choices=SCORES)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Masking:
 
     modes: tuple[str, ...] = setting(MODES, choices=MODES, minItems=1, uniqueItems=True)
     fills: tuple[str, ...] = setting(
-        ("black",), choices=tuple(FILLS), own=True, minItems=1, uniqueItems=True
+        ("black",), choices=FILLS, own=True, minItems=1, uniqueItems=True
     )
     controls: tuple[str, ...] = setting(("random",), choices=CONTROLS, own=True, uniqueItems=True)
     draws: int = setting(5, minimum=1)

@@ -59,7 +59,7 @@ class Readings:
     baselines: tuple[str, ...] = setting(("black",), minItems=1, uniqueItems=True)
     score: tuple[str, ...] = setting(
         ("positive", "absolute", "signed"),
-        choices=tuple(SCORES),
+        choices=SCORES,
         minItems=1,
         uniqueItems=True,
     )
@@ -67,7 +67,7 @@ class Readings:
         ("mass", "count"), choices=SELECTIONS, minItems=1, uniqueItems=True
     )
     fills: tuple[str, ...] = setting(
-        ("black",), choices=tuple(FILLS), own=True, minItems=1, uniqueItems=True
+        ("black",), choices=FILLS, own=True, minItems=1, uniqueItems=True
     )
     controls: tuple[str, ...] = setting(
         ("none",), choices=("none", *CONTROLS), own=True, minItems=1, uniqueItems=True

@@ -20,8 +20,7 @@ def solved(image, kept):
     at = np.argwhere(~kept)
     number = np.zeros((height, width), dtype=int)
     number[~kept] = np.arange(len(at))
-    matrix = scipy.sparse.csr_matrix((len(at), len(at)))
-    right = np.zeros((len(at), len(image)))
+    right, entries = np.zeros((len(at), len(image))), []
     for dy, dx in itertools.product((-1, 0, 1), repeat=2):
         if dy == dx == 0:
             continue
@@ -31,12 +30,11 @@ def solved(image, kept):
         weight = np.full(len(k), DIAGONAL if dy and dx else BESIDE)
         known = kept[y, x]
         right[k[known]] += weight[known, None] * image[:, y[known], x[known]].T
-        of_self = weight, (k, k)
-        of_unknown = -weight[~known], (k[~known], number[y, x][~known])
-        for values, places in (of_self, of_unknown):
-            matrix += scipy.sparse.coo_matrix((values, places), matrix.shape).tocsr()
+        entries += [(weight, k, k), (-weight[~known], k[~known], number[y, x][~known])]
+    values, rows, columns = map(np.concatenate, zip(*entries, strict=True))
+    matrix = scipy.sparse.csc_matrix((values, (rows, columns)))  # with sums of what is in one place
     found = image.astype(np.float64).copy()
-    found[:, ~kept] = scipy.sparse.linalg.spsolve(matrix.tocsc(), right).reshape(-1, len(image)).T
+    found[:, ~kept] = scipy.sparse.linalg.spsolve(matrix, right).reshape(-1, len(image)).T
     return found
 
 

@@ -418,13 +418,11 @@ def test_images_stand_in_blocks_of_about_a_slides_shape_and_none_is_lost(tmp_pat
     height, width = pixels.shape[:2]
     if n > 1:
         assert 1.1 < width / height < 2.8
-    tenths = np.rint(10 * pixels)
+    tenths, as_one = np.rint(10 * pixels), (10_000, 100, 1)
     flat = (np.abs(10 * pixels - tenths) < 0.1).all(axis=-1)
-    found = Counter((tenths[flat].astype(int) @ (10_000, 100, 1)).tolist())
-    for colour in colours:
-        red, green, blue = (round(10 * value) for value in colour)
-        n_pixels = found[10_000 * red + 100 * green + blue]
-        assert n_pixels == pytest.approx((1.3 * 200) ** 2, rel=0.05)
+    found = Counter((tenths[flat] @ as_one).tolist())
+    for colour in np.rint(10 * np.array(colours)) @ as_one:
+        assert found[colour] == pytest.approx((1.3 * 200) ** 2, rel=0.05)
 
 
 AREAS = """\
